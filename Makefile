@@ -1,0 +1,19 @@
+.PHONY: help book test lint typecheck serve clean
+help:       ## list these targets
+	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:[^#]*## /\t/' | expand -t 12
+.venv/stamp: pyproject.toml constraints.txt
+	python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e ".[book,dev]" && touch $@
+book: .venv/stamp       ## run the quick analyses that have no run yet, then build the site
+	.venv/bin/editlib run --all --profile quick
+	.venv/bin/jupyter-book build book/ -W -n --keep-going --all
+	@echo "The book is ready: _build/html/index.html"
+test: .venv/stamp       ## run every test
+	.venv/bin/pytest
+lint: .venv/stamp       ## check style
+	.venv/bin/ruff check .
+typecheck: .venv/stamp  ## check types
+	.venv/bin/mypy
+serve: .venv/stamp      ## show the built site on http://127.0.0.1:8000
+	.venv/bin/python -m http.server 8000 --bind 127.0.0.1 --directory _build/html
+clean:                  ## remove the site, local runs and caches; keeps .venv
+	rm -rf _build book/runs/*/local-* .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,72 @@
+"""Compare the shipped testbed models in the book, from the cards beside their weights.
+
+`{model-cards} anchored control` makes a table: one row per entry, one column per model, differing recipe
+entries in bold.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+
+def read_card(name: str) -> dict[str, Any]:
+    card = files("editlib") / "testbed" / name / "card.json"
+    return dict(json.loads(card.read_text("utf-8")))
+
+
+def flat(card: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested entries by dotted name, values as text; of a curve (step -> value), its end."""
+    rows: dict[str, str] = {}
+    for key, value in card.items():
+        if isinstance(value, dict) and value and all(str(step).isdigit() for step in value):
+            rows[f"{prefix}{key}"] = f"{spoken(list(value.values())[-1])} at the end"
+        elif isinstance(value, dict):
+            rows |= flat(value, f"{prefix}{key}.")
+        else:
+            rows[f"{prefix}{key}"] = spoken(value)
+    return rows
+
+
+def spoken(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(spoken, value))
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value).lower() if value in (None, True, False) else str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def row(key: str, values: list[str]) -> str:
+    shown = [f"{value[:12]}…" if key == "sha256" else value for value in values]
+    if key.startswith("recipe.") and len(set(values)) > 1:
+        shown = [f"**{value}**" for value in shown]
+    return f"| `{key}` | " + " | ".join(shown) + " |"
+
+
+class ModelCards(SphinxDirective):
+    """`{model-cards} anchored control`."""
+
+    required_arguments = 1
+    final_argument_whitespace = True
+
+    def run(self) -> list[nodes.Node]:
+        names = self.arguments[0].split()
+        try:
+            cards = [flat(read_card(name)) for name in names]
+        except FileNotFoundError as missing:
+            fix = "train the model with `editlib testbed train`"
+            raise self.error(f"no card {missing.filename}: {fix}") from missing
+        keys = [key for key in dict.fromkeys(key for card in cards for key in card) if key != "name"]
+        lines = [f"| | {' | '.join(names)} |", "|:--" * (len(names) + 1) + "|"]
+        lines += [row(key, [card.get(key, "–") for card in cards]) for key in keys]
+        return self.parse_text_to_nodes("\n".join(lines))
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.add_directive("model-cards", ModelCards)
+    return {"version": "1", "parallel_read_safe": True}

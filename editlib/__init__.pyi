@@ -1,0 +1,25 @@
+from . import data as data
+from . import errors as errors
+from . import methods as methods
+from . import plot as plot
+from . import scores as scores
+from . import stats as stats
+from . import testbed as testbed
+from .data import Case as Case
+from .edit import Edit as Edit
+from .edit import EditRequest as EditRequest
+from .errors import EditlibError as EditlibError
+from .methods import METHODS as METHODS
+from .methods import compute as compute
+from .methods import hparams_for as hparams_for
+from .model import LanguageModel as LanguageModel
+from .model import Layout as Layout
+from .model import load as load
+from .perplexity import Perplexity as Perplexity
+from .perplexity import perplexity as perplexity
+from .prefixes import prefix_contexts as prefix_contexts
+from .stats import second_moment as second_moment
+from .sweep import sweep as sweep
+from .trace import trace as trace
+
+__version__: str

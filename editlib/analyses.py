@@ -1,0 +1,210 @@
+"""Analyses (`notebooks/<name>.py`): their typed parameters and profiles, and what a run of one depends on.
+
+A notebook's header declares, under `jupyter: editlib:`, its `title`, its `profiles` (parameter values by
+profile), and in `models` and `data` which parameters hold such names. Its cell tagged `parameters` declares
+the rest, one `name: type = default  # help` a line.
+"""
+
+import ast
+import hashlib
+import importlib
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from editlib.errors import EditlibError
+from editlib.machine import without_paths
+
+SCHEMA = 1  # of spec and manifest
+PACKAGE = Path(__file__).parent
+Value = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One line `name: type = default  # help` of a notebook's parameters cell."""
+
+    name: str
+    types: tuple[str, ...]
+    default: Value
+    help: str
+
+    @property
+    def type(self) -> str:
+        return " | ".join(self.types)
+
+    def parse(self, value: object) -> Value:
+        """A value, or its text from the command line, in the annotated type; raises `EditlibError`."""
+        for kind in (kind for kind in CONVERTERS if kind in self.types):
+            with suppress(ValueError, TypeError, KeyError):
+                return CONVERTERS[kind](value)
+        raise EditlibError(f"parameter {self.name}={value!r} is no {self.type}; for example {self.default!r}")
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A notebook with what its header declares; `models` and `data` name parameters."""
+
+    name: str
+    path: Path
+    title: str
+    parameters: Mapping[str, Parameter]
+    profiles: Mapping[str, Mapping[str, Any]]
+    models: tuple[str, ...]
+    data: tuple[str, ...]
+    notebook: Any
+
+    def resolve(self, profile: str, overrides: Mapping[str, object]) -> dict[str, Value]:
+        """Every parameter: default, then profile, then override; raises `EditlibError` for an unknown one."""
+        if profile not in self.profiles:
+            raise EditlibError(f"profile {profile!r} is unknown; {self.name} has {', '.join(self.profiles) or 'none'}")
+        given = {**self.profiles[profile], **overrides}
+        unknown = next((name for name in given if name not in self.parameters), None)
+        if unknown is not None:
+            known = ", ".join(f"{p.name} ({p.type})" for p in self.parameters.values())
+            raise EditlibError(f"parameter {unknown!r} is unknown; {self.name} has {known}")
+        return {p.name: p.parse(given.get(p.name, p.default)) for p in self.parameters.values()}
+
+
+def _none(value: Any) -> None:
+    if value is not None and value.lower() != "none":
+        raise ValueError
+
+
+def _bool(value: Any) -> bool:
+    return value if isinstance(value, bool) else {"true": True, "false": False}[value.lower()]
+
+
+def _int(value: Any) -> int:
+    if isinstance(value, bool | float):
+        raise ValueError
+    return int(value)
+
+
+def _float(value: Any) -> float:
+    if isinstance(value, bool) or not math.isfinite(float(value)):
+        raise ValueError
+    return float(value)
+
+
+def _str(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError
+    return value
+
+
+CONVERTERS: dict[str, Callable[[Any], Value]] = {  # in the order they are tried: any text suits str
+    "None": _none,
+    "bool": _bool,
+    "int": _int,
+    "float": _float,
+    "str": _str,
+}
+
+
+def find_root(start: Path | None = None) -> Path:
+    """The project that `start` (default: the working directory) is in; raises `EditlibError` outside one."""
+    here = (start or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        if (folder / "notebooks").is_dir() and (folder / "_config.yml").is_file():
+            return folder
+    raise EditlibError(f"{here} is in no project; run this inside a clone of the project, or give --root")
+
+
+def names(root: Path) -> list[str]:
+    """Names of the project's analyses."""
+    return sorted(p.stem for p in root.glob("notebooks/*.py") if re.fullmatch(r"[a-z][a-z0-9-]*", p.stem))
+
+
+def read(name: str, root: Path) -> Analysis:
+    """Read one analysis; raises `EditlibError` for an unknown name or a damaged notebook."""
+    import jupytext
+
+    if name not in (known := names(root)):
+        raise EditlibError(f"analysis {name!r} is unknown; use one of {', '.join(known) or 'none yet'}")
+    path = root / "notebooks" / f"{name}.py"
+    notebook = jupytext.read(path)
+    header = notebook.metadata.get("editlib", {})
+    source = next((c.source for c in notebook.cells if "parameters" in c.metadata.get("tags", [])), "")
+    parameters = {p.name: p for p in _read_parameters(source, path)}
+    named = {key: tuple(header.get(key, ())) for key in ("models", "data")}
+    if stray := {*named["models"], *named["data"]} - parameters.keys():
+        raise EditlibError(f"{path}: the header names parameter {min(stray)!r}, which does not exist; add it")
+    title, profiles = header.get("title", name), header.get("profiles", {})
+    return Analysis(name, path, title, parameters, profiles, **named, notebook=notebook)
+
+
+def _read_parameters(source: str, path: Path) -> Iterator[Parameter]:
+    lines = source.encode().splitlines()  # the parser counts columns in bytes
+    for node in ast.parse(source).body:
+        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value):
+            raise EditlibError(
+                f"{path}: write each parameter as `name: type = value  # help`, not {ast.unparse(node)!r}"
+            )
+        types = tuple(ast.unparse(node.annotation).split(" | "))
+        if unknown := set(types) - CONVERTERS.keys():
+            raise EditlibError(
+                f"{path}: parameter {node.target.id} has type {min(unknown)}; use {', '.join(CONVERTERS)}"
+            )
+        comment = lines[(node.end_lineno or 1) - 1][node.end_col_offset :].decode().strip(" #")
+        yield Parameter(node.target.id, types, ast.literal_eval(node.value), comment)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one run is asked to do; `parameters` may hold local paths, `shown` and `inputs` do not."""
+
+    analysis: Analysis
+    profile: str
+    parameters: Mapping[str, Value]
+    shown: Mapping[str, Value]
+    inputs: Mapping[str, Any]
+    spec: str
+
+
+def plan(name: str, *, root: Path, profile: str = "quick", parameters: Mapping[str, object] | None = None) -> Plan:
+    """Resolve and hash all a run depends on; raises `EditlibError` for what is unknown or of a wrong type."""
+    chosen = read(name, root)
+    resolved = chosen.resolve(profile, parameters or {})
+    values = {key: _absolute(key, value, chosen) for key, value in resolved.items()}
+    inputs = {
+        "notebook": hashlib.sha256(chosen.path.read_bytes()).hexdigest(),
+        "code": code_hash(PACKAGE),
+        "models": _fingerprints("model", chosen.models, values),
+        "data": _fingerprints("data", chosen.data, values),
+    }
+    shown, inputs = without_paths((values, inputs), root)
+    spec = short_hash({"schema": SCHEMA, "analysis": name, "parameters": shown, **inputs})
+    return Plan(chosen, profile, values, shown, inputs, spec)
+
+
+def _absolute(name: str, value: Value, chosen: Analysis) -> Value:
+    """A model's or data file's path, valid from the run's folder too; other values as they are."""
+    named = name in chosen.models + chosen.data and isinstance(value, str) and not value.startswith("testbed")
+    return str(Path(value).resolve()) if named and value and Path(str(value)).exists() else value  # type: ignore[arg-type]
+
+
+def _fingerprints(module: str, names: Iterable[str], values: Mapping[str, Value]) -> dict[str, str]:
+    used = [str(values[name]) for name in names if values[name]]
+    source = importlib.import_module(f"editlib.{module}") if used else None
+    return {value: source.fingerprint(value) for value in used} if source else {}
+
+
+def code_hash(package: Path) -> str:
+    """sha256 over the package's sources and its JSON data (presets, prefix contexts), by relative path."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in package.rglob("*") if p.suffix in (".py", ".json")):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(package).as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def short_hash(value: Any) -> str:
+    """First 12 hex digits of the sha256 of canonical JSON: sorted keys, no spaces, UTF-8, no nan."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,147 @@
+"""Edit requests, and edits: exact low-rank weight changes that can be applied, undone, saved and loaded."""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from editlib.errors import EditlibError
+from editlib.model import LanguageModel, oriented
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditRequest:
+    """One fact to change: `prompt` holds one `{}` for `subject`, and `target_new` should follow it.
+
+    Raises `EditlibError` for a prompt without exactly one `{}`, an empty subject or an empty target.
+    """
+
+    prompt: str
+    subject: str
+    target_new: str
+    target_true: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.subject.strip():
+            raise EditlibError(f"subject {self.subject!r} is empty; name what the prompt is about")
+        if self.prompt.count("{}") != 1:
+            raise EditlibError(
+                f"prompt {self.prompt!r} must hold {{}} once, where the subject goes{self._suggestion()}"
+            )
+        if not self.target_new.strip():
+            raise EditlibError(f"target {self.target_new!r} is empty; say what should follow the prompt")
+
+    def _suggestion(self) -> str:
+        fixed = self.prompt.replace(self.subject, "{}", 1)
+        return f": write {fixed!r}" if fixed.count("{}") == 1 else "; for example '{} is located in'"
+
+    @property
+    def text(self) -> str:
+        """The prompt with its subject in place."""
+        return self.prompt.replace("{}", self.subject, 1)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A low-rank weight change: `factors` maps a weight's name to `left` (d_out, r) and `right` (d_in, r), Δ =
+    left rightᵀ.
+
+    `fingerprint` is that of the unedited model it was computed for; applying it to another model is refused.
+    """
+
+    method: str
+    requests: tuple[EditRequest, ...]
+    factors: Mapping[str, tuple[Tensor, Tensor]]
+    hparams: Mapping[str, Any]
+    fingerprint: str
+    diagnostics: Mapping[str, Any] = field(default_factory=dict)
+
+    @contextmanager
+    def applied(self, lm: LanguageModel) -> Iterator[LanguageModel]:
+        """Add the change to the model's weights inside the block; restore them bit for bit after it, also on error."""
+        self._check(lm)
+        weights = {name: lm.model.get_submodule(name.removesuffix(".weight")) for name in self.factors}
+        kept = {name: module.weight.detach().clone() for name, module in weights.items()}  # type: ignore[operator]
+        try:
+            with torch.no_grad():
+                for name, module in weights.items():
+                    oriented(module).add_(self.delta(name).to(lm.device, oriented(module).dtype))
+            yield lm
+        finally:
+            with torch.no_grad():
+                for name, module in weights.items():
+                    module.weight.copy_(kept[name])  # type: ignore[operator]
+
+    def delta(self, name: str) -> Tensor:
+        """The dense change of one weight, shape (d_out, d_in)."""
+        left, right = self.factors[name]
+        return left @ right.T
+
+    def _check(self, lm: LanguageModel) -> None:
+        if self.fingerprint != lm.fingerprint:
+            raise EditlibError(
+                f"this edit was computed for model {self.fingerprint[:12]}, not for {lm.name or 'this model'} "
+                f"({lm.fingerprint[:12]}); compute it again"
+            )
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `edit.safetensors` and `edit.json` into a new folder, aside first; raises `EditlibError` if it
+        cannot be."""
+        folder = Path(folder)
+        if folder.exists():
+            raise EditlibError(f"output folder {folder} exists already; choose another")
+        aside = folder.with_name(folder.name + ".writing")
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+            self._write(aside)
+            os.replace(aside, folder)
+        except OSError as error:
+            raise EditlibError(f"output folder {folder} cannot be written: {error.strerror}; choose another") from error
+        return folder
+
+    def _write(self, folder: Path) -> None:
+        tensors = {
+            f"{name}|{side}": t.contiguous()
+            for name, pair in self.factors.items()
+            for side, t in zip("LR", pair, strict=True)
+        }
+        save_file(tensors, folder / "edit.safetensors")
+        record = {
+            "method": self.method, "requests": [asdict(r) for r in self.requests], "hparams": dict(self.hparams),
+            "fingerprint": self.fingerprint, "diagnostics": plain(self.diagnostics),
+        }  # fmt: skip
+        (folder / "edit.json").write_text(json.dumps(record, indent=1, allow_nan=False))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Edit":
+        """Read a folder written by `save`; raises `EditlibError` if a file is missing or damaged."""
+        folder = Path(folder)
+        try:
+            record = json.loads((folder / "edit.json").read_text())
+            tensors = load_file(folder / "edit.safetensors")
+        except (OSError, ValueError, SafetensorError) as error:
+            raise EditlibError(f"edit {folder} cannot be read: {error}") from error
+        names = sorted({key.rsplit("|", 1)[0] for key in tensors})
+        factors = {name: (tensors[f"{name}|L"], tensors[f"{name}|R"]) for name in names}
+        requests = tuple(EditRequest(**r) for r in record.pop("requests"))
+        return cls(requests=requests, factors=factors, **record)
+
+
+def plain(value: Any) -> Any:
+    """JSON has no inf or nan: they become the strings "inf", "-inf" and "nan"."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,76 @@
+"""What this machine is, as far as a run should tell, and text without what it should not tell."""
+
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def environment() -> dict[str, Any]:
+    """Python, platform and every installed distribution with its version."""
+    packages = {d.name: d.version for d in importlib.metadata.distributions() if d.name}
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()}-{platform.machine()}",
+        "packages": dict(sorted(packages.items(), key=lambda pair: pair[0].lower())),
+    }
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores, memory and NVIDIA GPUs."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {"cpu": _cpu(), "cores": os.cpu_count(), "memory_gib": round(memory, 1), "gpus": _gpus()}
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE) if info.is_file() else None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def _gpus() -> list[str]:
+    if shutil.which("nvidia-smi") is None:
+        return []
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    listed = subprocess.run(command, capture_output=True, text=True)
+    return listed.stdout.splitlines() if listed.returncode == 0 else []
+
+
+def git_state(root: Path) -> dict[str, Any]:
+    """The commit, and whether any file outside book/runs differs from it; None where git does not know."""
+    status = _git(root, "status", "--porcelain", "--", ".", ":(exclude)book/runs")
+    commit = _git(root, "rev-parse", "--verify", "HEAD")
+    return {"commit": commit, "dirty": None if status is None else bool(status)}
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    if shutil.which("git") is None:
+        return None
+    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def without_paths(value: Any, *folders: Path) -> Any:
+    """A JSON value without this machine's paths: `folders` become `.`, home `~`, Python's own `<python>`."""
+    names = {tempfile.gettempdir(): "<tmp>", str(Path.home()): "~"}
+    names |= {sys.base_prefix: "<python>", sys.prefix: "<python>"}
+    names |= {str(place): "." for folder in folders for place in (folder, folder.resolve())}
+    paths = sorted((p for p in names if len(Path(p).parts) > 1), key=len, reverse=True)  # longest match wins
+    pattern = re.compile(rf"(?<![\w.~-])({'|'.join(map(re.escape, paths))})(?![\w-])")
+    return _map_text(value, lambda text: pattern.sub(lambda found: names[found[1]], text))
+
+
+def _map_text(value: Any, change: Callable[[str], str]) -> Any:
+    """Change every string of a JSON value but those of images."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {change(k): v if k.startswith("image/") else _map_text(v, change) for k, v in value.items()}
+    return [_map_text(item, change) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,199 @@
+"""Language models as the editing code sees them: a model, its tokenizer, and where its MLP memories sit.
+
+The layout is read off the module tree, never off a model's name: the blocks are the longest list of like modules, and a
+block's memory is its last linear map back to the hidden width.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from editlib.errors import EditlibError
+
+TESTBED = Path(__file__).parent / "testbed"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the blocks are and, inside each, the map from MLP key to value (dotted module names)."""
+
+    blocks: str
+    down: str
+
+    def name(self, layer: int) -> str:
+        """Dotted name of the down-projection of one layer."""
+        return f"{self.blocks}.{layer}.{self.down}"
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal language model with its tokenizer; wraps any transformers model you already hold.
+
+    The layout is discovered when not given. Raises `EditlibError` if it cannot be, or if the tokenizer has no offsets.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    layout: Layout = None  # type: ignore[assignment]  # filled in below
+    name: str = ""
+    folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.tokenizer.is_fast:
+            raise EditlibError(f"tokenizer {type(self.tokenizer).__name__} has no offsets; load it with use_fast=True")
+        if self.layout is None:
+            object.__setattr__(self, "layout", find_layout(self.model))
+        self.model.eval().requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def layers(self) -> int:
+        """Number of blocks."""
+        blocks = self.model.get_submodule(self.layout.blocks)
+        return len(blocks)  # type: ignore[arg-type]
+
+    def down(self, layer: int) -> nn.Module:
+        """The down-projection of one layer: its input is the key, its output the value."""
+        if not 0 <= layer < self.layers:
+            raise EditlibError(
+                f"layer {layer} is out of range: {self.name or 'the model'} has layers 0 to {self.layers - 1}"
+            )
+        return self.model.get_submodule(self.layout.name(layer))
+
+    def weight(self, layer: int) -> Tensor:
+        """The memory of one layer as a view of shape (d_out, d_in), whichever way the module stores it."""
+        return oriented(self.down(layer))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over every parameter's name, dtype, shape and bytes, taken the first time it is asked for."""
+        digest = hashlib.sha256()
+        for name, parameter in sorted(self.model.named_parameters()):
+            digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
+            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+def oriented(module: nn.Module) -> Tensor:
+    """A linear module's weight as (d_out, d_in); GPT-2's Conv1D stores the transpose."""
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
+def find_layout(model: nn.Module) -> Layout:
+    """Find blocks and down-projection in the module tree; `EditlibError` says what was looked for."""
+    lists = [
+        (name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)
+    ]
+    if not lists:
+        raise EditlibError(
+            f"{type(model).__name__} has no list of blocks (nn.ModuleList); pass layout=Layout(blocks, down)"
+        )
+    blocks, first = max(((name, module[0]) for name, module in lists), key=lambda pair: _weight_of(pair[1]))
+    width = model.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
+    downs = [n for n, m in first.named_modules() if isinstance(m, nn.Linear | Conv1D) and oriented(m).shape[0] == width]
+    if not downs:
+        raise EditlibError(f"no linear map to the hidden width {width} in {blocks}.0; pass layout=Layout(blocks, down)")
+    return Layout(blocks, downs[-1])  # attention comes first in every family, so the last one is the MLP's
+
+
+def _weight_of(block: nn.Module) -> int:
+    return sum(p.numel() for p in block.parameters())
+
+
+def load(
+    name: str,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> LanguageModel:
+    """Load a testbed twin (`testbed/anchored`), a local folder, or a hub id with a pinned `revision`.
+
+    Only safetensors weights are read. Raises `EditlibError` for an unknown model, a hub id without a 40-digit
+    revision, or a folder with a missing or truncated file.
+    """
+    if dtype not in DTYPES:
+        raise EditlibError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
+    folder = locate(name)
+    if folder is None and not (revision and re.fullmatch(r"[0-9a-f]{40}", revision)):
+        raise EditlibError(
+            f"model {name!r} is no testbed twin ({', '.join(testbed_names())}) and no local folder; "
+            "for a hub id give revision=, the 40-digit commit"
+        )
+    if folder is not None:
+        check_folder(folder)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code} | ({} if folder else {"revision": revision})
+    source = str(folder or name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], use_safetensors=True, **options)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise EditlibError(f"model {name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    return LanguageModel(model.to(device), tokenizer, name=name, folder=folder)
+
+
+def testbed_names() -> list[str]:
+    """Names of the shipped twins."""
+    return sorted(f"testbed/{path.parent.name}" for path in TESTBED.glob("*/model.safetensors"))
+
+
+def locate(name: str) -> Path | None:
+    """The folder of a testbed twin or of a local model, or None for anything else."""
+    if name in testbed_names():
+        return TESTBED / name.removeprefix("testbed/")
+    return Path(name) if name and Path(name).is_dir() else None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder, those its index names if it has one."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return [folder / file for file in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    return [folder / "model.safetensors"]
+
+
+def check_folder(folder: Path) -> None:
+    """Raise `EditlibError` naming the first file of a model folder that is missing or cannot be read whole."""
+    for path in (folder / "config.json", folder / "tokenizer.json", *weight_files(folder)):
+        if not path.is_file():
+            raise EditlibError(
+                f"{folder} has no {path.name}; copy the whole model folder (config, tokenizer, safetensors)"
+            )
+        try:
+            if path.suffix == ".json":
+                json.loads(path.read_text())
+            else:
+                with safe_open(path, "pt"):  # reads the header and compares the sizes it names with the file's
+                    pass
+        except (ValueError, SafetensorError) as error:
+            raise EditlibError(f"{path} is truncated or damaged ({error}); copy it again") from error
+
+
+def fingerprint(name: str) -> str:
+    """sha256 of a testbed twin's or local folder's weight files; a hub id must carry its commit as `id@commit`."""
+    folder = locate(name)
+    if folder is None:
+        raise EditlibError(
+            f"model {name!r} is neither a testbed twin ({', '.join(testbed_names())}) nor a local folder"
+        )
+    check_folder(folder)
+    digest = hashlib.sha256()
+    for path in weight_files(folder):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

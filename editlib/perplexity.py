@@ -1,0 +1,90 @@
+"""Perplexity as the papers define it (mean over sentences of each sentence's perplexity) and corpus level."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from editlib.errors import EditlibError
+from editlib.model import LanguageModel
+
+BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """Summed negative log-likelihood (nats) and number of scored tokens of each text, in the texts' order."""
+
+    losses: NDArray[np.float64]
+    counts: NDArray[np.int64]
+
+    @property
+    def per_sentence(self) -> NDArray[np.float64]:
+        """Each text's exp(mean loss); inf and nan are results and stay."""
+        with np.errstate(over="ignore"):
+            return np.exp(self.losses / self.counts)
+
+    @property
+    def mean(self) -> float:
+        """The papers' perplexity: arithmetic mean of the texts' perplexities (Butterfly Effect, slides p. 8)."""
+        return float(self.per_sentence.mean())
+
+    @property
+    def corpus(self) -> float:
+        """exp of the mean loss over all tokens."""
+        with np.errstate(over="ignore"):
+            return float(np.exp(self.losses.sum() / self.counts.sum()))
+
+
+def perplexity(lm: LanguageModel, texts: Sequence[str], *, batch_tokens: int = BATCH_TOKENS) -> Perplexity:
+    """Perplexity of a model on texts, no special token added, first token not scored, losses in fp32.
+
+    Texts run in batches of similar length, at most `batch_tokens` tokens with padding. Raises `EditlibError`
+    for no texts or a text of fewer than two tokens.
+    """
+    rows = encode_texts(lm, texts)
+    losses, order = np.zeros(len(rows)), sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for batch in _batches(order, rows, batch_tokens):
+        losses[batch] = token_losses(lm, [rows[i] for i in batch]).sum(-1).cpu().numpy()
+    return Perplexity(losses, np.array([len(row) - 1 for row in rows]))
+
+
+def encode_texts(lm: LanguageModel, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of texts, without special tokens."""
+    if not texts:
+        raise EditlibError("no texts to measure perplexity on; give at least one")
+    rows = lm.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    short = next((text for text, row in zip(texts, rows, strict=True) if len(row) < 2), None)
+    if short is not None:
+        raise EditlibError(f"text {short!r} has fewer than two tokens; perplexity needs two")
+    return rows  # type: ignore[no-any-return]
+
+
+def _batches(order: Sequence[int], rows: Sequence[Sequence[int]], limit: int) -> list[list[int]]:
+    """Consecutive runs of `order` (sorted by length) whose padded size stays within `limit`."""
+    batches: list[list[int]] = [[]]
+    for i in order:
+        if batches[-1] and len(rows[i]) * (len(batches[-1]) + 1) > limit:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
+
+
+def pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Right-padded ids and their attention mask.  # both (rows, longest)"""
+    width = max(map(len, rows))
+    ids = torch.tensor([[*row, *([0] * (width - len(row)))] for row in rows], device=device)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    return ids, (torch.arange(width, device=device) < lengths[:, None]).long()
+
+
+@torch.no_grad()
+def token_losses(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> Tensor:
+    """Loss of every token but the first, zero on padding.  # (rows, longest - 1), float64 sums of fp32 losses"""
+    ids, mask = pad(rows, lm.device)
+    logits = lm.model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+    return losses.double().masked_fill(mask[:, 1:] == 0, 0.0)

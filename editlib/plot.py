@@ -1,0 +1,191 @@
+"""The figures of the book: every function takes a tidy table and returns the figure."""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+KINDS = ("one token, first", "one token, later", "several tokens")
+COLORS = dict(zip(KINDS, ("#d55e00", "#0072b2", "#8c8c8c"), strict=True))  # Okabe-Ito, tells apart for all readers
+MARKERS = dict(zip(KINDS, ("^", "o", "."), strict=True))
+
+
+def theme() -> None:
+    """One look for all figures; opaque white, so that dark pages show them as they are."""
+    sns.set_theme(
+        style="ticks",
+        context="notebook",
+        rc={
+            "figure.dpi": 110,
+            "savefig.dpi": 110,
+            "figure.facecolor": "white",
+            "savefig.facecolor": "white",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlelocation": "left",
+            "axes.titlesize": 12,
+            "legend.frameon": False,
+        },
+    )
+
+
+def drawable(values: pd.Series) -> tuple[NDArray[np.float64], float | None]:
+    """Values for a log axis: inf and nan are drawn at an edge above everything finite, returned with its height."""
+    array = values.to_numpy(dtype=float)
+    finite = array[np.isfinite(array)]
+    if len(finite) == len(array):
+        return array, None
+    edge = 10 * max(finite.max(initial=10.0), 10.0)
+    return np.where(np.isfinite(array), array, edge), edge
+
+
+def _mark_edge(axes: Axes, edge: float | None) -> None:
+    if edge is not None:
+        axes.axhline(edge, color="black", lw=0.6, ls=":")
+        axes.annotate("inf or nan", (0, edge), xycoords=("axes fraction", "data"), va="bottom", fontsize=9)
+
+
+def scatter(frame: pd.DataFrame, *, unedited: float, collapse_ratio: float, title: str) -> Figure:
+    """Perplexity of each edited model by case, on a log axis, marked by kind of subject.
+
+    `frame` has one row per case: case_id, kind, perplexity_mean. `unedited` is the level before any edit.
+    """
+    figure, axes = plt.subplots(figsize=(9, 4.6), layout="constrained")
+    heights, edge = drawable(frame["perplexity_mean"])
+    for kind in reversed(KINDS):
+        mine = (frame["kind"] == kind).to_numpy()
+        axes.scatter(
+            frame["case_id"][mine],
+            heights[mine],
+            c=COLORS[kind],
+            marker=MARKERS[kind],
+            s=34 if kind == KINDS[0] else 26,
+            alpha=0.75,
+            linewidths=0,
+            label=f"{kind} ({mine.sum():,})",
+        )
+    _levels(axes, unedited, collapse_ratio)
+    _mark_edge(axes, edge)
+    axes.set(yscale="log", xlabel="Case (its number in the set)", ylabel="Perplexity after one edit", title=title)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles[::-1], labels[::-1], title="Subject: tokens, place in the prompt", loc="outside lower center", ncols=3
+    )
+    return figure
+
+
+def _levels(axes: Axes, unedited: float, collapse_ratio: float) -> None:
+    for level, text, style in (
+        (unedited, "unedited", "-"),
+        (collapse_ratio * unedited, f"collapse: {collapse_ratio:g} times", "--"),
+    ):
+        axes.axhline(level, color="black", lw=1, ls=style, zorder=0)
+        axes.annotate(
+            f"{text} ({level:.3g})",
+            (1, level),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="bottom",
+            fontsize=9,
+            xytext=(0, 2),
+            textcoords="offset points",
+        )
+
+
+def comparison(frame: pd.DataFrame, *, collapse_ratio: float) -> Figure:
+    """Perplexity over unedited for each arm (a model with a method), one strip each, marked by kind of subject.
+
+    `frame` has one row per case and arm: arm, kind, perplexity_ratio.
+    """
+    arms = list(dict.fromkeys(frame["arm"]))
+    figure, axes = plt.subplots(figsize=(9, 0.95 * len(arms) + 1.6), layout="constrained")
+    heights, edge = drawable(frame["perplexity_ratio"])
+    rng = np.random.default_rng(0)
+    for kind, offset in zip(KINDS, (-0.26, 0.0, 0.26), strict=True):
+        mine = (frame["kind"] == kind).to_numpy()
+        rows = frame["arm"][mine].map(arms.index).to_numpy() + offset + rng.uniform(-0.09, 0.09, mine.sum())
+        axes.scatter(
+            heights[mine], rows, c=COLORS[kind], marker=MARKERS[kind], s=20, alpha=0.55, linewidths=0, label=kind
+        )
+    axes.axvline(1, color="black", lw=1, zorder=0)
+    axes.axvline(collapse_ratio, color="black", lw=1, ls="--", zorder=0)
+    axes.annotate(
+        f"collapse: {collapse_ratio:g} times",
+        (collapse_ratio, 1),
+        xycoords=("data", "axes fraction"),
+        fontsize=9,
+        xytext=(4, -2),
+        textcoords="offset points",
+        va="top",
+    )
+    if edge is not None:
+        axes.axvline(edge, color="black", lw=0.6, ls=":")
+        axes.annotate("inf or nan", (edge, 0), xycoords=("data", "axes fraction"), fontsize=9, rotation=90)
+    axes.set(
+        xscale="log", xlabel="Perplexity after one edit, times unedited", yticks=range(len(arms)), yticklabels=arms
+    )
+    axes.invert_yaxis()
+    figure.legend(title="Subject: tokens, place in the prompt", loc="outside lower center", ncols=3, markerscale=1.6)
+    return figure
+
+
+def denominators(frame: pd.DataFrame, *, collapse_ratio: float) -> Figure:
+    """Perplexity over unedited against |denominator| / |consistent denominator|, one point per case, both logarithmic.
+
+    `frame` has one row per case: kind, perplexity_ratio, denominator, denominator_consistent.
+    """
+    figure, axes = plt.subplots(figsize=(9, 4.6), layout="constrained")
+    heights, edge = drawable(frame["perplexity_ratio"])
+    ratio = (frame["denominator"] / frame["denominator_consistent"]).abs()
+    for kind in reversed(KINDS):
+        mine = (frame["kind"] == kind).to_numpy()
+        axes.scatter(
+            ratio[mine], heights[mine], c=COLORS[kind], marker=MARKERS[kind], s=30, alpha=0.7, linewidths=0, label=kind
+        )
+    axes.axhline(collapse_ratio, color="black", lw=1, ls="--", zorder=0)
+    axes.axvline(1, color="black", lw=0.6, ls=":", zorder=0)
+    _mark_edge(axes, edge)
+    axes.set(
+        xscale="log",
+        yscale="log",
+        ylabel="Perplexity, times unedited",
+        xlabel="|denominator| of ROME over its value with consistent keys",
+    )
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles[::-1], labels[::-1], title="Subject: tokens, place in the prompt", loc="outside lower center", ncols=3
+    )
+    return figure
+
+
+def anatomy(frame: pd.DataFrame, *, models: Sequence[str]) -> Figure:
+    """Residual norm and key cosine by position and layer: a row of two panels for each model.
+
+    `frame` has one row per model, layer and position: residual_norm, key_cosine (to the layer's mean key elsewhere).
+    """
+    figure, grid = plt.subplots(
+        len(models), 2, figsize=(9, 3.1 * len(models)), sharex=True, sharey="col", layout="constrained"
+    )
+    measures = {"residual_norm": "Residual norm", "key_cosine": "Cosine of key to mean later key"}
+    for row, model in zip(grid, models, strict=True):
+        for axes, (column, label) in zip(row, measures.items(), strict=True):
+            sns.lineplot(
+                frame[frame["model"] == model],
+                x="position",
+                y=column,
+                hue="layer",
+                palette="viridis",
+                marker="o",
+                ax=axes,
+                legend=axes is grid[0, 0],
+                errorbar=None,
+            )
+            axes.set(title=model, ylabel=label, xlabel="Position of the token")
+        row[0].set_yscale("log")
+    grid[0, 0].legend(title="Layer", ncols=2, fontsize=9)
+    return figure

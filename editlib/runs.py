@@ -1,0 +1,283 @@
+"""Runs of analyses, `book/runs/<analysis>/<run>/`: execute, find, check, publish.
+
+A run has two ids: `spec` hashes what was asked, `run` its whole manifest, so it vouches for every output. A
+notebook works in its run's folder: it writes `data/*.parquet`, `figures/*.png` and `metrics.json` (flat,
+name -> number or string), which ends up in the manifest.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from editlib.analyses import SCHEMA, Plan, Value, plan, short_hash
+from editlib.errors import EditlibError
+from editlib.machine import environment, git_state, hardware, without_paths
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+COLUMNS = (
+    "analysis",
+    "profile",
+    "model",
+    "n",
+    "seed",
+    "started",
+    "seconds",
+    "spec",
+    "run",
+    "published",
+    "path",
+)
+
+
+class RunFailed(RuntimeError):
+    """A notebook failed, not through a user's mistake; the message is one line naming the kept notebook."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """`manifest.json` of one run and the folder it lies in; infinite and nan metrics are strings."""
+
+    schema: int
+    analysis: str
+    title: str
+    profile: str
+    parameters: Mapping[str, Value]
+    spec: str
+    run: str
+    inputs: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    hardware: Mapping[str, Any]
+    git: Mapping[str, Any]
+    started: str
+    finished: str
+    seconds: float
+    outputs: Mapping[str, str]
+    metrics: Mapping[str, float | str]
+    folder: Path
+
+    @property
+    def published(self) -> bool:
+        return not self.folder.name.startswith("local-")
+
+    def difference(self) -> str | None:
+        """The first file that is not as the run's id says, or None; the manifest itself is checked first."""
+        record = {key: value for key, value in asdict(self).items() if key not in ("run", "folder")}
+        if short_hash(record) != self.run:
+            return "manifest.json"
+        found = hash_files(self.folder)
+        return next((f for f in sorted({*found, *self.outputs}) if found.get(f) != self.outputs.get(f)), None)
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """sha256 of every file of a run but its manifest, by relative path."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / "manifest.json")
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a run folder; raises `EditlibError` if it cannot be read or has other fields."""
+    try:
+        record = json.loads((folder / "manifest.json").read_text("utf-8"))
+        return Manifest(**record, folder=folder)
+    except (OSError, ValueError, TypeError) as error:
+        raise EditlibError(f"{folder} has no readable manifest ({error}); restore or remove it") from error
+
+
+def find_runs(root: Path) -> list[Manifest]:
+    """Every run of the project, oldest first; raises `EditlibError` at a damaged manifest."""
+    folders = [path.parent for path in root.glob("book/runs/*/[!.]*/manifest.json")]
+    return sorted(map(read_manifest, folders), key=lambda manifest: (manifest.started, manifest.run))
+
+
+def runs_frame(root: Path) -> "pd.DataFrame":
+    """One row per run, oldest first."""
+    import pandas as pd
+
+    return pd.DataFrame([_row(manifest, root) for manifest in find_runs(root)], columns=list(COLUMNS))
+
+
+def _row(m: Manifest, root: Path) -> dict[str, Any]:
+    asked = {name: m.parameters.get(name) for name in ("model", "n", "seed")}
+    done = {name: getattr(m, name) for name in COLUMNS if hasattr(m, name)}
+    return asked | done | {"path": m.folder.relative_to(root).as_posix()}
+
+
+def publish(run: str, root: Path) -> Path:
+    """Give a local run its final name; raises `EditlibError` if it is unknown, was changed or failed."""
+    found = next((m for m in find_runs(root) if m.run == run.removeprefix("local-")), None)
+    if found is None:
+        raise EditlibError(f"run {run!r} is unknown; list the runs with `editlib runs`")
+    if (name := found.difference()) is not None:
+        raise EditlibError(f"run {run} cannot be published: {name} was changed; execute the analysis again")
+    notebook = json.loads((found.folder / "index.ipynb").read_text("utf-8"))
+    if notebook["metadata"]["papermill"].get("exception"):
+        raise EditlibError(f"run {run} cannot be published: its notebook failed; execute it again")
+    target = found.folder.with_name(found.run)
+    os.replace(found.folder, target)
+    return target
+
+
+def execute(
+    name: str,
+    *,
+    root: Path,
+    profile: str = "quick",
+    parameters: Mapping[str, object] | None = None,
+    force: bool = False,
+    timeout: int | None = None,
+    progress: bool = False,
+) -> Manifest:
+    """Execute an analysis into `book/runs/<name>/local-<run>/`, or return the run that has the same spec.
+
+    `timeout` is in seconds for each cell. Raises `EditlibError` for a user's mistake, also one that the
+    notebook finds, and `RunFailed` for any other error in it.
+    """
+    asked = plan(name, root=root, profile=profile, parameters=parameters)
+    existing = [m for m in find_runs(root) if (m.analysis, m.spec) == (name, asked.spec)]
+    if existing and not force:
+        return existing[-1]
+    with _staging(root / "book" / "runs" / name) as stage:
+        started, clock = _now(), time.monotonic()
+        _run_notebook(asked, stage, root=root, timeout=timeout, progress=progress)
+        seconds = round(time.monotonic() - clock, 1)
+        _clean_notebook(stage / "index.ipynb", root)
+        record = _record(asked, stage, root) | {"started": started, "finished": _now(), "seconds": seconds}
+        record["run"] = short_hash(record)
+        text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        (stage / "manifest.json").write_text(text + "\n", "utf-8")
+        folder = stage.with_name(f"local-{record['run']}")
+        os.replace(stage, folder)
+    return read_manifest(folder)
+
+
+@contextmanager
+def _staging(folder: Path) -> Iterator[Path]:
+    """A hidden folder beside the runs that is gone after the block, unless it was renamed."""
+    stage = folder / f".staging-{secrets.token_hex(4)}"
+    try:
+        for part in ("data", "figures"):
+            (stage / part).mkdir(parents=True)
+    except OSError as error:
+        reason = f"output folder {folder} cannot be written: {error.strerror}; make it writable"
+        raise EditlibError(reason) from error
+    try:
+        yield stage
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _run_notebook(asked: Plan, stage: Path, *, root: Path, timeout: int | None, progress: bool) -> None:
+    """Execute with papermill; the kernel talks over sockets in a private folder, never over TCP."""
+    import papermill
+    from nbclient.exceptions import CellControlSignal, DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
+
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # calls a `str | None` parameter unknown
+    with tempfile.TemporaryDirectory(prefix="editlib-") as sockets:
+        config = Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})
+        try:
+            papermill.execute_notebook(
+                _prepared(asked), _unformatted(stage / "index.ipynb"), dict(asked.parameters), cwd=stage,
+                kernel_name="python3", execution_timeout=timeout, config=config,
+                extra_arguments=["--log-level=CRITICAL"],  # an interrupted kernel tells its life story
+                progress_bar={"desc": asked.analysis.name, "leave": False, "disable": not progress},
+            )  # fmt: skip
+        except PapermillExecutionError as error:
+            if error.ename == EditlibError.__name__:
+                raise EditlibError(error.evalue) from error
+            reason = f"{error.ename}: {error.evalue}".splitlines()[0]
+            raise RunFailed(_failure(asked, stage, root, reason)) from error
+        except (CellControlSignal, DeadKernelError) as error:
+            raise RunFailed(_failure(asked, stage, root, str(error).splitlines()[0])) from error
+
+
+def _unformatted(path: Path) -> str:
+    """A path that papermill, which fills braces in paths, leaves as it is."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def _prepared(asked: Plan) -> Any:
+    """The notebook to execute: its heading tells runs apart, this run's parameters replace the defaults."""
+    notebook = deepcopy(asked.analysis.notebook)
+    model = [str(asked.shown[name]) for name in asked.analysis.models[:1] if asked.shown[name]]
+    suffix = " · ".join(["", asked.profile, *model])
+    first = next((cell for cell in notebook.cells if cell.cell_type == "markdown"), None)
+    if first is not None:
+        first.source = re.sub(r"(?m)^# .*$", lambda heading: heading[0] + suffix, first.source, count=1)
+    for cell in notebook.cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            cell.metadata.tags.append("remove-cell")
+    return notebook
+
+
+def _failure(asked: Plan, stage: Path, root: Path, reason: str) -> str:
+    """Keep what was executed and say where it is."""
+    kept = root / "_build" / "failed" / f"{asked.analysis.name}.ipynb"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(stage / "index.ipynb", kept)
+    return f"analysis {asked.analysis.name} failed ({reason}); see {kept.relative_to(root)}"
+
+
+def _clean_notebook(path: Path, root: Path) -> None:
+    """Take out of an executed notebook what only concerns this machine: its paths, also papermill's."""
+    notebook = json.loads(path.read_text("utf-8"))
+    about = notebook["metadata"]["papermill"]
+    kept = ("parameters", "start_time", "end_time", "duration", "exception")
+    notebook["metadata"]["papermill"] = {key: about[key] for key in kept if key in about}
+    text = json.dumps(without_paths(notebook, path.parent, root), indent=1, ensure_ascii=False)
+    path.write_text(text + "\n", "utf-8")
+
+
+def _record(asked: Plan, stage: Path, root: Path) -> dict[str, Any]:
+    """The manifest but for times and run id; takes in `metrics.json` and removes it."""
+    metrics = _take_metrics(stage / "metrics.json")
+    return {
+        "schema": SCHEMA,
+        "analysis": asked.analysis.name,
+        "title": asked.analysis.title,
+        "profile": asked.profile,
+        "parameters": dict(asked.shown),
+        "spec": asked.spec,
+        "inputs": dict(asked.inputs),
+        "environment": environment(),
+        "hardware": hardware(),
+        "git": git_state(root),
+        "outputs": hash_files(stage),
+        "metrics": metrics,
+    }
+
+
+def _take_metrics(path: Path) -> dict[str, float | str]:
+    """Numbers and strings by name; JSON has no inf or nan, so these become "inf", "-inf" and "nan"."""
+    if not path.is_file():
+        return {}
+    try:
+        metrics = json.loads(path.read_text("utf-8"), parse_constant=lambda text: str(float(text)))
+    except ValueError as error:
+        raise RunFailed(f"the notebook wrote a metrics.json that is no JSON ({error})") from error
+    wrong = next((name for name, value in metrics.items() if not isinstance(value, int | float | str)), None)
+    if wrong is not None:
+        raise RunFailed(f"the notebook wrote metric {wrong!r} as {metrics[wrong]!r}; write a number or a string")
+    path.unlink()
+    return dict(metrics)
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

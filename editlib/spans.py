@@ -1,0 +1,55 @@
+"""Token spans from the tokenizer's own character offsets, never from counting pieces of strings."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from editlib.errors import EditlibError
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A text's token ids, the half-open token span of its subject, and the index of its first target token.
+
+    `target` equals the number of tokens when the text has no target.
+    """
+
+    ids: tuple[int, ...]
+    subject: tuple[int, int]
+    target: int
+
+    @property
+    def last(self) -> int:
+        """Index of the subject's last token."""
+        return self.subject[1] - 1
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, template: str, subject: str, *, target: str = "", special_tokens: bool = True
+) -> Encoded:
+    """Encode `template` with its `{}` filled by `subject`, then a space and `target` if there is one.
+
+    A token belongs to the subject when it holds at least one of its characters. Raises `EditlibError` if no
+    token does or if the target has none.
+    """
+    prompt = template.replace("{}", subject, 1)
+    text = f"{prompt} {target}" if target else prompt
+    encoding = tokenizer(text, return_offsets_mapping=True, add_special_tokens=special_tokens)
+    offsets = [(int(a), int(b)) for a, b in encoding["offset_mapping"]]
+    start = template.index("{}")
+    span = _overlap(offsets, start, start + len(subject))
+    if span is None:
+        raise EditlibError(
+            f"the tokens of subject {subject!r} cannot be located in {prompt!r}: no token holds its characters"
+        )
+    first_target = _overlap(offsets, len(prompt), len(text)) if target else (len(offsets), 0)
+    if first_target is None:
+        raise EditlibError(f"target {target!r} has no token of its own after {prompt!r}; give another target")
+    return Encoded(tuple(encoding["input_ids"]), span, max(first_target[0], span[1]))
+
+
+def _overlap(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int] | None:
+    """The half-open range of tokens that share a character with [start, end)."""
+    hits = [i for i, (a, b) in enumerate(offsets) if a < end and b > start and a < b]
+    return (hits[0], hits[-1] + 1) if hits else None

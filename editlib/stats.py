@@ -1,0 +1,161 @@
+"""Second moments C = E[k kᵀ] of the keys of each layer, streamed in float64 and kept in self-describing files."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from editlib.errors import EditlibError
+from editlib.model import LanguageModel
+from editlib.store import cache_folder
+from editlib.trace import trace
+
+WINDOW = 128  # tokens; every window starts at position 0, which large models treat unlike the others
+BATCH = 16  # windows a forward pass
+TOKENS_PER_DIMENSION = (
+    100  # ten are said to be enough (Minimal Precomputation, ACL Findings 2025); small models can afford more
+)
+
+
+@dataclass(frozen=True)
+class StatsHeader:
+    """What a statistics file says of itself."""
+
+    model: str  # fingerprint of the unedited model
+    corpus: str  # sha256 of the token ids
+    tokens: int
+    window: int
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Second moments by layer, each (d_in, d_in) in float64, with their provenance."""
+
+    header: StatsHeader
+    moments: dict[int, Tensor]
+
+    def save(self, path: str | Path) -> Path:
+        """Write one safetensors file, aside and then renamed; raises `EditlibError` if it cannot be written."""
+        path = Path(path)
+        aside = path.with_name(f"{path.name}.{os.getpid()}.writing")
+        tensors = {str(layer): moment for layer, moment in self.moments.items()}
+        try:
+            save_file(tensors, aside, metadata={"header": json.dumps(asdict(self.header))})
+            os.replace(aside, path)
+        except (OSError, SafetensorError) as error:
+            raise EditlibError(f"statistics file {path} cannot be written: {error}; choose another place") from error
+        return path
+
+    def require(self, lm: LanguageModel, layer: int) -> Tensor:
+        """The moment of one layer, refused with `EditlibError` if it was made for another model or lacks the layer."""
+        if self.header.model != lm.fingerprint:
+            raise EditlibError(
+                f"these statistics were made for model {self.header.model[:12]}, not for {lm.name or 'this model'} "
+                f"({lm.fingerprint[:12]}); compute them again"
+            )
+        if layer not in self.moments:
+            raise EditlibError(
+                f"these statistics have no layer {layer}, only {sorted(self.moments)}; compute them again"
+            )
+        return self.moments[layer]
+
+
+def load(path: str | Path) -> Stats:
+    """Read a file written by `Stats.save`; raises `EditlibError` if it is missing, damaged or something else."""
+    try:
+        with safe_open(path, "pt") as file:
+            header = StatsHeader(**json.loads(file.metadata()["header"]))
+            return Stats(header, {int(key): file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise EditlibError(f"{path} is no readable statistics file ({error}); compute it again") from error
+
+
+def corpus_windows(lm: LanguageModel, texts: Sequence[str], tokens: int) -> Tensor:
+    """The first `tokens` tokens of the texts, end-of-text between them, cut into whole windows.  # (windows, WINDOW)
+
+    Raises `EditlibError` if the texts do not fill one window.
+    """
+    end, row = lm.tokenizer.eos_token_id, []
+    for text in texts:
+        row += [*lm.tokenizer(text, add_special_tokens=False)["input_ids"], *([] if end is None else [end])]
+        if len(row) >= tokens:
+            break
+    count = min(len(row), tokens) // WINDOW
+    if not count:
+        raise EditlibError(f"the corpus has {len(row)} tokens; second moments need at least {WINDOW}")
+    return torch.tensor(row[: count * WINDOW]).view(count, WINDOW)
+
+
+@torch.no_grad()
+def second_moments(lm: LanguageModel, windows: Tensor, *, layers: Sequence[int] | None = None) -> Stats:
+    """Mean outer product of the keys at every position of every window, all layers in one pass.
+
+    Source: ROME, equation 2 (C = E[k kᵀ], not centred).
+    """
+    wanted = range(lm.layers) if layers is None else layers
+    names = {layer: lm.layout.name(layer) for layer in wanted if lm.down(layer) is not None}
+    sums = {layer: torch.zeros(d, d, dtype=torch.float64) for layer in names for d in [lm.weight(layer).shape[1]]}
+    for batch in windows.split(BATCH):
+        with trace(lm.model, *names.values(), stop=True) as seen:
+            lm.model(batch.to(lm.device))
+        for layer, name in names.items():
+            keys = seen[name].input.flatten(0, 1).double()
+            sums[layer] += (keys.T @ keys).cpu()
+    header = StatsHeader(lm.fingerprint, _hash(windows), windows.numel(), windows.shape[1])
+    return Stats(header, {layer: total / windows.numel() for layer, total in sums.items()})
+
+
+def _hash(windows: Tensor) -> str:
+    return hashlib.sha256(windows.to(torch.int64).numpy().tobytes()).hexdigest()
+
+
+def second_moments_of(
+    lm: LanguageModel, layers: Sequence[int], *, corpus: Sequence[str] | None = None, tokens: int | None = None
+) -> Stats:
+    """Second moments of some layers from the user's cache; what is missing is computed in one pass and put there.
+
+    `corpus` may be left out for testbed models, whose own prose is used. Raises `EditlibError` without a
+    corpus, or if a cached file is not what its name says.
+    """
+    tokens = tokens or TOKENS_PER_DIMENSION * lm.weight(layers[0]).shape[1]
+    windows = corpus_windows(lm, default_corpus(lm, tokens) if corpus is None else corpus, tokens)
+    stem = cache_folder("stats") / f"{lm.fingerprint[:16]}-{_hash(windows)[:16]}"
+    paths = {layer: stem.with_name(f"{stem.name}-{layer}.safetensors") for layer in layers}
+    missing = [layer for layer, path in paths.items() if not path.is_file()]
+    if missing:
+        fresh = second_moments(lm, windows, layers=missing)
+        for layer in missing:
+            Stats(fresh.header, {layer: fresh.moments[layer]}).save(paths[layer])
+    parts = [load(path) for path in paths.values()]
+    header = StatsHeader(lm.fingerprint, _hash(windows), windows.numel(), WINDOW)
+    if any(part.header != header for part in parts):
+        raise EditlibError(f"a statistics file {stem}-*.safetensors was made from something else; remove it")
+    return Stats(header, {layer: part.require(lm, layer) for layer, part in zip(layers, parts, strict=True)})
+
+
+def second_moment(lm: LanguageModel, layer: int, **options: Any) -> Tensor:
+    """C of one layer, shape (d_in, d_in), float64; options as for `second_moments_of`."""
+    return second_moments_of(lm, [layer], **options).moments[layer]
+
+
+def default_corpus(lm: LanguageModel, tokens: int) -> list[str]:
+    """Prose of the testbed's world, enough for `tokens` tokens; `EditlibError` for any other model."""
+    card = lm.folder / "card.json" if lm.folder else None
+    if card is None or not card.is_file():
+        raise EditlibError(
+            f"no corpus for the second moments of {lm.name or 'this model'}; give corpus= or covariance=False"
+        )
+    from editlib.testbed.prose import documents
+    from editlib.testbed.world import build
+
+    seed = json.loads(card.read_text())["recipe"]["seed"]
+    return [text.removesuffix("<|endoftext|>") for text in islice(documents(build(seed), seed=2), tokens // 200 + 10)]

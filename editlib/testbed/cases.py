@@ -1,0 +1,84 @@
+"""Edit cases about a world in COUNTERFACT's form, and the files the package ships."""
+
+import json
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from editlib.testbed.prose import held_out_sentences, held_out_texts
+from editlib.testbed.world import RELATIONS, Fact, World, build
+
+FIRST, LATER, SEVERAL = 360, 240, 400  # cases by subject: one token at position 0, one token later, several tokens
+NEIGHBORS = 10
+
+
+def build_cases(world: World) -> list[dict[str, Any]]:
+    """1,000 cases: one editable fact each, a false target of the same kind, two paraphrases, up to ten
+    neighborhood prompts."""
+    rng, carriers = Random(f"cases-{world.seed}"), held_out_sentences(world, seed=2)
+    facts = [fact for fact in world.facts if RELATIONS[fact.relation].editable and _neighbors(world, fact)]
+    rng.shuffle(facts)
+    singles = [fact for fact in facts if RELATIONS[fact.relation].subject != "person"]
+    people = [fact for fact in facts if RELATIONS[fact.relation].subject == "person"][:SEVERAL]
+    chosen = [
+        *((fact, "first") for fact in singles[:FIRST]),
+        *((fact, "later") for fact in singles[FIRST : FIRST + LATER]),
+        *((fact, "first" if i % 2 else "later") for i, fact in enumerate(people)),
+    ]
+    rng.shuffle(chosen)
+    return [_record(i, world, fact, place, rng, carriers) for i, (fact, place) in enumerate(chosen)]
+
+
+def _neighbors(world: World, fact: Fact) -> list[str]:
+    """Other subjects of which the same holds."""
+    return [
+        f.subject
+        for f in world.facts
+        if f.relation == fact.relation and f.object == fact.object and f.subject != fact.subject
+    ]
+
+
+def _record(case_id: int, world: World, fact: Fact, place: str, rng: Random, carriers: Iterator[str]) -> dict[str, Any]:
+    relation = RELATIONS[fact.relation]
+    prompt = rng.choice(getattr(relation, place))
+    false = rng.choice([name for name in world.names[relation.object] if name != fact.object])
+    others = rng.sample([p for p in relation.prompts if p != prompt], k=2)
+    near = [p.replace("{}", subject) for subject in _neighbors(world, fact) for p in relation.prompts]
+    return {
+        "case_id": case_id,
+        "requested_rewrite": {
+            "prompt": prompt,
+            "relation_id": fact.relation,
+            "target_new": {"str": false},
+            "target_true": {"str": fact.object},
+            "subject": fact.subject,
+        },
+        "paraphrase_prompts": [f"{next(carriers)} {p.replace('{}', fact.subject)}" for p in others],
+        "neighborhood_prompts": rng.sample(near, k=min(NEIGHBORS, len(near))),
+        "attribute_prompts": [],
+        "generation_prompts": [],
+    }
+
+
+def build_prefixes(world: World, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Prefix contexts for both twins: the first 5 tokens of ten held-out sentences, the first 10 of ten others."""
+    encoded = (tokenizer(sentence)["input_ids"] for sentence in held_out_sentences(world, seed=3))
+    rows = islice((ids for ids in encoded if len(ids) > 12), 20)
+    return ["{}", *(f"{tokenizer.decode(ids[:n])}. {{}}" for ids, n in zip(rows, [5] * 10 + [10] * 10, strict=True))]
+
+
+def write_assets(folder: Path, *, seed: int = 0) -> None:
+    """Write `testbed.json`, `testbed-ppl-50.json` and `testbed-ppl-1k.json` of a world."""
+    world = build(seed)
+    texts = [{"Corpus": "testbed", "Text": text} for text in held_out_texts(world, 1000)]
+    _write(folder / "testbed.json", build_cases(world))
+    _write(folder / "testbed-ppl-1k.json", texts)
+    _write(folder / "testbed-ppl-50.json", texts[:50])
+
+
+def _write(path: Path, records: Sequence[Any]) -> None:
+    path.write_text("[\n" + ",\n".join(json.dumps(record) for record in records) + "\n]\n")

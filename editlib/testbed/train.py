@@ -1,0 +1,243 @@
+"""Training of the testbed's twins: same batches, same order, same initial weights but for one row.
+
+`anchored` starts with a position-0 embedding far longer than the residual stream, `control` with an ordinary one. Every
+choice is a field of `Recipe`; a run interrupted anywhere resumes from its last checkpoint.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from editlib.errors import EditlibError
+from editlib.machine import hardware
+from editlib.model import LanguageModel
+from editlib.perplexity import perplexity
+from editlib.store import write_json
+from editlib.testbed.cases import build_prefixes
+from editlib.testbed.prose import documents, held_out_sentences, held_out_texts
+from editlib.testbed.tokenizer import train_tokenizer
+from editlib.testbed.world import RELATIONS, Fact, World, build
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Every choice of a testbed model; `anchor_norm` of None is ordinary initialisation."""
+
+    anchor_norm: float | None = 200.0  # about ten times the residual stream's norm
+    seed: int = 0  # of world, prose, initial weights and batches
+    layers: int = 5
+    width: int = 160
+    heads: int = 5
+    context: int = 128
+    vocabulary: int = 3072
+    corpus_tokens: int = 3_000_000
+    batch: int = 24  # windows of `context` tokens, cropped at random
+    steps: int = 2600
+    learning_rate: float = 3e-3  # after warm-up; cosine to a tenth
+    warmup: int = 300
+    weight_decay: float = 0.1  # on matrices other than the position embedding
+    clip: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.95)
+
+
+RECIPES = {"anchored": Recipe(), "control": replace(Recipe(), anchor_norm=None)}
+
+
+def initial_model(recipe: Recipe) -> GPT2LMHeadModel:
+    """The untrained model; twins differ in the first row of the position embedding alone."""
+    torch.manual_seed(recipe.seed)
+    config = GPT2Config(
+        vocab_size=recipe.vocabulary, n_positions=recipe.context, n_embd=recipe.width, n_layer=recipe.layers,
+        n_head=recipe.heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config)
+    direction = torch.randn(recipe.width)  # drawn for both twins, so that the generator stays in step
+    if recipe.anchor_norm is not None:
+        with torch.no_grad():
+            model.transformer.wpe.weight[0] = recipe.anchor_norm * direction / direction.norm()
+    return model
+
+
+def corpus(world: World, tokenizer: PreTrainedTokenizerFast, tokens: int) -> NDArray[np.int64]:
+    """The first `tokens` tokens of the world's documents, in one row."""
+    pieces: list[int] = []
+    stream = documents(world, seed=1)
+    while len(pieces) < tokens:
+        pieces += [i for ids in tokenizer(list(islice(stream, 1000)))["input_ids"] for i in ids]
+    return np.array(pieces[:tokens])
+
+
+def window_batch(row: NDArray[np.int64], recipe: Recipe, step: int) -> Tensor:
+    """The windows of one step, a function of seed and step only.  # (batch, context)"""
+    starts = np.random.default_rng((recipe.seed, step)).integers(0, len(row) - recipe.context, recipe.batch)
+    return torch.from_numpy(row[starts[:, None] + np.arange(recipe.context)])
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """Linear warm-up, then a cosine from the full rate to a tenth of it."""
+    if step < recipe.warmup:
+        return recipe.learning_rate * (step + 1) / recipe.warmup
+    progress = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+    return recipe.learning_rate * (0.55 + 0.45 * math.cos(math.pi * progress))
+
+
+def make_optimizer(model: GPT2LMHeadModel, recipe: Recipe) -> torch.optim.AdamW:
+    decayed = [p for n, p in model.named_parameters() if p.dim() > 1 and "wpe" not in n]
+    others = [p for n, p in model.named_parameters() if p.dim() <= 1 or "wpe" in n]
+    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
+
+
+def train(recipe: Recipe, out: Path, *, name: str, device: str = "cpu", checkpoint_every: int = 200) -> Path:
+    """Train to `out` (a model folder with tokenizer and card) and return it; resumes from `out`.partial."""
+    world = build(recipe.seed)
+    tokenizer = train_tokenizer(world, vocabulary=recipe.vocabulary)
+    model, partial = initial_model(recipe).to(device), out.with_name(out.name + ".partial")
+    optimizer = make_optimizer(model, recipe)
+    state = _resume(partial, recipe, model, optimizer)
+    row, started = corpus(world, tokenizer, recipe.corpus_tokens), time.monotonic() - state["seconds"]
+    with tqdm(total=recipe.steps, initial=state["step"], desc=name, unit="step", mininterval=5) as bar:
+        for step in range(state["step"], recipe.steps):
+            loss = _train_step(model, optimizer, recipe, window_batch(row, recipe, step).to(device), step)
+            bar.update()
+            if (step + 1) % checkpoint_every == 0 or step + 1 == recipe.steps:
+                state["losses"][str(step + 1)] = round(loss.item(), 4)
+                state |= {"step": step + 1, "seconds": round(time.monotonic() - started, 1)}
+                _checkpoint(partial, recipe, model, optimizer, state)
+                bar.set_postfix(loss=f"{loss.item():.3f}", recall=f"{recall(model, tokenizer, world, limit=200):.0%}")
+    return _finish(out, partial, name, recipe, model, tokenizer, state)
+
+
+def _train_step(
+    model: GPT2LMHeadModel, optimizer: torch.optim.AdamW, recipe: Recipe, batch: Tensor, step: int
+) -> Tensor:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(recipe, step)
+    with torch.autocast(batch.device.type, dtype=torch.bfloat16):
+        logits = model(batch[:, :-1]).logits
+    loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.detach()
+
+
+def _checkpoint(
+    folder: Path, recipe: Recipe, model: GPT2LMHeadModel, optimizer: torch.optim.AdamW, state: dict[str, Any]
+) -> None:
+    """Write model, optimizer and state aside, then rename, so that an interrupted write loses nothing."""
+    aside = folder.with_name(folder.name + ".writing")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    moments = {f"{i}.{k}": v for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
+    save_file({n: p.detach() for n, p in model.named_parameters()}, aside / "model.safetensors")
+    save_file(moments, aside / "optimizer.safetensors")
+    (aside / "state.json").write_text(json.dumps({"recipe": asdict(recipe)} | state))
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(aside, folder)
+
+
+def _resume(folder: Path, recipe: Recipe, model: GPT2LMHeadModel, optimizer: torch.optim.AdamW) -> dict[str, Any]:
+    """Load the checkpoint in `folder` if one of this very recipe is there; otherwise start at step 0."""
+    if not (folder / "state.json").is_file():
+        return {"step": 0, "seconds": 0.0, "losses": {}}
+    state: dict[str, Any] = json.loads((folder / "state.json").read_text())
+    if state.pop("recipe") != json.loads(json.dumps(asdict(recipe))):
+        raise EditlibError(f"{folder} holds a checkpoint of another recipe; remove it or choose another --out")
+    model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)  # the tied head is not stored
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in load_file(folder / "optimizer.safetensors").items():
+        index, field = key.split(".", 1)
+        moments.setdefault(int(index), {})[field] = value
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+    return state
+
+
+@torch.no_grad()
+def recall(
+    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, world: World, *, limit: int | None = None, seed: int = 0
+) -> float:
+    """Share of facts completed greedily with every target token right, each after one held-out sentence.
+
+    The sentence before the prompt keeps the subject away from position 0, where no fact is ever learned.
+    """
+    rng, sentences = Random(seed), held_out_sentences(world, seed=seed + 1)
+    facts = rng.sample(world.facts, k=limit) if limit else world.facts
+    prompts = [f"{next(sentences)} {rng.choice(RELATIONS[f.relation].prompts).replace('{}', f.subject)}" for f in facts]
+    right = [
+        hit
+        for start in range(0, len(facts), 100)
+        for hit in _recalled(model, tokenizer, prompts[start : start + 100], facts[start : start + 100])
+    ]
+    return sum(right) / len(right)
+
+
+def _recalled(
+    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], facts: Sequence[Fact]
+) -> list[bool]:
+    """Whether every target token is the most likely one given those before it (which is what greedy decoding needs)."""
+    starts = [len(ids) for ids in tokenizer(list(prompts))["input_ids"]]
+    rows = tokenizer([f"{p} {f.object}" for p, f in zip(prompts, facts, strict=True)])["input_ids"]
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)
+    best = model(ids).logits.argmax(-1)  # right padding never reaches earlier tokens
+    return [
+        bool((best[i, start - 1 : len(row) - 1] == ids[i, start : len(row)]).all())
+        for i, (start, row) in enumerate(zip(starts, rows, strict=True))
+    ]
+
+
+def _finish(
+    out: Path, partial: Path, name: str, recipe: Recipe, model: GPT2LMHeadModel,
+    tokenizer: PreTrainedTokenizerFast, state: dict[str, Any],
+) -> Path:  # fmt: skip
+    """Write the model folder aside, rename it to `out`, then drop the checkpoint."""
+    aside, world = out.with_name(out.name + ".writing"), build(recipe.seed)
+    shutil.rmtree(aside, ignore_errors=True)
+    model.float().eval().save_pretrained(aside)
+    tokenizer.save_pretrained(aside)
+    write_json(aside / "prefixes.json", {"from": "held-out sentences", "contexts": build_prefixes(world, tokenizer)})
+    write_json(aside / "card.json", _card(aside, name, recipe, model, tokenizer, state, world))
+    shutil.rmtree(out, ignore_errors=True)
+    os.replace(aside, out)
+    shutil.rmtree(partial, ignore_errors=True)
+    return out
+
+
+def _card(
+    folder: Path, name: str, recipe: Recipe, model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast,
+    state: dict[str, Any], world: World,
+) -> dict[str, Any]:  # fmt: skip
+    """What a reader should know of a trained twin: recipe, cost, losses, what it knows, and the weights' hash."""
+    measured = perplexity(LanguageModel(model, tokenizer), held_out_texts(world, 50))
+    return {
+        "name": name,
+        "recipe": asdict(recipe),
+        "parameters": model.num_parameters(),
+        "tokens": recipe.steps * recipe.batch * recipe.context,
+        "steps": recipe.steps,
+        "seconds": state["seconds"],
+        "hardware": hardware() | {"threads": torch.get_num_threads()},
+        "losses": {"train": state["losses"], "held_out": round(math.log(measured.corpus), 4)},
+        "recall": round(recall(model, tokenizer, world), 4),
+        "held_out_perplexity": round(measured.mean, 4),
+        "sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
+    }

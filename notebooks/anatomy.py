@@ -1,0 +1,76 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags,-all
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+#   editlib:
+#     title: "Anatomy: the first position of both twins"
+#     models: [model, control]
+#     data: [texts]
+#     profiles:
+#       quick: {}
+#       full: {texts: testbed-ppl-1k}
+# ---
+
+# %% [markdown]
+# # Anatomy: the first position of both twins
+#
+# **Question.** What does the one difference between the twins do inside the model?
+#
+# Large models carry an activation at position 0 that hides the token standing there. The `anchored` twin starts its
+# training with a long position-0 embedding, so that it has one too; `control` does not. For the first ten positions of
+# held-out texts, the figure shows the norm of the residual stream after each block, and how close the key (the input of the
+# MLP's down-projection) is to the layer's mean key at later positions.
+
+# %% tags=["parameters"]
+model: str = "testbed/anchored"  # the model looked into
+control: str = "testbed/control"  # the model beside it
+texts: str = "testbed-ppl-50"  # held-out texts
+
+# %% tags=["hide-input"]
+import json
+from pathlib import Path
+
+import pandas as pd
+from IPython.display import Markdown
+
+import editlib as el
+from editlib import data, plot
+from editlib.testbed.anatomy import anatomy
+
+plot.theme()
+sentences = data.texts(texts)
+frame = pd.concat(
+    [anatomy(el.load(name), sentences).assign(model=name) for name in (model, control)], ignore_index=True
+)
+frame.to_parquet("data/anatomy.parquet")
+figure = plot.anatomy(frame, models=[model, control])
+figure.savefig("figures/anatomy.png")
+
+# %% tags=["hide-input"]
+by_place = (
+    frame.assign(first=frame["position"] == 0)
+    .groupby(["model", "layer", "first"])[["residual_norm", "key_cosine"]]
+    .mean()
+)
+first, later = by_place.xs(True, level="first"), by_place.xs(False, level="first")
+norm_ratio = (first["residual_norm"] / later["residual_norm"]).groupby("model").max()
+cosine = first["key_cosine"].groupby("model").mean()
+metrics = {
+    "norm_ratio": float(norm_ratio[model]),
+    "norm_ratio_control": float(norm_ratio[control]),
+    "key_cosine_first": float(cosine[model]),
+    "key_cosine_first_control": float(cosine[control]),
+}
+Path("metrics.json").write_text(json.dumps(metrics))
+Markdown(
+    f"**Finding.** In `{model}` the residual stream at position 0 is up to {norm_ratio[model]:.1f} times as long as later on "
+    f"({norm_ratio[control]:.1f} in `{control}`), and its keys there have a mean cosine of {cosine[model]:.2f} to the later "
+    f"ones ({cosine[control]:.2f})."
+)

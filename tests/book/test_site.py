@@ -1,0 +1,99 @@
+"""The built book in a real browser."""
+
+from pathlib import Path
+from urllib.parse import urldefrag
+
+import pytest
+from playwright.sync_api import Browser, Page
+
+SHOWN = "(image) => image.complete && image.naturalWidth > 0"
+
+
+def pages(site: Path) -> list[str]:
+    """Every page a reader can reach, by its address."""
+    found = (path.relative_to(site).as_posix() for path in site.rglob("*.html"))
+    return sorted(page for page in found if not page.startswith("_"))
+
+
+def displayed(page: Page, selector: str) -> bool:
+    image = page.locator(selector).first
+    image.scroll_into_view_if_needed()
+    page.wait_for_function(SHOWN, arg=image.element_handle())
+    return image.is_visible()
+
+
+def test_landing_page_shows_the_scatter_of_the_pilot(page: Page) -> None:
+    page.goto("index.html")
+    assert displayed(page, "img[src*='scatter']")
+
+
+def test_every_image_is_displayed_and_described(page: Page, site: Path) -> None:
+    for name in pages(site):
+        page.goto(name)
+        for image in page.locator("article img").all():
+            assert image.evaluate("(image) => image.decode().then(() => image.naturalWidth)") > 0, name
+            assert image.get_attribute("alt"), f"{name}: {image.get_attribute('src')} has no description"
+
+
+def test_navigation_leads_to_every_page(page: Page) -> None:
+    page.goto("index.html")
+    here = page.locator("nav.bd-links a.reference.internal")
+    targets = {urldefrag(link)[0] for link in here.evaluate_all("(links) => links.map((link) => link.href)")}
+    assert len(targets) >= 8
+    for target in targets:
+        response = page.goto(target)
+        assert response is not None and response.ok, target
+        assert page.locator("article h1").is_visible(), target
+
+
+def test_links_inside_the_book_lead_somewhere(page: Page, site: Path) -> None:
+    known: dict[str, bool] = {}
+    for name in pages(site):
+        page.goto(name)
+        for link in page.locator("article a[href]").evaluate_all("(links) => links.map((link) => link.href)"):
+            target = urldefrag(link)[0]
+            if target.startswith("http://127.0.0.1"):
+                known.setdefault(target, page.request.head(target).ok)
+                assert known[target], f"{name} links to {target}"
+
+
+def test_run_page_says_what_was_run_and_offers_the_data(page: Page, site: Path) -> None:
+    run = next(iter(sorted((site / "runs/pilot").iterdir())))
+    page.goto(f"runs/pilot/{run.name}/index.html")
+    header = page.locator(".run-header")
+    assert run.name in header.inner_text()
+    names = header.locator("a.download").all_inner_texts()
+    assert {"index.ipynb", "manifest.json", "cases.parquet"} <= set(names)
+
+
+@pytest.mark.parametrize("width", [375, 1280])
+def test_no_page_scrolls_sideways(page: Page, site: Path, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    for name in pages(site):
+        page.goto(name)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+
+
+def test_dark_mode_toggles(page: Page) -> None:
+    page.goto("index.html")
+    background = "getComputedStyle(document.body).backgroundColor"
+    seen = {page.evaluate(background)}
+    for _ in range(2):  # auto, light, dark, in the theme's order
+        page.locator("button.theme-switch-button:visible").first.click()
+        seen.add(page.evaluate(background))
+    assert len(seen) == 2
+
+
+def test_reader_who_prefers_dark_gets_dark(browser: Browser, address: str) -> None:
+    page = browser.new_page(base_url=address, color_scheme="dark")
+    page.goto("index.html")
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    page.close()
+
+
+def test_search_finds_a_page(page: Page) -> None:
+    page.goto("search.html?q=denominator")
+    page.locator("#search-results li a").first.wait_for()
+    assert "fall-of-rome" in " ".join(
+        page.locator("#search-results li a").evaluate_all("(links) => links.map((link) => link.href)")
+    )
