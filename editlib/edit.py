@@ -71,7 +71,7 @@ class Edit:
         """Add the change to the model's weights inside the block; restore them bit for bit after it, also on error."""
         self._check(lm)
         weights = {name: lm.model.get_submodule(name.removesuffix(".weight")) for name in self.factors}
-        kept = {name: module.weight.detach().clone() for name, module in weights.items()}  # type: ignore[operator]
+        kept = {name: module.weight.detach().clone() for name, module in weights.items()}
         try:
             with torch.no_grad():
                 for name, module in weights.items():
@@ -80,7 +80,7 @@ class Edit:
         finally:
             with torch.no_grad():
                 for name, module in weights.items():
-                    module.weight.copy_(kept[name])  # type: ignore[operator]
+                    module.weight.copy_(kept[name])
 
     def delta(self, name: str) -> Tensor:
         """The dense change of one weight, shape (d_out, d_in)."""

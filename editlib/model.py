@@ -45,26 +45,25 @@ class LanguageModel:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    layout: Layout = None  # type: ignore[assignment]  # filled in below
+    layout: Layout = Layout("", "")  # found in the module tree when not given
     name: str = ""
     folder: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.tokenizer.is_fast:
             raise EditlibError(f"tokenizer {type(self.tokenizer).__name__} has no offsets; load it with use_fast=True")
-        if self.layout is None:
+        if not self.layout.blocks:
             object.__setattr__(self, "layout", find_layout(self.model))
         self.model.eval().requires_grad_(False)
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        return torch.device(self.model.device)
 
     @property
     def layers(self) -> int:
         """Number of blocks."""
-        blocks = self.model.get_submodule(self.layout.blocks)
-        return len(blocks)  # type: ignore[arg-type]
+        return len(self.model.get_submodule(self.layout.blocks))
 
     def down(self, layer: int) -> nn.Module:
         """The down-projection of one layer: its input is the key, its output the value."""
@@ -72,7 +71,8 @@ class LanguageModel:
             raise EditlibError(
                 f"layer {layer} is out of range: {self.name or 'the model'} has layers 0 to {self.layers - 1}"
             )
-        return self.model.get_submodule(self.layout.name(layer))
+        module: nn.Module = self.model.get_submodule(self.layout.name(layer))
+        return module
 
     def weight(self, layer: int) -> Tensor:
         """The memory of one layer as a view of shape (d_out, d_in), whichever way the module stores it."""
@@ -84,7 +84,7 @@ class LanguageModel:
         digest = hashlib.sha256()
         for name, parameter in sorted(self.model.named_parameters()):
             digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
-            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
 
@@ -142,10 +142,20 @@ def load(
     source = str(folder or name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], use_safetensors=True, **options)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise EditlibError(f"model {name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
-    return LanguageModel(model.to(device), tokenizer, name=name, folder=folder)
+    if info["missing_keys"]:  # transformers would leave these at random values
+        lost = sorted(info["missing_keys"])[0]
+        raise EditlibError(f"model {name!r} cannot be loaded: its files have no weight {lost}; copy it again")
+    try:
+        model = model.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch raises either, by what it was built with
+        reason = str(error).strip().splitlines()[0]
+        raise EditlibError(f"device {device!r} cannot be used ({reason}); use cpu or cuda") from error
+    return LanguageModel(model, tokenizer, name=name, folder=folder)
 
 
 def testbed_names() -> list[str]:
@@ -164,7 +174,10 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model folder, those its index names if it has one."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        return [folder / file for file in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        try:
+            return [folder / file for file in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        except (ValueError, KeyError, TypeError) as error:
+            raise EditlibError(f"{index} is truncated or damaged ({error!r}); copy it again") from error
     return [folder / "model.safetensors"]
 
 

@@ -8,11 +8,12 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
 KINDS = ("one token, first", "one token, later", "several tokens")
 COLORS = dict(zip(KINDS, ("#d55e00", "#0072b2", "#8c8c8c"), strict=True))  # Okabe-Ito, tells apart for all readers
-MARKERS = dict(zip(KINDS, ("^", "o", "."), strict=True))
+MARKERS = dict(zip(KINDS, ("^", "o", "s"), strict=True))
 
 
 def theme() -> None:
@@ -64,7 +65,7 @@ def scatter(frame: pd.DataFrame, *, unedited: float, collapse_ratio: float, titl
             heights[mine],
             c=COLORS[kind],
             marker=MARKERS[kind],
-            s=34 if kind == KINDS[0] else 26,
+            s=34 if kind == KINDS[0] else 16,
             alpha=0.75,
             linewidths=0,
             label=f"{kind} ({mine.sum():,})",
@@ -110,7 +111,7 @@ def comparison(frame: pd.DataFrame, *, collapse_ratio: float) -> Figure:
         mine = (frame["kind"] == kind).to_numpy()
         rows = frame["arm"][mine].map(arms.index).to_numpy() + offset + rng.uniform(-0.09, 0.09, mine.sum())
         axes.scatter(
-            heights[mine], rows, c=COLORS[kind], marker=MARKERS[kind], s=20, alpha=0.55, linewidths=0, label=kind
+            heights[mine], rows, c=COLORS[kind], marker=MARKERS[kind], s=16, alpha=0.55, linewidths=0, label=kind
         )
     axes.axvline(1, color="black", lw=1, zorder=0)
     axes.axvline(collapse_ratio, color="black", lw=1, ls="--", zorder=0)
@@ -164,28 +165,26 @@ def denominators(frame: pd.DataFrame, *, collapse_ratio: float) -> Figure:
 
 
 def anatomy(frame: pd.DataFrame, *, models: Sequence[str]) -> Figure:
-    """Residual norm and key cosine by position and layer: a row of two panels for each model.
+    """Residual norm and cosine between texts' keys by position and layer: a row of two panels for each model.
 
-    `frame` has one row per model, layer and position: residual_norm, key_cosine (to the layer's mean key elsewhere).
+    `frame` has one row per model, layer and position: residual_norm, key_cosine.
     """
-    figure, grid = plt.subplots(
-        len(models), 2, figsize=(9, 3.1 * len(models)), sharex=True, sharey="col", layout="constrained"
-    )
-    measures = {"residual_norm": "Residual norm", "key_cosine": "Cosine of key to mean later key"}
+    size = (9, 3.2 * len(models))
+    figure, grid = plt.subplots(len(models), 2, figsize=size, sharex=True, sharey="col", layout="constrained")
+    measures = {"residual_norm": "Norm of the residual stream", "key_cosine": "Cosine between texts' keys"}
     for row, model in zip(grid, models, strict=True):
+        mine = frame[frame["model"] == model]
         for axes, (column, label) in zip(row, measures.items(), strict=True):
             sns.lineplot(
-                frame[frame["model"] == model],
-                x="position",
-                y=column,
-                hue="layer",
-                palette="viridis",
-                marker="o",
-                ax=axes,
-                legend=axes is grid[0, 0],
-                errorbar=None,
+                mine, x="position", y=column, hue="layer", palette="viridis", marker="o", ax=axes, legend="full"
             )
             axes.set(title=model, ylabel=label, xlabel="Position of the token")
-        row[0].set_yscale("log")
-    grid[0, 0].legend(title="Layer", ncols=2, fontsize=9)
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    for axes in grid.flat:
+        axes.get_legend().remove()
+    grid[0, 0].set_yscale("log")
+    grid[0, 0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    grid[0, 0].yaxis.set_major_formatter("{x:g}")
+    grid[0, 0].yaxis.set_minor_locator(NullLocator())
+    figure.legend(handles, labels, title="Layer", loc="outside lower center", ncols=len(labels))
     return figure

@@ -44,7 +44,7 @@ def encode(
             f"the tokens of subject {subject!r} cannot be located in {prompt!r}: no token holds its characters"
         )
     first_target = _overlap(offsets, len(prompt), len(text)) if target else (len(offsets), 0)
-    if first_target is None:
+    if first_target is None or (target and span[1] >= first_target[1]):
         raise EditlibError(f"target {target!r} has no token of its own after {prompt!r}; give another target")
     return Encoded(tuple(encoding["input_ids"]), span, max(first_target[0], span[1]))
 

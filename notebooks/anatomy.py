@@ -25,8 +25,9 @@
 #
 # Large models carry an activation at position 0 that hides the token standing there. The `anchored` twin starts its
 # training with a long position-0 embedding, so that it has one too; `control` does not. For the first ten positions of
-# held-out texts, the figure shows the norm of the residual stream after each block, and how close the key (the input of the
-# MLP's down-projection) is to the layer's mean key at later positions.
+# held-out texts, the figure shows the norm of the residual stream after each block, and how alike the keys (the inputs of
+# the MLP's down-projection) of two different texts are: near 1, the key no longer tells which token stands there. Each
+# first token counts once, so that texts are not alike at position 0 because they begin with the same word.
 
 # %% tags=["parameters"]
 model: str = "testbed/anchored"  # the model looked into
@@ -68,9 +69,9 @@ metrics = {
     "key_cosine_first": float(cosine[model]),
     "key_cosine_first_control": float(cosine[control]),
 }
-Path("metrics.json").write_text(json.dumps(metrics))
+_ = Path("metrics.json").write_text(json.dumps(metrics))
 Markdown(
     f"**Finding.** In `{model}` the residual stream at position 0 is up to {norm_ratio[model]:.1f} times as long as later on "
-    f"({norm_ratio[control]:.1f} in `{control}`), and its keys there have a mean cosine of {cosine[model]:.2f} to the later "
-    f"ones ({cosine[control]:.2f})."
+    f"({norm_ratio[control]:.1f} in `{control}`), and the keys of two texts there have a mean cosine of {cosine[model]:.2f} "
+    f"over all layers ({cosine[control]:.2f})."
 )

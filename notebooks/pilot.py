@@ -14,7 +14,7 @@
 #     models: [model, control]
 #     data: [cases, texts]
 #     profiles:
-#       quick: {n: 90}
+#       quick: {n: 60}
 #       full: {n: 1000}
 # ---
 
@@ -36,7 +36,7 @@ model: str = "testbed/anchored"  # the model to edit
 control: str = "testbed/control"  # a model without the anomaly, edited the same way; empty for none
 cases: str = "testbed"  # edit cases: a name or a file in COUNTERFACT's form
 texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
-n: int = 90  # cases drawn
+n: int = 60  # cases drawn
 seed: int = 0  # of the draw
 method: str = "rome"  # the method under test
 remedy: str = "c-rome"  # the method beside it
@@ -64,8 +64,8 @@ Markdown(
 # %% [markdown]
 # ## Edit every case
 #
-# The method under test runs as published, with the keys' second moment $C$. The same edit without $C$ is run beside it: the
-# released configurations of both papers leave $C$ out, although the formula has it.
+# The method under test runs as published, with the keys' second moment C = E[k kᵀ]. The same edit without C is run
+# beside it: the released configurations of both papers leave C out, although the formula has it.
 
 # %% tags=["hide-input"]
 bare = f"{method}, C left out"
@@ -109,10 +109,18 @@ Markdown(
 # ### The ten worst
 
 # %% tags=["hide-input"]
-columns = ["case_id", "prompt", "subject", "target_true", "target_new", "kind", "perplexity_mean", "perplexity_ratio"]
-main.sort_values("perplexity_ratio", ascending=False, na_position="first").head(10)[columns].style.format(
-    {"perplexity_mean": "{:,.1f}", "perplexity_ratio": "{:,.1f}"}
-).hide(axis="index")
+worst = main.sort_values("perplexity_ratio", ascending=False, na_position="first").head(10)
+pd.DataFrame(
+    {
+        "case": worst["case_id"],
+        "prompt": [row.prompt.replace("{}", row.subject) for row in worst.itertuples()],
+        "true target": worst["target_true"],
+        "edited to": worst["target_new"],
+        "subject": worst["kind"],
+        "perplexity": worst["perplexity_mean"].map("{:,.1f}".format),
+        "times unedited": worst["perplexity_ratio"].map("{:,.1f}".format),
+    }
+).style.hide(axis="index")
 
 # %% [markdown]
 # ## Do other keys, or another model, prevent it?
@@ -137,7 +145,7 @@ table.style.format({"median": "{:,.2f}", "maximum": "{:,.2f}", "target_probabili
 
 # %% tags=["hide-input"]
 parts = [
-    f"{row.collapsed} of {row.edits} edits collapse with {arm} (at most {row.maximum:,.2f} times)"
+    f"{int(row.collapsed)} of {int(row.edits)} edits collapse with {arm} (at most {row.maximum:,.2f} times)"
     for arm, row in table.iterrows()
 ]
 Markdown("**Finding.** " + "; ".join(parts) + ".")
@@ -163,7 +171,6 @@ Markdown(f"**Finding.** Median |denominator| over |consistent denominator|, by s
 # ## Beside the published numbers
 #
 # GPT-J, ROME, one edit each, read from the vector figure of the first author's slides (NICE seminar no. 33, 2024, p. 10).
-# The first row of each pair is GPT-J, the second is this run.
 
 # %% tags=["hide-input"]
 published = pd.DataFrame(
@@ -228,4 +235,4 @@ if control:
         "collapsed_control": int(checked["collapsed"].sum()),
         "max_ratio_control": most(checked),
     }
-Path("metrics.json").write_text(json.dumps(metrics))
+_ = Path("metrics.json").write_text(json.dumps(metrics))

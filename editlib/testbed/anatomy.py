@@ -15,26 +15,26 @@ POSITIONS = 10
 
 @torch.no_grad()
 def anatomy(lm: LanguageModel, texts: Sequence[str]) -> pd.DataFrame:
-    """One row per layer and position: mean norm of the residual stream after the block, and mean cosine between the key
-    there and the layer's mean key over positions 1 and later. Texts shorter than `POSITIONS` tokens are left out.
+    """One row per layer and position: mean norm of the residual stream after the block (`residual_norm`), and mean
+    cosine between the keys of two texts there (`key_cosine`; near 1 where the key no longer tells the token).
+
+    Only texts of at least `POSITIONS` tokens count, and one for each first token.
     """
-    ids = torch.tensor([row[:POSITIONS] for row in encode_texts(lm, texts) if len(row) >= POSITIONS], device=lm.device)
+    rows = {row[0]: row[:POSITIONS] for row in encode_texts(lm, texts) if len(row) >= POSITIONS}
     blocks = {layer: f"{lm.layout.blocks}.{layer}" for layer in range(lm.layers)}
     downs = {layer: lm.layout.name(layer) for layer in blocks}
     with trace(lm.model, *blocks.values(), *downs.values()) as seen:
-        lm.model(ids)
-    rows = []
-    for layer in blocks:
-        norms = seen[blocks[layer]].output.float().norm(dim=-1).mean(0)
-        cosines = _cosine_to_later(seen[downs[layer]].input.float())
-        rows += [
-            {"layer": layer, "position": p, "residual_norm": norms[p].item(), "key_cosine": cosines[p].item()}
-            for p in range(POSITIONS)
-        ]
-    return pd.DataFrame(rows)
+        lm.model(torch.tensor(list(rows.values()), device=lm.device))
+    norms = {layer: seen[name].output.float().norm(dim=-1).mean(0) for layer, name in blocks.items()}
+    cosines = {layer: _cosine_between(seen[name].input.float()) for layer, name in downs.items()}
+    return pd.DataFrame(
+        {"layer": layer, "position": p, "residual_norm": norms[layer][p].item(), "key_cosine": cosines[layer][p].item()}
+        for layer in blocks
+        for p in range(POSITIONS)
+    )
 
 
-def _cosine_to_later(keys: Tensor) -> Tensor:
-    """Mean cosine by position between keys (texts, positions, d) and their mean over positions 1 and later."""
-    reference = keys[:, 1:].mean((0, 1))
-    return torch.nn.functional.cosine_similarity(keys, reference, dim=-1).mean(0)
+def _cosine_between(keys: Tensor) -> Tensor:
+    """Mean cosine over all pairs of texts, by position, of keys (texts, positions, d)."""
+    count, units = len(keys), torch.nn.functional.normalize(keys, dim=-1)
+    return (units.sum(0).square().sum(-1) - count) / (count * (count - 1))

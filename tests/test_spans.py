@@ -1,0 +1,176 @@
+"""Where the subject's and the target's tokens are, checked against the bytes every token stands for."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers
+from transformers import PreTrainedTokenizerFast
+
+from editlib.edit import EditRequest
+from editlib.errors import EditlibError
+from editlib.model import LanguageModel
+from editlib.spans import encode
+from editlib.values import encode_contexts
+
+
+def byte_alphabet() -> dict[str, int]:
+    """The printable stand-in of every byte in byte-level vocabularies, as published with GPT-2."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+ALPHABET = byte_alphabet()
+WORDS = ["Zen", "Brast", "Nolva", "Zé", "東京", "Ωmega", "naïve", "🙂", "a", "Daslo", "İ", "e\u0301", "Quint's"]
+PIECES = st.one_of(st.sampled_from([*WORDS, " ", "  ", ", ", ".", "\n"]), st.text("abZ é東🙂'1 ", max_size=4))
+TEXTS = st.lists(PIECES, max_size=5).map("".join)
+SUBJECTS = TEXTS.filter(lambda text: text.strip() != "")
+
+
+def token_bytes(tokenizer: PreTrainedTokenizerFast, ids: tuple[int, ...]) -> list[bytes]:
+    """The bytes of each token, from the vocabulary alone; none for special tokens."""
+    special = set(tokenizer.all_special_ids)
+    return [
+        b"" if i in special else bytes(ALPHABET[char] for char in token)
+        for i, token in zip(ids, tokenizer.convert_ids_to_tokens(list(ids)), strict=True)
+    ]
+
+
+def holders(tokens: list[bytes], start: int, end: int) -> list[int]:
+    """Tokens that hold at least one of the bytes [start, end) of the text they spell."""
+    hits, at = [], 0
+    for i, token in enumerate(tokens):
+        if at < end and at + len(token) > start and token:
+            hits.append(i)
+        at += len(token)
+    return hits
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["whole", "trimmed"])
+def trimming(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["bare", "start"])
+def any_tokenizer(request: pytest.FixtureRequest, trimming: bool, make_tokenizer: object) -> PreTrainedTokenizerFast:
+    """With and without start token, offsets with and without leading spaces."""
+    return make_tokenizer(start=request.param, trim_offsets=trimming)  # type: ignore[operator,no-any-return]
+
+
+@given(before=TEXTS, subject=SUBJECTS.map(str.strip), after=TEXTS)
+def test_subject_span_holds_exactly_the_tokens_with_its_bytes(
+    any_tokenizer: PreTrainedTokenizerFast, before: str, subject: str, after: str
+) -> None:
+    row = encode(any_tokenizer, f"{before}{{}}{after}", subject)
+    tokens = token_bytes(any_tokenizer, row.ids)
+    assert b"".join(tokens).decode() == before + subject + after
+    start = len(before.encode())
+    expected = holders(tokens, start, start + len(subject.encode()))
+    assert row.subject == (expected[0], expected[-1] + 1)
+    assert row.last == expected[-1]
+    assert row.target == len(row.ids)
+
+
+@given(subject=SUBJECTS.map(str.strip), between=TEXTS)
+def test_a_repeated_subject_is_found_where_the_braces_are(
+    tokenizer: PreTrainedTokenizerFast, subject: str, between: str
+) -> None:
+    row = encode(tokenizer, f"{subject} {between} {{}} {subject}", subject)
+    start = len(f"{subject} {between} ".encode())
+    expected = holders(token_bytes(tokenizer, row.ids), start, start + len(subject.encode()))
+    assert row.subject == (expected[0], expected[-1] + 1)
+
+
+@given(subject=SUBJECTS)
+def test_subject_with_spaces_around_it_is_covered(tokenizer: PreTrainedTokenizerFast, subject: str) -> None:
+    row = encode(tokenizer, "In {} today", subject)
+    expected = holders(token_bytes(tokenizer, row.ids), 3, 3 + len(subject.encode()))
+    assert row.subject == (expected[0], expected[-1] + 1)
+
+
+@given(prompt=TEXTS, subject=SUBJECTS.map(str.strip), target=SUBJECTS.map(str.strip))
+def test_target_begins_at_the_first_token_after_the_prompt(
+    any_tokenizer: PreTrainedTokenizerFast, trimming: bool, prompt: str, subject: str, target: str
+) -> None:
+    row = encode(any_tokenizer, f"{{}}{prompt}", subject, target=target)
+    tokens = token_bytes(any_tokenizer, row.ids)
+    text = f"{subject}{prompt} {target}"
+    assert b"".join(tokens).decode() == text
+    after = holders(tokens, len(f"{subject}{prompt}".encode()), len(text.encode()))
+    unseen = trimming and tokens[after[0]].isspace()  # trimmed offsets do not show a token that is one space
+    assert row.target == max(after[0] + unseen, row.subject[1])
+    assert row.target < len(row.ids)
+    assert target.encode().endswith(b"".join(tokens[row.target :]).lstrip(b" ")[-1:])
+
+
+@pytest.mark.parametrize(
+    ("template", "subject", "pieces"),
+    [
+        ("{} is located in", "Zen", ["Zen"]),
+        ("The town of {}", "Zen", [" Zen"]),
+        ("{}", "Zen", ["Zen"]),
+        ("Zen and {} and Zen", "Zen", [" Zen"]),
+        ("({}) is", "Zen", ["Zen"]),
+    ],
+)
+def test_spans_of_plain_prompts(
+    tokenizer: PreTrainedTokenizerFast, template: str, subject: str, pieces: list[str]
+) -> None:
+    row = encode(tokenizer, template, subject)
+    assert [tokenizer.decode([i]) for i in row.ids[slice(*row.subject)]] == pieces
+
+
+def test_a_character_of_several_tokens_is_covered_whole(tokenizer: PreTrainedTokenizerFast) -> None:
+    row = encode(tokenizer, "In {} today", "🙂")
+    assert b"".join(token_bytes(tokenizer, row.ids)[slice(*row.subject)]) in ("🙂".encode(), " 🙂".encode())
+
+
+def test_braces_inside_the_subject_are_text(tokenizer: PreTrainedTokenizerFast) -> None:
+    row = encode(tokenizer, "In {} today", "Z{}n")
+    assert tokenizer.decode(row.ids) == "In Z{}n today"
+    assert tokenizer.decode(row.ids[slice(*row.subject)]).strip() == "Z{}n"
+
+
+def test_start_token_moves_the_span_and_can_be_left_out(start_tokenizer: PreTrainedTokenizerFast) -> None:
+    assert encode(start_tokenizer, "{} is", "Zen").subject == (1, 2)
+    assert encode(start_tokenizer, "{} is", "Zen", special_tokens=False).subject == (0, 1)
+
+
+def test_subject_that_the_tokenizer_strips_cannot_be_located(make_tokenizer: object) -> None:
+    stripping = make_tokenizer(normalizer=normalizers.Replace("☃", ""))  # type: ignore[operator]
+    with pytest.raises(EditlibError, match="^the tokens of subject '☃' cannot be located in '☃ is': no token"):
+        encode(stripping, "{} is", "☃")
+
+
+def test_target_that_the_tokenizer_strips_is_refused(make_tokenizer: object) -> None:
+    stripping = make_tokenizer(normalizer=normalizers.Replace(" ☃", ""))  # type: ignore[operator]
+    with pytest.raises(EditlibError, match="^target '☃' has no token of its own after 'Zen is'"):
+        encode(stripping, "{} is", "Zen", target="☃")
+
+
+def test_target_inside_the_subjects_token_is_refused() -> None:
+    core = Tokenizer(models.WordLevel({"?": 0, "Zen Daslo": 1}, unk_token="?"))  # one token for the whole text
+    whole = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="?")
+    with pytest.raises(EditlibError, match="target 'Daslo' has no token of its own"):
+        encode(whole, "{}", "Zen", target="Daslo")
+
+
+def test_normalizer_that_changes_lengths_keeps_spans(make_tokenizer: object) -> None:
+    longer = make_tokenizer(normalizer=normalizers.NFKD())  # type: ignore[operator]
+    row = encode(longer, "In {} today", "Zéé")
+    assert longer.decode(row.ids[slice(*row.subject)]).strip() == "Ze\u0301e\u0301"
+
+
+def test_contexts_go_before_the_request(gpt2: LanguageModel, ask: EditRequest) -> None:
+    contexts = ["{}", "Because the winter. {}", "I, Brast Nolva. {}"]
+    for context, row in zip(contexts, encode_contexts(gpt2, ask, contexts, target="Ostrel"), strict=True):
+        before = context.replace("{}", "The town of")
+        assert gpt2.tokenizer.decode(row.ids[: row.subject[0]]) == before
+        assert gpt2.tokenizer.decode(row.ids[slice(*row.subject)]) == " Brast Nolva"
+        assert gpt2.tokenizer.decode(row.ids[row.target :]) == " Ostrel"
+
+
+@given(text=TEXTS)
+def test_the_oracle_spells_the_text(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
+    ids = tuple(tokenizer(text)["input_ids"])
+    assert b"".join(token_bytes(tokenizer, ids)).decode() == text
