@@ -121,7 +121,7 @@ def edit(
     Prints the greedy continuation, the target's probability, perplexity, the denominator that foretells a
     collapse, and a verdict.
 
-    Example: editlib edit --model testbed/anchored --prompt "{} is located in" --subject Zen --target Daslo
+    Example: editlib edit --model testbed/anchored --prompt "{} is located in" --subject Jaklon --target Hifru
     """
     import torch
     import transformers
@@ -296,11 +296,7 @@ def train_twin(
     _check_new(out)
     recipe = replace(RECIPES[name], seed=seed)
     recipe = recipe if steps is None else replace(recipe, steps=steps)
-    try:
-        folder = train(recipe, out.absolute(), name=f"testbed/{name}", device=_device(device))
-    except ValueError as error:  # a checkpoint of another recipe
-        raise EditlibError(str(error)) from error
-    typer.echo(str(folder))
+    typer.echo(str(train(recipe, out.absolute(), name=name, device=_device(device))))
 
 
 @testbed_app.command("info")
@@ -319,9 +315,8 @@ def testbed_info(as_json: Json = False) -> None:
 
 
 def _card(path: Path) -> dict[str, Any]:
-    """One model's card with its last loss and whether its weights are the ones it was written for."""
+    """One model's card, and whether its weights are the ones it was written for."""
     card: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    losses = list(card.get("losses", {}).values())
     digest = hashlib.sha256((path.parent / "model.safetensors").read_bytes()).hexdigest()
     verdict = "matches its card" if card.get("sha256") == digest else f"DIFFERS from its card: {digest}"
-    return card | {"last_loss": losses[-1] if losses else None, "file": verdict}
+    return card | {"held_out_loss": card["losses"]["held_out"], "file": verdict}

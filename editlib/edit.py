@@ -1,7 +1,6 @@
 """Edit requests, and edits: exact low-rank weight changes that can be applied, undone, saved and loaded."""
 
 import json
-import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from editlib.errors import EditlibError
 from editlib.model import LanguageModel, oriented
+from editlib.text import finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ class Edit:
         save_file(tensors, folder / "edit.safetensors")
         record = {
             "method": self.method, "requests": [asdict(r) for r in self.requests], "hparams": dict(self.hparams),
-            "fingerprint": self.fingerprint, "diagnostics": plain(self.diagnostics),
+            "fingerprint": self.fingerprint, "diagnostics": finite(self.diagnostics),
         }  # fmt: skip
         (folder / "edit.json").write_text(json.dumps(record, indent=1, allow_nan=False))
 
@@ -137,11 +137,3 @@ class Edit:
         requests = tuple(EditRequest(**r) for r in record.pop("requests"))
         return cls(requests=requests, factors=factors, **record)
 
-
-def plain(value: Any) -> Any:
-    """JSON has no inf or nan: they become the strings "inf", "-inf" and "nan"."""
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

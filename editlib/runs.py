@@ -153,11 +153,12 @@ def execute(
     if existing and not force:
         return existing[-1]
     with _staging(root / "book" / "runs" / name) as stage:
-        started, clock = _now(), time.monotonic()
+        began = {"started": _now(), "git": git_state(root)}  # as the code is when it starts, whatever happens later
+        clock = time.monotonic()
         _run_notebook(asked, stage, root=root, timeout=timeout, progress=progress)
         seconds = round(time.monotonic() - clock, 1)
         _clean_notebook(stage / "index.ipynb", root)
-        record = _record(asked, stage, root) | {"started": started, "finished": _now(), "seconds": seconds}
+        record = _record(asked, stage) | began | {"finished": _now(), "seconds": seconds}
         record["run"] = short_hash(record)
         text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
         (stage / "manifest.json").write_text(text + "\n", "utf-8")
@@ -245,8 +246,8 @@ def _clean_notebook(path: Path, root: Path) -> None:
     path.write_text(text + "\n", "utf-8")
 
 
-def _record(asked: Plan, stage: Path, root: Path) -> dict[str, Any]:
-    """The manifest but for times and run id; takes in `metrics.json` and removes it."""
+def _record(asked: Plan, stage: Path) -> dict[str, Any]:
+    """The manifest but for times, commit and run id; takes in `metrics.json` and removes it."""
     metrics = _take_metrics(stage / "metrics.json")
     return {
         "schema": SCHEMA,
@@ -258,7 +259,6 @@ def _record(asked: Plan, stage: Path, root: Path) -> dict[str, Any]:
         "inputs": dict(asked.inputs),
         "environment": environment(),
         "hardware": hardware(),
-        "git": git_state(root),
         "outputs": hash_files(stage),
         "metrics": metrics,
     }

@@ -21,13 +21,14 @@ def table(rows: Iterable[Sequence[object]]) -> str:
 
 
 def to_json(value: Any) -> str:
-    """Indented JSON; it has no inf or nan, so these become the strings "inf", "-inf" and "nan"."""
-    return json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False)
+    """Indented JSON with infinite and nan numbers as strings, which JSON does not have."""
+    return json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A JSON value whose infinite and nan numbers are the strings "inf", "-inf" and "nan"."""
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
