@@ -130,10 +130,9 @@ class Edit:
         try:
             record = json.loads((folder / "edit.json").read_text())
             tensors = load_file(folder / "edit.safetensors")
-        except (OSError, ValueError, SafetensorError) as error:
+            names = sorted({key.rsplit("|", 1)[0] for key in tensors})
+            factors = {name: (tensors[f"{name}|L"], tensors[f"{name}|R"]) for name in names}
+            requests = tuple(EditRequest(**r) for r in record.pop("requests"))
+            return cls(requests=requests, factors=factors, **record)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise EditlibError(f"edit {folder} cannot be read: {error}") from error
-        names = sorted({key.rsplit("|", 1)[0] for key in tensors})
-        factors = {name: (tensors[f"{name}|L"], tensors[f"{name}|R"]) for name in names}
-        requests = tuple(EditRequest(**r) for r in record.pop("requests"))
-        return cls(requests=requests, factors=factors, **record)
-

@@ -43,7 +43,7 @@ def perplexity(lm: LanguageModel, texts: Sequence[str], *, batch_tokens: int = B
     """Perplexity of a model on texts, no special token added, first token not scored, losses in fp32.
 
     Texts run in batches of similar length, at most `batch_tokens` tokens with padding. Raises `EditlibError`
-    for no texts or a text of fewer than two tokens.
+    for no texts, a text of fewer than two tokens, or one longer than the model's context.
     """
     rows = encode_texts(lm, texts)
     losses, order = np.zeros(len(rows)), sorted(range(len(rows)), key=lambda i: len(rows[i]))
@@ -60,6 +60,12 @@ def encode_texts(lm: LanguageModel, texts: Sequence[str]) -> list[list[int]]:
     short = next((text for text, row in zip(texts, rows, strict=True) if len(row) < 2), None)
     if short is not None:
         raise EditlibError(f"text {short!r} has fewer than two tokens; perplexity needs two")
+    longest, limit = max(rows, key=len), getattr(lm.model.config, "max_position_embeddings", None)
+    if limit is not None and len(longest) > limit:
+        text = texts[rows.index(longest)]
+        raise EditlibError(
+            f"text {text[:40]!r}... has {len(longest)} tokens, the model takes at most {limit}; shorten it"
+        )
     return rows  # type: ignore[no-any-return]
 
 

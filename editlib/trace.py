@@ -40,11 +40,11 @@ def trace(
     seen: dict[str, Seen] = {}
     functions, wanted = dict(replace or {}), {*names, *(replace or {})}
 
-    def hook_for(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
-        def hook(_module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+    def hook_for(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]:
+        def hook(_module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> Any:
             first = output[0] if isinstance(output, tuple) else output
             changed = functions[name](first) if name in functions else first
-            seen[name] = Seen(inputs[0], changed)
+            seen[name] = Seen((*inputs, *options.values())[0], changed)  # some blocks call by keyword
             if stop and wanted <= seen.keys():
                 raise _Stop
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
@@ -53,7 +53,8 @@ def trace(
 
     with ExitStack() as stack:
         for name in wanted:
-            stack.enter_context(_removed(model.get_submodule(name).register_forward_hook(hook_for(name))))
+            handle = model.get_submodule(name).register_forward_hook(hook_for(name), with_kwargs=True)
+            stack.enter_context(_removed(handle))
         try:
             yield seen
         except _Stop:

@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   jupytext:
-#     cell_metadata_filter: tags,-all
+#     cell_metadata_filter: tags,mystnb,-all
 #     text_representation:
 #       extension: .py
 #       format_name: percent
@@ -34,7 +34,7 @@ model: str = "testbed/anchored"  # the model looked into
 control: str = "testbed/control"  # the model beside it
 texts: str = "testbed-ppl-50"  # held-out texts
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Four panels: norm of the residual stream and cosine between texts' keys, by position and layer, for both models."}}
 import json
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   jupytext:
-#     cell_metadata_filter: tags,-all
+#     cell_metadata_filter: tags,mystnb,-all
 #     text_representation:
 #       extension: .py
 #       format_name: percent
@@ -85,7 +85,7 @@ Markdown(f"{len(chosen):,} cases, {len(frame):,} edits, {failed} failed; {frame[
 # %% [markdown]
 # ## Does one edit break the model?
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Perplexity after each single edit by case, on a log scale. Edits of one-token subjects at the start of the prompt lie far above the collapse threshold if they collapse the model; the unedited level is drawn."}}
 main = frame[(frame["model"] == model) & (frame["method"] == method)].dropna(subset=["kind"])
 figure = plot.scatter(
     main,
@@ -129,7 +129,7 @@ pd.DataFrame(
 # cures it with one averaged key (C-ROME). The control twin was trained on the same batches without an anchored first
 # position.
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Perplexity over unedited after one edit, one strip of points for each method and model, by kind of subject, with the collapse threshold."}}
 figure = plot.comparison(frame.dropna(subset=["kind"]), collapse_ratio=collapse_ratio)
 figure.savefig("figures/comparison.png")
 
@@ -156,7 +156,7 @@ Markdown("**Finding.** " + "; ".join(parts) + ".")
 # ROME divides by the product of a whitened averaged key and the unprefixed key. Were both the same key, that denominator
 # would be the consistent one. The figure shows how far the two are apart for each case.
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Perplexity over unedited against the denominator of ROME over its value with consistent keys, by kind of subject, both on log scales."}}
 figure = plot.denominators(main, collapse_ratio=collapse_ratio)
 figure.savefig("figures/denominators.png")
 

@@ -1,5 +1,6 @@
 """Perplexity against a loop that takes one sentence and one token at a time."""
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -79,11 +80,10 @@ def test_not_a_number_is_a_result(own: LanguageModel, texts: list[str]) -> None:
     assert math.isnan(result.mean) and math.isnan(result.corpus)
 
 
-def test_one_sentence_that_is_not_a_number_leaves_the_others(own: LanguageModel) -> None:
-    (only,) = own.tokenizer("☃", add_special_tokens=False)["input_ids"][-1:]
-    own.model.get_input_embeddings().weight[only] = math.nan  # type: ignore[operator]
-    if own.model.config.tie_word_embeddings:
-        pytest.skip("with tied embeddings one such row reaches every text")
+def test_one_sentence_that_is_not_a_number_leaves_the_others(llama: LanguageModel) -> None:
+    own = LanguageModel(copy.deepcopy(llama.model), llama.tokenizer)  # embeddings not tied: one row is one token's
+    snowman = own.tokenizer("☃", add_special_tokens=False)["input_ids"][-1]
+    own.model.get_input_embeddings().weight[snowman] = math.nan  # type: ignore[operator]
     result = perplexity(own, ["Zen is located in Daslo", "Zen ☃ is", "Uvo is in Daslo"])
     assert np.isnan(result.per_sentence).tolist() == [False, True, False]
 

@@ -1,0 +1,206 @@
+"""Second moments of the keys, against a brute-force mean over all of them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from editlib import stats as stats_module
+from editlib.errors import EditlibError
+from editlib.model import LanguageModel
+from editlib.stats import (
+    WINDOW,
+    Stats,
+    corpus_windows,
+    default_corpus,
+    load,
+    second_moment,
+    second_moments,
+    second_moments_of,
+)
+
+
+@pytest.fixture(autouse=True)
+def fresh_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("EDITLIB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "stats"
+
+
+def brute_force(lm: LanguageModel, corpus: Sequence[str], layer: int, tokens: int) -> np.ndarray:
+    """One window at a time, one key at a time."""
+    row: list[int] = []
+    for text in corpus:
+        row += lm.tokenizer(text, add_special_tokens=False)["input_ids"] + [lm.tokenizer.eos_token_id]
+    keys: list[torch.Tensor] = []
+    handle = lm.down(layer).register_forward_hook(lambda _, inputs, __: keys.extend(inputs[0][0]))
+    with torch.no_grad():
+        for start in range(0, min(tokens, len(row)) // 128 * 128, 128):
+            lm.model(torch.tensor([row[start : start + 128]]))
+    handle.remove()
+    return sum(np.outer(k, k) for k in (key.double().numpy() for key in keys)) / len(keys)
+
+
+def test_streamed_moments_equal_brute_force(lm: LanguageModel, corpus: list[str]) -> None:
+    stats = second_moments(lm, corpus_windows(lm, corpus, 2000))
+    assert stats.header.tokens == 15 * WINDOW
+    for layer in range(3):
+        moment = stats.moments[layer]
+        assert (moment.shape, moment.dtype) == ((24, 24), torch.float64)
+        np.testing.assert_allclose(moment, brute_force(lm, corpus, layer, 2000), rtol=1e-4, atol=1e-7)
+
+
+def test_all_layers_at_once_equal_one_after_the_other(lm: LanguageModel, corpus: list[str]) -> None:
+    windows = corpus_windows(lm, corpus, 2000)
+    together = second_moments(lm, windows)
+    for layer in range(3):
+        alone = second_moments(lm, windows, layers=[layer])
+        assert list(alone.moments) == [layer]
+        assert torch.equal(alone.moments[layer], together.moments[layer])
+
+
+def test_moments_are_symmetric_and_positive(lm: LanguageModel, moments: Stats) -> None:
+    for moment in moments.moments.values():
+        torch.testing.assert_close(moment, moment.T, rtol=0, atol=0)
+        assert torch.linalg.eigvalsh(moment)[0] > 0
+
+
+def test_windows_are_whole_and_texts_are_set_apart(gpt2: LanguageModel, corpus: list[str]) -> None:
+    windows = corpus_windows(gpt2, corpus, 300)
+    assert windows.shape == (2, WINDOW)
+    text = gpt2.tokenizer.decode(windows.flatten())
+    assert text.startswith(f"{corpus[0]}<|end|>{corpus[1]}<|end|>")
+
+
+def test_a_corpus_too_short_for_a_window_is_refused(gpt2: LanguageModel) -> None:
+    with pytest.raises(EditlibError, match=r"^the corpus has \d+ tokens; second moments need at least 128$"):
+        corpus_windows(gpt2, ["Zen is located in Daslo"], 1000)
+
+
+def test_a_layer_out_of_range_is_refused(gpt2: LanguageModel, corpus: list[str]) -> None:
+    with pytest.raises(EditlibError, match="layer 7 is out of range"):
+        second_moment(gpt2, 7, corpus=corpus)
+
+
+def test_saved_and_loaded_is_the_same(moments: Stats, tmp_path: Path) -> None:
+    loaded = load(moments.save(tmp_path / "c.safetensors"))
+    assert loaded.header == moments.header
+    assert loaded.moments.keys() == moments.moments.keys()
+    assert all(torch.equal(loaded.moments[layer], moments.moments[layer]) for layer in moments.moments)
+    assert [path.name for path in tmp_path.iterdir()] == ["c.safetensors"]
+
+
+def test_a_file_that_cannot_be_written_is_refused(moments: Stats, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EditlibError, match=r"file/c cannot be written: .+; choose another place$"):
+        moments.save(tmp_path / "file" / "c")
+
+
+def test_another_model_is_refused(gpt2: LanguageModel, llama: LanguageModel, corpus: list[str]) -> None:
+    stats = second_moments(gpt2, corpus_windows(gpt2, corpus, 200))
+    with pytest.raises(EditlibError, match=f"made for model {gpt2.fingerprint[:12]}, not for tiny-llama"):
+        stats.require(llama, 0)
+
+
+def test_a_layer_that_was_not_computed_is_refused(gpt2: LanguageModel, corpus: list[str]) -> None:
+    stats = second_moments(gpt2, corpus_windows(gpt2, corpus, 200), layers=[1])
+    assert torch.equal(stats.require(gpt2, 1), stats.moments[1])
+    with pytest.raises(EditlibError, match=r"have no layer 2, only \[1\]; compute them again$"):
+        stats.require(gpt2, 2)
+
+
+def damaged(kind: str, moments: Stats, path: Path) -> Path:
+    if kind == "truncated":
+        moments.save(path)
+        path.write_bytes(path.read_bytes()[:-100])
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "without header":
+        save_file({"0": torch.eye(2)}, path)
+    elif kind == "with a strange header":
+        save_file({"0": torch.eye(2)}, path, metadata={"header": '{"model": "x"}'})
+    elif kind == "a folder":
+        path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind", ["missing", "truncated", "empty", "without header", "with a strange header", "a folder"]
+)
+def test_a_damaged_file_is_refused(moments: Stats, tmp_path: Path, kind: str) -> None:
+    with pytest.raises(EditlibError, match=r"c is no readable statistics file \(.+\); compute it again$"):
+        load(damaged(kind, moments, tmp_path / "c"))
+
+
+# The cache
+
+
+def test_the_cache_is_used_the_second_time(
+    lm: LanguageModel, corpus: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = second_moments_of(lm, [0, 2], corpus=corpus)
+    monkeypatch.setattr(stats_module, "second_moments", lambda *_, **__: pytest.fail("computed again"))
+    second = second_moments_of(lm, [2, 0], corpus=corpus)
+    assert first.header == second.header
+    assert all(torch.equal(first.moments[layer], second.moments[layer]) for layer in (0, 2))
+    assert torch.equal(second_moment(lm, 2, corpus=corpus), first.moments[2])
+
+
+def test_only_missing_layers_are_computed(
+    gpt2: LanguageModel, corpus: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Sequence[int]] = []
+
+    def spy(lm: LanguageModel, windows: torch.Tensor, *, layers: Sequence[int]) -> Stats:
+        asked.append(list(layers))
+        return second_moments(lm, windows, layers=layers)
+
+    monkeypatch.setattr(stats_module, "second_moments", spy)
+    second_moments_of(gpt2, [1], corpus=corpus)
+    second_moments_of(gpt2, [0, 1, 2], corpus=corpus)
+    assert asked == [[1], [0, 2]]
+
+
+def test_another_corpus_or_length_is_computed_anew(gpt2: LanguageModel, corpus: list[str]) -> None:
+    first = second_moments_of(gpt2, [1], corpus=corpus)
+    other = second_moments_of(gpt2, [1], corpus=corpus[::-1])
+    short = second_moments_of(gpt2, [1], corpus=corpus, tokens=300)
+    assert len({stats.header.corpus for stats in (first, other, short)}) == 3
+    assert short.header.tokens == 2 * WINDOW
+
+
+@pytest.mark.parametrize("field", ["model", "corpus", "tokens"])
+def test_a_cached_file_made_from_something_else_is_refused(
+    gpt2: LanguageModel, corpus: list[str], fresh_cache: Path, field: str
+) -> None:
+    stats = second_moments_of(gpt2, [1], corpus=corpus)
+    (file,) = fresh_cache.iterdir()
+    other = {"model": "0" * 64, "corpus": "0" * 64, "tokens": 5}[field]
+    replace(stats, header=replace(stats.header, **{field: other})).save(file)
+    with pytest.raises(EditlibError, match="was made from something else; remove it$"):
+        second_moments_of(gpt2, [1], corpus=corpus)
+
+
+def test_a_damaged_cached_file_is_refused(gpt2: LanguageModel, corpus: list[str], fresh_cache: Path) -> None:
+    second_moments_of(gpt2, [1], corpus=corpus)
+    (file,) = fresh_cache.iterdir()
+    file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(EditlibError, match="no readable statistics file"):
+        second_moments_of(gpt2, [1], corpus=corpus)
+
+
+def test_a_model_without_a_corpus_of_its_own_needs_one(gpt2: LanguageModel) -> None:
+    with pytest.raises(EditlibError, match="^no corpus for the second moments of tiny-gpt2; give corpus="):
+        second_moments_of(gpt2, [1])
+
+
+def test_a_testbed_model_has_its_worlds_prose(gpt2: LanguageModel, tmp_path: Path) -> None:
+    (tmp_path / "card.json").write_text('{"recipe": {"seed": 0}}')
+    lm = LanguageModel(gpt2.model, gpt2.tokenizer, folder=tmp_path)
+    texts = default_corpus(lm, 2000)
+    assert texts == default_corpus(lm, 2000)
+    assert len(texts) == 20
+    assert not any("<|endoftext|>" in text for text in texts)
