@@ -10,7 +10,7 @@ book: .venv/stamp       ## run the quick analyses that have no run yet, then bui
 test: .venv/stamp       ## run every test
 	.venv/bin/pytest
 lint: .venv/stamp       ## check style
-	.venv/bin/ruff check .
+	.venv/bin/ruff check . && .venv/bin/ruff format --check .
 typecheck: .venv/stamp  ## check types
 	.venv/bin/mypy
 serve: .venv/stamp      ## show the built site on http://127.0.0.1:8000

@@ -36,6 +36,7 @@ class Parameter:
 
     @property
     def type(self) -> str:
+        """The annotation as written."""
         return " | ".join(self.types)
 
     def parse(self, value: object) -> Value:

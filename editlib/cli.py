@@ -123,6 +123,7 @@ def edit(
 
     Example: editlib edit --model testbed/anchored --prompt "{} is located in" --subject Jaklon --target Hifru
     """
+    import huggingface_hub
     import torch
     import transformers
 
@@ -136,6 +137,7 @@ def edit(
     _check_new(out)
     given = moments.load(stats) if stats else None
     torch.manual_seed(seed)
+    huggingface_hub.utils.logging.set_verbosity_error()  # an unreachable hub is one line, not one for each try
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     lm = load(model, dtype=dtype, device=_device(device), revision=revision)
@@ -296,7 +298,7 @@ def train_twin(
     _check_new(out)
     recipe = replace(RECIPES[name], seed=seed)
     recipe = recipe if steps is None else replace(recipe, steps=steps)
-    typer.echo(str(train(recipe, out.absolute(), name=name, device=_device(device))))
+    typer.echo(str(train(recipe, out.absolute(), name=f"testbed/{name}", device=_device(device))))
 
 
 @testbed_app.command("info")

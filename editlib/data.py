@@ -52,7 +52,10 @@ def cases(name: str | Path) -> list[Case]:
 def texts(name: str | Path) -> list[str]:
     """Read texts: `testbed-ppl-50`, `testbed-ppl-1k`, or the path of a JSON list of strings or of {Corpus,
     Text} records."""
-    return [record["Text"] if isinstance(record, dict) else str(record) for record in _records(name)]
+    found = [record.get("Text") if isinstance(record, dict) else record for record in _records(name)]
+    if not all(isinstance(text, str) for text in found):
+        raise EditlibError(f"a record of {name} is neither a string nor an object with a Text")
+    return [str(text) for text in found]
 
 
 def fingerprint(name: str | Path) -> str:

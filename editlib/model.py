@@ -58,7 +58,14 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
+        """Where the model is."""
         return torch.device(self.model.device)
+
+    @property
+    def context(self) -> int | None:
+        """The most tokens the model takes at once, if its configuration says so."""
+        limit: int | None = getattr(self.model.config, "max_position_embeddings", None)
+        return limit
 
     @property
     def layers(self) -> int:
@@ -92,6 +99,11 @@ def oriented(module: nn.Module) -> Tensor:
     """A linear module's weight as (d_out, d_in); GPT-2's Conv1D stores the transpose."""
     weight: Tensor = module.weight  # type: ignore[assignment]
     return weight.T if isinstance(module, Conv1D) else weight
+
+
+def widened(values: Tensor) -> Tensor:
+    """Half precision as fp32; fp32 and fp64 as they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def find_layout(model: nn.Module) -> Layout:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from editlib.errors import EditlibError
-from editlib.model import LanguageModel
+from editlib.model import LanguageModel, widened
 
 BATCH_TOKENS = 4096
 
@@ -60,11 +60,11 @@ def encode_texts(lm: LanguageModel, texts: Sequence[str]) -> list[list[int]]:
     short = next((text for text, row in zip(texts, rows, strict=True) if len(row) < 2), None)
     if short is not None:
         raise EditlibError(f"text {short!r} has fewer than two tokens; perplexity needs two")
-    longest, limit = max(rows, key=len), getattr(lm.model.config, "max_position_embeddings", None)
-    if limit is not None and len(longest) > limit:
+    longest = max(rows, key=len)
+    if lm.context is not None and len(longest) > lm.context:
         text = texts[rows.index(longest)]
         raise EditlibError(
-            f"text {text[:40]!r}... has {len(longest)} tokens, the model takes at most {limit}; shorten it"
+            f"text {text[:40]!r}... has {len(longest)} tokens, the model takes at most {lm.context}; shorten it"
         )
     return rows  # type: ignore[no-any-return]
 
@@ -91,6 +91,6 @@ def pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Te
 def token_losses(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> Tensor:
     """Loss of every token but the first, zero on padding.  # (rows, longest - 1), float64 sums of fp32 losses"""
     ids, mask = pad(rows, lm.device)
-    logits = lm.model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
+    logits = widened(lm.model(input_ids=ids, attention_mask=mask).logits[:, :-1])
     losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
     return losses.double().masked_fill(mask[:, 1:] == 0, 0.0)

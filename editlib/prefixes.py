@@ -28,7 +28,10 @@ def prefix_contexts(lm: LanguageModel) -> list[str]:
 
 
 def _read(path: Path) -> list[str]:
-    contexts: list[str] = json.loads(path.read_text())["contexts"]
+    try:
+        contexts: list[str] = json.loads(path.read_text())["contexts"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise EditlibError(f"{path} must list templates with one {{}} each, the empty one first ({error!r})") from error
     bad = next((c for c in contexts if c.count("{}") != 1), None)
     if bad is not None or not contexts or contexts[0] != "{}":
         raise EditlibError(f"{path} must list templates with one {{}} each, the empty one first (found {bad!r})")

@@ -35,6 +35,7 @@ class Report:
 
     @property
     def perplexity_ratio(self) -> float | None:
+        """Mean perplexity after over before, or None if it was not measured."""
         if self.before.perplexity_mean is None or self.after.perplexity_mean is None:
             return None
         return self.after.perplexity_mean / self.before.perplexity_mean
@@ -46,6 +47,7 @@ class Report:
 
     @property
     def verdict(self) -> str:
+        """Collapsed or intact, in words."""
         if self.collapsed is None:
             return "unknown: perplexity was not measured; give --texts FILE"
         word = "collapsed" if self.collapsed else "intact"

@@ -73,6 +73,7 @@ class Manifest:
 
     @property
     def published(self) -> bool:
+        """Whether the run has its final name."""
         return not self.folder.name.startswith("local-")
 
     def difference(self) -> str | None:

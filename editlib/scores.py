@@ -3,7 +3,7 @@
 import torch
 
 from editlib.edit import EditRequest
-from editlib.model import LanguageModel
+from editlib.model import LanguageModel, widened
 from editlib.spans import encode
 
 
@@ -24,6 +24,6 @@ def continuation(lm: LanguageModel, text: str, *, tokens: int = 8) -> str:
 def target_probability(lm: LanguageModel, request: EditRequest, target: str) -> float:
     """Probability of all tokens of `target` after the request's prompt, teacher forced."""
     row = encode(lm.tokenizer, request.prompt, request.subject, target=target)
-    scores = lm.model(torch.tensor([row.ids], device=lm.device)).logits[0].float().log_softmax(-1)
+    scores = widened(lm.model(torch.tensor([row.ids], device=lm.device)).logits[0]).log_softmax(-1)
     picked = [scores[i - 1, row.ids[i]] for i in range(row.target, len(row.ids))]
     return float(torch.stack(picked).sum().exp())

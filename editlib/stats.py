@@ -80,19 +80,20 @@ def load(path: str | Path) -> Stats:
 
 
 def corpus_windows(lm: LanguageModel, texts: Sequence[str], tokens: int) -> Tensor:
-    """The first `tokens` tokens of the texts, end-of-text between them, cut into whole windows.  # (windows, WINDOW)
+    """The first `tokens` tokens of the texts, end-of-text between them, cut into whole windows of `WINDOW` tokens, or
+    of the model's context if that is shorter.  # (windows, tokens of a window)
 
     Raises `EditlibError` if the texts do not fill one window.
     """
-    end, row = lm.tokenizer.eos_token_id, []
+    end, row, window = lm.tokenizer.eos_token_id, [], min(WINDOW, lm.context or WINDOW)
     for text in texts:
         row += [*lm.tokenizer(text, add_special_tokens=False)["input_ids"], *([] if end is None else [end])]
         if len(row) >= tokens:
             break
-    count = min(len(row), tokens) // WINDOW
+    count = min(len(row), tokens) // window
     if not count:
-        raise EditlibError(f"the corpus has {len(row)} tokens; second moments need at least {WINDOW}")
-    return torch.tensor(row[: count * WINDOW]).view(count, WINDOW)
+        raise EditlibError(f"the corpus has {len(row)} tokens; second moments need at least {window}")
+    return torch.tensor(row[: count * window]).view(count, window)
 
 
 @torch.no_grad()
@@ -136,7 +137,7 @@ def second_moments_of(
         for layer in missing:
             Stats(fresh.header, {layer: fresh.moments[layer]}).save(paths[layer])
     parts = [load(path) for path in paths.values()]
-    header = StatsHeader(lm.fingerprint, _hash(windows), windows.numel(), WINDOW)
+    header = StatsHeader(lm.fingerprint, _hash(windows), windows.numel(), windows.shape[1])
     if any(part.header != header for part in parts):
         raise EditlibError(f"a statistics file {stem}-*.safetensors was made from something else; remove it")
     return Stats(header, {layer: part.require(lm, layer) for layer, part in zip(layers, parts, strict=True)})
@@ -152,7 +153,8 @@ def default_corpus(lm: LanguageModel, tokens: int) -> list[str]:
     card = lm.folder / "card.json" if lm.folder else None
     if card is None or not card.is_file():
         raise EditlibError(
-            f"no corpus for the second moments of {lm.name or 'this model'}; give corpus= or covariance=False"
+            f"no corpus for the second moments of {lm.name or 'this model'}; give one (corpus=, --corpus FILE) "
+            "or leave C out (covariance=False, --no-covariance)"
         )
     from editlib.testbed.prose import documents
     from editlib.testbed.world import build

@@ -21,6 +21,11 @@ NUMBERS = (
     "numerator", "denominator", "denominator_consistent", "numerator_unscaled", "denominator_unscaled",
     "delta_norm", "weight_norm", "steps",
 )  # fmt: skip
+COLUMNS = (
+    "case_id", "subject", "prompt", "target_new", "target_true", "subject_tokens", "subject_position", "subject_last",
+    "kind", "method", "perplexity_mean", "perplexity_corpus", "perplexity_ratio", "target_probability", *NUMBERS,
+    "seconds", "error",
+)  # fmt: skip
 
 
 def sweep(
@@ -45,7 +50,8 @@ def sweep(
     stats = second_moments_of(lm, layers, corpus=corpus) if layers else None
     unedited = perplexity(lm, texts).mean
     bar = tqdm(cases, desc=lm.name or "sweep", unit="case", disable=not progress, mininterval=5)
-    return pd.DataFrame([row for case in bar for row in _rows(lm, case, variants, stats, texts, unedited)])
+    rows = [row for case in bar for row in _rows(lm, case, variants, stats, texts, unedited)]
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _rows(

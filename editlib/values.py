@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from editlib.edit import EditRequest
-from editlib.model import LanguageModel
+from editlib.model import LanguageModel, widened
 from editlib.perplexity import pad
 from editlib.spans import Encoded, encode
 from editlib.trace import trace
@@ -62,7 +62,7 @@ def read_keys(lm: LanguageModel, layer: int, request: EditRequest, contexts: Seq
     with trace(lm.model, name, stop=True) as seen:
         lm.model(input_ids=ids, attention_mask=mask)
     at = torch.arange(len(rows), device=lm.device), torch.tensor([row.last for row in rows], device=lm.device)
-    keys, values = seen[name].input[at].float(), seen[name].output[at].float()
+    keys, values = widened(seen[name].input[at]), widened(seen[name].output[at])
     return Keys(keys[0], keys.mean(0), values[0], values.mean(0))
 
 
@@ -91,9 +91,15 @@ class _Batch:
         last = torch.tensor([row.last for row in (*rows, drift)], device=lm.device)
         tensor = partial(torch.tensor, device=lm.device)
         return cls(
-            lm.layout.name(layer), ids, mask, (torch.arange(len(last), device=lm.device), last), tensor(read),
-            (tensor(row), tensor(column), tensor(token)), tensor(weights), read.index(len(drift.ids) - 1),
-        )  # fmt: skip
+            name=lm.layout.name(layer),
+            ids=ids,
+            mask=mask,
+            last=(torch.arange(len(last), device=lm.device), last),
+            columns=tensor(read),
+            scored=(tensor(row), tensor(column), tensor(token)),
+            weights=tensor(weights, dtype=torch.float64),
+            drift=read.index(len(drift.ids) - 1),
+        )
 
     def run(self, lm: LanguageModel, delta: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Mean NLL of the target, log-probabilities after "{subject} is a", and the value at the first row's
@@ -105,10 +111,10 @@ class _Batch:
         with trace(lm.model, replace={self.name: add}) as seen:
             read = lm.model(input_ids=self.ids, attention_mask=self.mask, logits_to_keep=self.columns).logits
         row, column, token = self.scored
-        scores = read[row, column].float().log_softmax(-1)
-        nll = -(self.weights * scores.gather(1, token[:, None])[:, 0]).sum()
-        drift = read[-1, self.drift].float().log_softmax(-1)
-        return nll, drift, seen[self.name].output[0, self.last[1][0]].float()
+        scores = widened(read[row, column]).log_softmax(-1)
+        nll = -(self.weights.to(scores) * scores.gather(1, token[:, None])[:, 0]).sum()
+        drift = widened(read[-1, self.drift]).log_softmax(-1)
+        return nll, drift, widened(seen[self.name].output[0, self.last[1][0]])
 
 
 def optimise_value(

@@ -24,7 +24,7 @@ from editlib.edit import EditRequest
 from editlib.model import LanguageModel
 from editlib.stats import Stats, corpus_windows, second_moments
 
-settings.register_profile("editlib", deadline=None, database=None, max_examples=150, print_blob=True)
+settings.register_profile("editlib", deadline=None, database=None, max_examples=150, derandomize=True)
 settings.load_profile("editlib")
 
 END = "<|end|>"
@@ -45,7 +45,13 @@ def corpus() -> list[str]:
     """Sixty sentences, no two alike."""
     subjects = "Zen Brast Nolva Triskel Uvo Marend".split()
     places = "Daslo Quint Parvo Ostrel".split()
-    tails = ("since the long winter", "and is known for its bells", "where the river turns", "near the sea", "today")
+    tails = (
+        "since the long winter",
+        "and is known for its bells",
+        "where the river turns",
+        "near the sea",
+        "today",
+    )
     return [
         f"{subject} is located in {places[(i + j) % 4]}, {tail}. Number {7 * i + j} of the {subject} list!"
         for i, subject in enumerate(subjects)
@@ -58,11 +64,9 @@ TokenizerMaker = Callable[..., PreTrainedTokenizerFast]
 
 @pytest.fixture(scope="session")
 def make_tokenizer(corpus: list[str]) -> TokenizerMaker:
-    """Make a small byte-level BPE tokenizer, on request with a start token, trimmed offsets or a normalizer."""
+    """Make a small byte-level BPE tokenizer: start token, trimmed offsets and normalizer on request."""
 
-    def make(
-        *, start: bool = False, trim_offsets: bool = False, normalizer: object = None
-    ) -> PreTrainedTokenizerFast:
+    def make(*, start: bool = False, trim_offsets: bool = False, normalizer: object = None) -> PreTrainedTokenizerFast:
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()

@@ -16,12 +16,7 @@ from editlib.cli import TESTBED, run_app
 
 REPOSITORY = Path(__file__).parent.parent
 PROGRAM = [sys.executable, "-c", "from editlib.cli import main; main()"]
-TEXTS = [
-    f"The {a} {b} is located in the {c} country."
-    for a in ("old", "new")
-    for b in ("town", "band")
-    for c in "abc"
-]
+TEXTS = [f"The {a} {b} is located in the {c} country." for a in ("old", "new") for b in ("town", "band") for c in "abc"]
 
 needs_testbed = pytest.mark.skipif(
     not (TESTBED / "anchored" / "card.json").is_file(), reason="the twins are not trained yet"
@@ -51,16 +46,12 @@ def mistake(capsys: pytest.CaptureFixture[str]) -> Mistake:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny random GPT-2 whose tokenizer drops zero-width spaces."""
-    torch, tokenizers, transformers = (
-        pytest.importorskip(n) for n in ("torch", "tokenizers", "transformers")
-    )
+    torch, tokenizers, transformers = (pytest.importorskip(n) for n in ("torch", "tokenizers", "transformers"))
     folder = tmp_path_factory.mktemp("model")
     bpe = tokenizers.ByteLevelBPETokenizer()
     bpe.train_from_iterator(TEXTS, vocab_size=320, special_tokens=["<|endoftext|>"], show_progress=False)
     bpe._tokenizer.normalizer = tokenizers.normalizers.Replace("\u200b", "")
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer, eos_token="<|endoftext|>"
-    )
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="<|endoftext|>")
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     sizes = {"n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": 128, "vocab_size": len(tokenizer)}
@@ -202,9 +193,7 @@ def test_an_unknown_model_is_named(mistake: Mistake, name: str) -> None:
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "model.safetensors"])
 @pytest.mark.parametrize("damage", ["missing", "truncated"])
-def test_a_damaged_model_folder_is_named(
-    model: Path, tmp_path: Path, mistake: Mistake, file: str, damage: str
-) -> None:
+def test_a_damaged_model_folder_is_named(model: Path, tmp_path: Path, mistake: Mistake, file: str, damage: str) -> None:
     for path in model.iterdir():
         content = path.read_bytes()
         if path.name != file or damage == "truncated":
@@ -216,9 +205,7 @@ def test_statistics_of_another_model_are_refused(model: Path, tmp_path: Path, mi
     torch = pytest.importorskip("torch")
     from editlib.stats import Stats, StatsHeader
 
-    path = Stats(StatsHeader("0" * 64, "0" * 64, 128, 128), {1: torch.eye(64)}).save(
-        tmp_path / "c.safetensors"
-    )
+    path = Stats(StatsHeader("0" * 64, "0" * 64, 128, 128), {1: torch.eye(64)}).save(tmp_path / "c.safetensors")
     assert "these statistics were made for model 000000000000" in mistake(*edit(model, stats=path))
 
 
@@ -286,9 +273,7 @@ def test_run_all_executes_what_has_no_run_yet(project: Path, capsys: pytest.Capt
     assert capsys.readouterr().out == first.out
 
 
-def test_analyses_can_be_listed_with_their_parameters(
-    project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_analyses_can_be_listed_with_their_parameters(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_app(["run", "--list"]) == 0
     assert capsys.readouterr().out == "toy: Toy (profiles: quick)\nn  int  5  cases drawn\n"
 
@@ -308,9 +293,7 @@ def test_wrong_runs_are_named(project: Path, mistake: Mistake) -> None:
     assert "book/runs/toy cannot be written" in mistake("run", "toy")
 
 
-def test_a_failing_notebook_is_status_1_and_one_line(
-    project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_failing_notebook_is_status_1_and_one_line(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_app(["run", "toy", "-p", "n", "7"]) == 1
     printed = capsys.readouterr()
     assert printed.err == (
@@ -342,11 +325,11 @@ def test_info_checks_files_against_cards(
     (tmp_path / "control").mkdir()
     (tmp_path / "control" / "model.safetensors").write_bytes(b"weights")
     digest = hashlib.sha256(b"weights").hexdigest()
-    card = {"name": "testbed/control", "parameters": 7, "losses": {"10": 5.0, "20": 4.5}, "sha256": digest}
+    card = {"name": "testbed/control", "parameters": 7, "losses": {"train": {"10": 5.0}, "held_out": 4.5}, "sha256": digest}
     (tmp_path / "control" / "card.json").write_text(json.dumps(card))
     assert run_app(["testbed", "info", "--json"]) == 0
     (info,) = json.loads(capsys.readouterr().out)
-    assert info["last_loss"] == 4.5 and info["file"] == "matches its card"
+    assert info["held_out_loss"] == 4.5 and info["file"] == "matches its card"
     (tmp_path / "control" / "model.safetensors").write_bytes(b"other weights")
     assert run_app(["testbed", "info"]) == 0
     printed = capsys.readouterr().out

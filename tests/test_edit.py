@@ -43,7 +43,10 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"prompt": "Zen is in"}, "prompt 'Zen is in' must hold {} once, where the subject goes: write '{} is in'"),
+        (
+            {"prompt": "Zen is in"},
+            "prompt 'Zen is in' must hold {} once, where the subject goes: write '{} is in'",
+        ),
         (
             {"prompt": "It is in"},
             "prompt 'It is in' must hold {} once, where the subject goes; for example '{} is located in'",
@@ -173,7 +176,9 @@ def cut(path: Path) -> None:
 
 
 def lose_requests(path: Path) -> None:
-    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "requests"}))
+    path.write_text(
+        json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "requests"})
+    )
 
 
 def add_field(path: Path) -> None:

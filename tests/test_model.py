@@ -83,7 +83,9 @@ def test_layer_out_of_range_is_refused(gpt2: LanguageModel, layer: int) -> None:
         gpt2.down(layer)
 
 
-def test_wrapped_model_is_in_evaluation_mode_and_frozen(tokenizer: PreTrainedTokenizerFast, gpt2: LanguageModel) -> None:
+def test_wrapped_model_is_in_evaluation_mode_and_frozen(
+    tokenizer: PreTrainedTokenizerFast, gpt2: LanguageModel
+) -> None:
     model = copy.deepcopy(gpt2.model).train().requires_grad_(True)
     LanguageModel(model, tokenizer)
     assert not model.training
@@ -228,5 +230,3 @@ def test_file_fingerprint_needs_no_loading_and_sees_every_byte(gpt2_folder: Path
 def test_file_fingerprint_of_an_unknown_model_is_refused() -> None:
     with pytest.raises(EditlibError, match="^model 'gpt2' is neither a testbed twin"):
         models.fingerprint("gpt2")
-
-

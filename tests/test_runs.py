@@ -88,9 +88,7 @@ def empty(tmp_path: Path) -> Path:
 def test_a_run_is_a_folder_named_after_its_id(project: Path, done: runs.Manifest) -> None:
     assert done.folder == project / "book" / "runs" / "toy" / f"local-{done.run}"
     assert re.fullmatch("[0-9a-f]{12}", done.run) and re.fullmatch("[0-9a-f]{12}", done.spec)
-    assert [path.name for path in done.folder.parent.iterdir()] == [
-        done.folder.name
-    ]  # no staging folder is left
+    assert [path.name for path in done.folder.parent.iterdir()] == [done.folder.name]  # no staging folder is left
     assert sorted(done.outputs) == ["data/numbers.txt", "index.ipynb"]
 
 
@@ -119,9 +117,7 @@ def test_the_run_id_vouches_for_manifest_and_outputs(empty: Path) -> None:
     assert runs.read_manifest(done.folder).difference() == "manifest.json"
 
 
-def test_the_notebook_shows_this_runs_values_and_no_path_of_this_machine(
-    project: Path, done: runs.Manifest
-) -> None:
+def test_the_notebook_shows_this_runs_values_and_no_path_of_this_machine(project: Path, done: runs.Manifest) -> None:
     text = (done.folder / "index.ipynb").read_text()
     for place in (str(project), str(Path.home()) + "/", sys.prefix, sys.base_prefix, ".staging-"):
         assert place not in text
@@ -138,9 +134,7 @@ def test_the_notebook_shows_this_runs_values_and_no_path_of_this_machine(
 
 def test_a_second_execution_returns_the_run_there_is(project: Path, done: runs.Manifest) -> None:
     assert runs.execute("toy", root=project) == done
-    assert (
-        runs.execute("toy", root=project, profile="full", parameters={"n": "3"}) == done
-    )  # profiles are values only
+    assert runs.execute("toy", root=project, profile="full", parameters={"n": "3"}) == done  # profiles are values only
 
 
 def test_spec_changes_with_parameters_notebook_and_code(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,9 +164,7 @@ def test_spec_and_title_name_the_model_that_is_used(empty: Path, monkeypatch: py
     assert runs._prepared(asked).cells[0].source == "# Toy · quick · testbed/control"
 
 
-def test_a_local_models_path_works_in_the_run_but_is_not_told(
-    empty: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_local_models_path_works_in_the_run_but_is_not_told(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = type("module", (), {"fingerprint": staticmethod(lambda name: "sha")})
     monkeypatch.setitem(sys.modules, "editlib.model", fake)
     (empty / "mine").mkdir()
@@ -212,16 +204,12 @@ def test_wrong_parameters_are_named(empty: Path, parameters: dict[str, object], 
         ("model", "gpt2", "gpt2"),
     ],
 )
-def test_text_from_the_command_line_becomes_the_annotated_type(
-    empty: Path, name: str, text: str, value: Any
-) -> None:
+def test_text_from_the_command_line_becomes_the_annotated_type(empty: Path, name: str, text: str, value: Any) -> None:
     parsed = analyses.read("toy", empty).resolve("quick", {name: text})[name]
     assert parsed == value and type(parsed) is type(value)
 
 
-@pytest.mark.parametrize(
-    "name", ["unknown", "", ".", "../toy", "toy/../toy", "/etc/passwd", "Toy", "toy.py", "toy\n"]
-)
+@pytest.mark.parametrize("name", ["unknown", "", ".", "../toy", "toy/../toy", "/etc/passwd", "Toy", "toy.py", "toy\n"])
 def test_names_that_are_no_analysis_are_refused(empty: Path, name: str) -> None:
     with pytest.raises(EditlibError, match="is unknown; use one of toy"):
         runs.execute(name, root=empty)
@@ -254,9 +242,7 @@ def test_a_mistake_the_notebook_finds_comes_out_as_such(project: Path, done: run
 
 
 def test_a_failed_notebook_is_kept_aside_and_leaves_no_run(empty: Path) -> None:
-    with pytest.raises(
-        runs.RunFailed, match=r"ZeroDivisionError: division by zero\); see _build/failed/toy.ipynb$"
-    ):
+    with pytest.raises(runs.RunFailed, match=r"ZeroDivisionError: division by zero\); see _build/failed/toy.ipynb$"):
         runs.execute("toy", root=empty, parameters={"n": 7})
     assert "ZeroDivisionError" in (empty / "_build" / "failed" / "toy.ipynb").read_text()
     assert not any((empty / "book" / "runs" / "toy").iterdir())
@@ -270,9 +256,7 @@ def test_a_cell_that_takes_too_long_is_stopped(empty: Path) -> None:
 
 
 def test_an_output_folder_that_cannot_be_written_is_named(empty: Path) -> None:
-    (
-        empty / "book" / "runs"
-    ).touch()  # a file where the folder should be: root may not be stopped by permissions
+    (empty / "book" / "runs").touch()  # a file where the folder should be: root may not be stopped by permissions
     with pytest.raises(EditlibError, match=r"output folder .*book/runs/toy cannot be written") as caught:
         runs.execute("toy", root=empty)
     assert "\n" not in str(caught.value)
@@ -325,7 +309,5 @@ def test_the_project_is_found_from_any_folder_in_it(empty: Path, tmp_path: Path)
 
 def test_paths_are_taken_out_of_text_but_not_out_of_images() -> None:
     home, place = str(Path.home()), Path("/somewhere/project")
-    told = machine.without_paths(
-        {"text": [f"{home}/x", f"{place}/y", f"{place}s"], "image/png": f"{place}/z"}, place
-    )
+    told = machine.without_paths({"text": [f"{home}/x", f"{place}/y", f"{place}s"], "image/png": f"{place}/z"}, place)
     assert told == {"text": ["~/x", "./y", f"{place}s"], "image/png": f"{place}/z"}

@@ -3,13 +3,13 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, normalizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from editlib.edit import EditRequest
 from editlib.errors import EditlibError
 from editlib.model import LanguageModel
-from editlib.spans import encode
+from editlib.spans import Encoded, encode
 from editlib.values import encode_contexts
 
 
@@ -21,7 +21,21 @@ def byte_alphabet() -> dict[str, int]:
 
 
 ALPHABET = byte_alphabet()
-WORDS = ["Zen", "Brast", "Nolva", "Zé", "東京", "Ωmega", "naïve", "🙂", "a", "Daslo", "İ", "e\u0301", "Quint's"]
+WORDS = [
+    "Zen",
+    "Brast",
+    "Nolva",
+    "Zé",
+    "東京",
+    "Ωmega",
+    "naïve",
+    "🙂",
+    "a",
+    "Daslo",
+    "İ",
+    "e\u0301",
+    "Quint's",
+]
 PIECES = st.one_of(st.sampled_from([*WORDS, " ", "  ", ", ", ".", "\n"]), st.text("abZ é東🙂'1 ", max_size=4))
 TEXTS = st.lists(PIECES, max_size=5).map("".join)
 SUBJECTS = TEXTS.filter(lambda text: text.strip() != "")
@@ -153,6 +167,13 @@ def test_target_inside_the_subjects_token_is_refused() -> None:
     whole = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="?")
     with pytest.raises(EditlibError, match="target 'Daslo' has no token of its own"):
         encode(whole, "{}", "Zen", target="Daslo")
+
+
+def test_target_that_shares_a_token_with_the_subject_begins_after_it() -> None:
+    core = Tokenizer(models.WordLevel({"?": 0, "Zen D": 1, "aslo": 2}, unk_token="?"))
+    core.pre_tokenizer = pre_tokenizers.Split("aslo", "isolated")
+    shared = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="?")
+    assert encode(shared, "{}", "Zen", target="Daslo") == Encoded((1, 2), (0, 1), 1)
 
 
 def test_normalizer_that_changes_lengths_keeps_spans(make_tokenizer: object) -> None:

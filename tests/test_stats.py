@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from editlib import stats as stats_module
 from editlib.errors import EditlibError
@@ -44,9 +45,14 @@ def brute_force(lm: LanguageModel, corpus: Sequence[str], layer: int, tokens: in
     return sum(np.outer(k, k) for k in (key.double().numpy() for key in keys)) / len(keys)
 
 
-def test_streamed_moments_equal_brute_force(lm: LanguageModel, corpus: list[str]) -> None:
-    stats = second_moments(lm, corpus_windows(lm, corpus, 2000))
-    assert stats.header.tokens == 15 * WINDOW
+def test_streamed_moments_equal_brute_force(
+    lm: LanguageModel, corpus: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stats_module, "BATCH", 5)
+    windows = corpus_windows(lm, corpus, 2000)
+    stats = second_moments(lm, windows)
+    assert len(windows) > 2 * 5
+    assert stats.header.tokens == len(windows) * WINDOW
     for layer in range(3):
         moment = stats.moments[layer]
         assert (moment.shape, moment.dtype) == ((24, 24), torch.float64)
@@ -193,7 +199,7 @@ def test_a_damaged_cached_file_is_refused(gpt2: LanguageModel, corpus: list[str]
 
 
 def test_a_model_without_a_corpus_of_its_own_needs_one(gpt2: LanguageModel) -> None:
-    with pytest.raises(EditlibError, match="^no corpus for the second moments of tiny-gpt2; give corpus="):
+    with pytest.raises(EditlibError, match="^no corpus for the second moments of tiny-gpt2; give one "):
         second_moments_of(gpt2, [1])
 
 
@@ -204,3 +210,11 @@ def test_a_testbed_model_has_its_worlds_prose(gpt2: LanguageModel, tmp_path: Pat
     assert texts == default_corpus(lm, 2000)
     assert len(texts) == 20
     assert not any("<|endoftext|>" in text for text in texts)
+
+
+def test_windows_fit_a_short_context(corpus: list[str], tokenizer: PreTrainedTokenizerFast) -> None:
+    sizes = {"n_positions": 32, "n_embd": 8, "n_layer": 1, "n_head": 1, "bos_token_id": 1, "eos_token_id": 0}
+    short = LanguageModel(GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **sizes)), tokenizer)
+    windows = corpus_windows(short, corpus, 100)
+    assert windows.shape == (3, 32)
+    assert second_moments(short, windows).header.window == 32

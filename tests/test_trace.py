@@ -76,9 +76,7 @@ def test_modules_called_by_keyword_are_read(lm: LanguageModel) -> None:
 
 def test_stop_ends_the_pass_after_the_last_traced_module(lm: LanguageModel) -> None:
     ran: list[int] = []
-    handles = [
-        lm.down(layer).register_forward_hook(lambda *_, layer=layer: ran.append(layer)) for layer in range(3)
-    ]
+    handles = [lm.down(layer).register_forward_hook(lambda *_, layer=layer: ran.append(layer)) for layer in range(3)]
     after = False
     with trace(lm.model, lm.layout.name(0), lm.layout.name(1), stop=True) as seen:
         lm.model(IDS)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from editlib.edit import Edit, EditRequest
 from editlib.errors import EditlibError
-from editlib.model import LanguageModel
+from editlib.model import LanguageModel, widened
 from editlib.prefixes import prefix_contexts
 from editlib.stats import Stats, second_moments_of
 from editlib.values import Keys, Target, ValueParams, optimise_value, read_keys
@@ -93,7 +93,7 @@ def _edit(
     weight = f"{lm.layout.name(params.layer)}.weight"
     norms = {
         "delta_norm": (left.norm() * right.norm()).item(),
-        "weight_norm": lm.weight(params.layer).float().norm().item(),
+        "weight_norm": widened(lm.weight(params.layer)).norm().item(),
     }
     diagnostics = numbers | norms | {"steps": len(target.losses), "losses": list(target.losses)}
     return Edit(
@@ -124,7 +124,8 @@ def rank_one(
         "numerator_unscaled": residual.norm() * length,
         "denominator_unscaled": denominator * length,
     }
-    return (residual / denominator).float(), unit.float(), {name: number.item() for name, number in numbers.items()}
+    left, right = (residual / denominator).to(value.dtype), unit.to(value.dtype)
+    return left, right, {name: number.item() for name, number in numbers.items()}
 
 
 def _whiten(moment: Tensor | None, key: Tensor) -> Tensor:

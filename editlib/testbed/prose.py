@@ -1,6 +1,6 @@
 """Prose about a world: sentences that state its facts, mixed with sentences that state nothing.
 
-A thirty-second of all possible sentences, chosen by checksum, never enters a training document: held-out texts
+A thirty-second of all possible sentences, chosen by checksum, never enters a training document as it is: held-out texts
 are made of those alone.
 """
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -99,6 +100,7 @@ def learning_rate(recipe: Recipe, step: int) -> float:
 
 
 def make_optimizer(model: GPT2LMHeadModel, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW that decays matrices, but neither the position embedding nor vectors."""
     decayed = [p for n, p in model.named_parameters() if p.dim() > 1 and "wpe" not in n]
     others = [p for n, p in model.named_parameters() if p.dim() <= 1 or "wpe" in n]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -141,32 +143,35 @@ def _train_step(
 
 
 def _checkpoint(
-    folder: Path, recipe: Recipe, model: GPT2LMHeadModel, optimizer: torch.optim.AdamW, state: dict[str, Any]
+    path: Path, recipe: Recipe, model: GPT2LMHeadModel, optimizer: torch.optim.AdamW, state: dict[str, Any]
 ) -> None:
-    """Write model, optimizer and state aside, then rename, so that an interrupted write loses nothing."""
-    aside = folder.with_name(folder.name + ".writing")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    """Write weights, optimizer and state into one file, aside first, so that an interrupted write loses nothing."""
+    aside = path.with_name(path.name + ".writing")
+    path.parent.mkdir(parents=True, exist_ok=True)
     moments = {f"{i}.{k}": v for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
-    save_file({n: p.detach() for n, p in model.named_parameters()}, aside / "model.safetensors")
-    save_file(moments, aside / "optimizer.safetensors")
-    (aside / "state.json").write_text(json.dumps({"recipe": asdict(recipe)} | state))
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(aside, folder)
+    weights = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
+    save_file(weights | moments, aside, metadata={"state": json.dumps({"recipe": asdict(recipe)} | state)})
+    os.replace(aside, path)
 
 
-def _resume(folder: Path, recipe: Recipe, model: GPT2LMHeadModel, optimizer: torch.optim.AdamW) -> dict[str, Any]:
-    """Load the checkpoint in `folder` if one of this very recipe is there; otherwise start at step 0."""
-    if not (folder / "state.json").is_file():
+def _resume(path: Path, recipe: Recipe, model: GPT2LMHeadModel, optimizer: torch.optim.AdamW) -> dict[str, Any]:
+    """Load the checkpoint at `path` if one of this very recipe is there; otherwise start at step 0."""
+    if not path.is_file():
         return {"step": 0, "seconds": 0.0, "losses": {}}
-    state: dict[str, Any] = json.loads((folder / "state.json").read_text())
+    try:
+        with safe_open(path, "pt") as file:
+            state: dict[str, Any] = json.loads(file.metadata()["state"])
+        tensors = load_file(path)
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        raise EditlibError(f"checkpoint {path} is damaged ({error}); remove it") from error
     if state.pop("recipe") != json.loads(json.dumps(asdict(recipe))):
-        raise EditlibError(f"{folder} holds a checkpoint of another recipe; remove it or choose another --out")
-    model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)  # the tied head is not stored
+        raise EditlibError(f"{path} holds a checkpoint of another recipe; remove it or choose another --out")
     moments: dict[int, dict[str, Tensor]] = {}
-    for key, value in load_file(folder / "optimizer.safetensors").items():
+    for key in [key for key in tensors if not key.startswith("model.")]:
         index, field = key.split(".", 1)
-        moments.setdefault(int(index), {})[field] = value
+        moments.setdefault(int(index), {})[field] = tensors.pop(key)
+    weights = {key.removeprefix("model."): value for key, value in tensors.items()}
+    model.load_state_dict(weights, strict=False)  # the tied head is not stored
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
     return state
 
@@ -218,7 +223,7 @@ def _finish(
     write_json(aside / "card.json", _card(aside, name, recipe, model, tokenizer, state, world))
     shutil.rmtree(out, ignore_errors=True)
     os.replace(aside, out)
-    shutil.rmtree(partial, ignore_errors=True)
+    partial.unlink(missing_ok=True)
     return out
 
 

@@ -68,6 +68,7 @@ class Relation:
 
     @property
     def prompts(self) -> tuple[str, ...]:
+        """All prompts, those that begin with the subject first."""
         return self.first + self.later
 
 

@@ -1,0 +1,322 @@
+"""ROME and its variants against their own equation, solved by other means."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from editlib.edit import Edit, EditRequest
+from editlib.errors import EditlibError
+from editlib.methods import METHODS, compute, hparams_for
+from editlib.methods import rome as rome_module
+from editlib.methods.rome import RomeParams, family
+from editlib.model import LanguageModel
+from editlib.prefixes import prefix_contexts
+from editlib.scores import target_probability
+from editlib.stats import Stats, second_moments_of
+from editlib.values import Target, optimise_value
+
+LAYER = 1
+CONSISTENT = ["c-rome", "p-rome"]
+ALL = ["rome", *CONSISTENT]
+Array = NDArray[np.float64]
+
+
+def outputs(lm: LanguageModel, request: EditRequest, contexts: Sequence[str]) -> tuple[Array, Array]:
+    """Inputs and outputs of the edited layer at the subject's last token, one context at a time."""
+    kept: list[tuple[Tensor, Tensor]] = []
+    handle = lm.down(LAYER).register_forward_hook(lambda _, inputs, output: kept.append((inputs[0][0], output[0])))
+    for context in contexts:
+        text = context.replace("{}", request.text)
+        ids = lm.tokenizer(text)["input_ids"]
+        spelled = [lm.tokenizer.decode(ids[: i + 1], skip_special_tokens=True) for i in range(len(ids))]
+        until = text[: text.index(request.text) + request.text.index(request.subject) + len(request.subject)]
+        at = next(i for i, decoded in enumerate(spelled) if decoded.startswith(until))
+        with torch.no_grad():
+            lm.model(torch.tensor([ids]))
+        kept[-1] = (kept[-1][0][at], kept[-1][1][at])
+    handle.remove()
+    return np.stack([k.double().numpy() for k, _ in kept]), np.stack([v.double().numpy() for _, v in kept])
+
+
+@pytest.fixture(scope="module")
+def search() -> RomeParams:
+    return RomeParams(layer=LAYER, steps=6, learning_rate=0.3)
+
+
+@pytest.fixture(scope="module")
+def edits(lm: LanguageModel, moments: Stats, ask: EditRequest, search: RomeParams) -> dict[str, Edit]:
+    """One edit of each method, with covariance."""
+    return {m: compute(lm, [ask], method=m, hparams=search, stats=moments) for m in ALL}
+
+
+@pytest.fixture(scope="module")
+def target(lm: LanguageModel, ask: EditRequest, search: RomeParams) -> Target:
+    """v*, which all methods share."""
+    return optimise_value(lm, LAYER, ask, prefix_contexts(lm), rome_module.search_of(search))
+
+
+def delta(lm: LanguageModel, edit: Edit) -> Array:
+    ((name, (left, right)),) = edit.factors.items()
+    assert name == f"{lm.layout.name(LAYER)}.weight"
+    return left.double().numpy() @ right.double().numpy().T
+
+
+def distance(found: Array, expected: Array) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def least_change(moment: Array, key: Array, residual: Array) -> Array:
+    """min ‖Δ C^½‖ with Δ k = r: the Karush-Kuhn-Tucker system of every row of Δ, solved whole."""
+    d = len(key)
+    system = np.block([[2 * moment, key[:, None]], [key[None, :], np.zeros((1, 1))]])
+    right = np.concatenate([np.zeros((d, len(residual))), residual[None, :]])
+    return np.linalg.solve(system, right)[:d].T
+
+
+# What the edited model does
+
+
+def test_rome_maps_the_unprefixed_key_to_the_value(
+    lm: LanguageModel, edits: dict[str, Edit], target: Target, ask: EditRequest
+) -> None:
+    with edits["rome"].applied(lm):
+        _, values = outputs(lm, ask, ["{}"])
+    assert distance(values[0], target.value.double().numpy()) < 1e-5
+
+
+def test_p_rome_maps_the_unprefixed_key_to_the_value(
+    lm: LanguageModel, edits: dict[str, Edit], target: Target, ask: EditRequest
+) -> None:
+    with edits["p-rome"].applied(lm):
+        _, values = outputs(lm, ask, ["{}"])
+    assert distance(values[0], target.value.double().numpy()) < 1e-5
+
+
+def test_c_rome_maps_the_mean_key_over_contexts_to_the_value(
+    lm: LanguageModel, edits: dict[str, Edit], target: Target, ask: EditRequest
+) -> None:
+    with edits["c-rome"].applied(lm):
+        _, values = outputs(lm, ask, prefix_contexts(lm))
+    assert distance(values.mean(0), target.value.double().numpy()) < 1e-5
+
+
+@pytest.mark.parametrize("method", ["rome", "p-rome"])  # c-rome promises nothing for the bare prompt
+def test_the_target_becomes_more_likely(lm: LanguageModel, moments: Stats, method: str) -> None:
+    request = EditRequest(prompt="The town is {}", subject="Brast Nolva", target_new="Ostrel")
+    before = target_probability(lm, request, "Ostrel")
+    search = RomeParams(layer=LAYER, weight_decay=0.0, clamp=20.0)
+    with compute(lm, [request], method=method, hparams=search, stats=moments).applied(lm):
+        assert target_probability(lm, request, "Ostrel") > before
+
+
+# The equation
+
+
+@pytest.mark.parametrize("method", CONSISTENT)
+def test_a_consistent_update_is_the_least_change_that_maps_the_key(
+    lm: LanguageModel, edits: dict[str, Edit], moments: Stats, target: Target, ask: EditRequest, method: str
+) -> None:
+    keys, values = outputs(lm, ask, prefix_contexts(lm))
+    key, value = (keys.mean(0), values.mean(0)) if method == "c-rome" else (keys[0], values[0])
+    expected = least_change(moments.moments[LAYER].numpy(), key, target.value.double().numpy() - value)
+    assert distance(delta(lm, edits[method]), expected) < 1e-5
+
+
+def test_rome_is_the_published_formula(
+    lm: LanguageModel, edits: dict[str, Edit], moments: Stats, target: Target, ask: EditRequest
+) -> None:
+    keys, values = outputs(lm, ask, prefix_contexts(lm))
+    whitened = np.linalg.inv(moments.moments[LAYER].numpy()) @ keys.mean(0)
+    expected = np.outer(target.value.double().numpy() - values[0], whitened) / (whitened @ keys[0])
+    assert distance(delta(lm, edits["rome"]), expected) < 1e-5
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_without_covariance_the_key_itself_is_the_direction(
+    lm: LanguageModel, target: Target, ask: EditRequest, search: RomeParams, method: str
+) -> None:
+    edit = compute(lm, [ask], method=method, hparams=replace(search, covariance=False))
+    keys, values = outputs(lm, ask, prefix_contexts(lm))
+    k_in = keys[0] if method == "p-rome" else keys.mean(0)
+    k_out, current = (keys.mean(0), values.mean(0)) if method == "c-rome" else (keys[0], values[0])
+    expected = np.outer(target.value.double().numpy() - current, k_in) / (k_in @ k_out)
+    assert distance(delta(lm, edit), expected) < 1e-5
+
+
+def test_with_the_empty_context_alone_all_policies_agree(
+    lm: LanguageModel, moments: Stats, ask: EditRequest, search: RomeParams, tmp_path: Path
+) -> None:
+    (tmp_path / "prefixes.json").write_text('{"contexts": ["{}"]}')
+    alone = LanguageModel(lm.model, lm.tokenizer, folder=tmp_path)
+    first, *others = (delta(lm, compute(alone, [ask], method=m, hparams=search, stats=moments)) for m in ALL)
+    assert all(np.array_equal(first, other) for other in others)
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_in_double_precision_the_update_is_exact(
+    own: LanguageModel, ask: EditRequest, search: RomeParams, corpus: list[str], method: str
+) -> None:
+    double = LanguageModel(own.model.double(), own.tokenizer)
+    moments = second_moments_of(double, [LAYER], corpus=corpus)
+    contexts = prefix_contexts(double)
+    target = optimise_value(double, LAYER, ask, contexts, rome_module.search_of(search)).value.numpy()
+    edit = compute(double, [ask], method=method, hparams=search, stats=moments)
+    keys, values = outputs(double, ask, contexts)
+    k_in = keys[0] if method == "p-rome" else keys.mean(0)
+    k_out, current = (keys.mean(0), values.mean(0)) if method == "c-rome" else (keys[0], values[0])
+    whitened = np.linalg.solve(moments.moments[LAYER].numpy(), k_in)
+    assert distance(delta(double, edit), np.outer(target - current, whitened) / (whitened @ k_out)) < 1e-10
+    with edit.applied(double):
+        _, edited = outputs(double, ask, contexts)
+    assert distance(edited.mean(0) if method == "c-rome" else edited[0], target) < 1e-10
+
+
+# Diagnostics
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_diagnostics_say_what_the_update_is_made_of(
+    lm: LanguageModel, edits: dict[str, Edit], moments: Stats, target: Target, ask: EditRequest, method: str
+) -> None:
+    d = edits[method].diagnostics
+    keys, values = outputs(lm, ask, prefix_contexts(lm))
+    k_in = keys[0] if method == "p-rome" else keys.mean(0)
+    k_out, current = (keys.mean(0), values.mean(0)) if method == "c-rome" else (keys[0], values[0])
+    whitened = np.linalg.solve(moments.moments[LAYER].numpy(), k_in)
+    length = np.linalg.norm(whitened)
+    residual = np.linalg.norm(target.value.double().numpy() - current)
+    expected = {
+        "numerator": residual,
+        "denominator": whitened @ k_out / length,
+        "denominator_consistent": whitened @ k_in / length,
+        "numerator_unscaled": residual * length,
+        "denominator_unscaled": whitened @ k_out,
+        "delta_norm": np.linalg.norm(delta(lm, edits[method])),
+        "weight_norm": lm.weight(LAYER).norm().item(),
+    }
+    assert {name: d[name] for name in expected} == {name: pytest.approx(v, rel=1e-4) for name, v in expected.items()}
+    assert d["delta_norm"] == pytest.approx(d["numerator"] / abs(d["denominator"]), rel=1e-5)
+    assert d["delta_norm"] == pytest.approx(d["numerator_unscaled"] / abs(d["denominator_unscaled"]), rel=1e-5)
+    assert (d["steps"], d["losses"]) == (len(target.losses), list(target.losses))
+
+
+def test_consistent_methods_have_the_consistent_denominator(edits: dict[str, Edit]) -> None:
+    for method in CONSISTENT:
+        d = edits[method].diagnostics
+        assert d["denominator"] == pytest.approx(d["denominator_consistent"], rel=1e-9)
+        assert d["denominator"] > 0
+    inconsistent = edits["rome"].diagnostics
+    assert inconsistent["denominator"] != pytest.approx(inconsistent["denominator_consistent"], rel=1e-3)
+
+
+def test_an_edit_records_what_made_it(lm: LanguageModel, edits: dict[str, Edit], ask: EditRequest) -> None:
+    for method, policy in zip(ALL, ["mixed", "prefixed", "unprefixed"], strict=True):
+        edit = edits[method]
+        assert (edit.method, edit.requests, edit.fingerprint) == (method, (ask,), lm.fingerprint)
+        assert (edit.hparams["keys"], edit.hparams["layer"], edit.hparams["steps"]) == (policy, LAYER, 6)
+
+
+def test_a_broken_model_gives_numbers_that_say_so(own: LanguageModel, ask: EditRequest, search: RomeParams) -> None:
+    contexts = prefix_contexts(own)
+    own.weight(0).fill_(math.nan)
+    broken = LanguageModel(own.model, own.tokenizer)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rome_module, "prefix_contexts", lambda _: contexts)
+        edit = compute(broken, [ask], method="rome", hparams=replace(search, covariance=False))
+    assert math.isnan(edit.diagnostics["denominator"])
+    assert math.isnan(edit.diagnostics["losses"][0])
+
+
+# Computing
+
+
+def test_computing_leaves_the_model_alone(own: LanguageModel, ask: EditRequest, search: RomeParams) -> None:
+    before = {name: value.clone() for name, value in own.model.state_dict().items()}
+    compute(own, [ask], method="rome", hparams=replace(search, covariance=False))
+    assert all(torch.equal(value, before[name]) for name, value in own.model.state_dict().items())
+
+
+def test_a_family_shares_one_search(
+    lm: LanguageModel, edits: dict[str, Edit], moments: Stats, ask: EditRequest, search: RomeParams,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    searches: list[int] = []
+
+    def counted(*arguments: object) -> Target:
+        searches.append(1)
+        return optimise_value(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(rome_module, "optimise_value", counted)
+    variants = {method: hparams_for(lm, method, layer=LAYER, steps=6, learning_rate=0.3) for method in ALL}
+    together = family(lm, ask, variants | {"plain": replace(search, covariance=False)}, stats=moments)
+    assert len(searches) == 1
+    for method in ALL:
+        assert np.array_equal(delta(lm, together[method]), delta(lm, edits[method]))
+
+
+def test_statistics_are_made_from_the_corpus(
+    lm: LanguageModel, ask: EditRequest, search: RomeParams, corpus: list[str]
+) -> None:
+    edit = compute(lm, [ask], method="rome", hparams=search, corpus=corpus)
+    given = compute(lm, [ask], method="rome", hparams=search, stats=second_moments_of(lm, [LAYER], corpus=corpus))
+    assert np.array_equal(delta(lm, edit), delta(lm, given))
+
+
+# Mistakes
+
+
+def test_a_singular_moment_is_refused(lm: LanguageModel, moments: Stats, ask: EditRequest, search: RomeParams) -> None:
+    flat = moments.moments[LAYER].clone()
+    flat[3], flat[:, 3] = 0, 0
+    with pytest.raises(EditlibError, match="^the second moment of the keys is singular; use a longer corpus or cov"):
+        compute(lm, [ask], method="rome", hparams=search, stats=replace(moments, moments={LAYER: flat}))
+
+
+def test_statistics_of_another_model_are_refused(
+    lm: LanguageModel, moments: Stats, ask: EditRequest, search: RomeParams
+) -> None:
+    other = replace(moments, header=replace(moments.header, model="0" * 64))
+    with pytest.raises(EditlibError, match="^these statistics were made for model 000000000000, not for tiny"):
+        compute(lm, [ask], method="rome", hparams=search, stats=other)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_one_request_at_a_time(gpt2: LanguageModel, ask: EditRequest, count: int) -> None:
+    with pytest.raises(EditlibError, match=f"^rome edits one request at a time, not {count}; call it once for each$"):
+        compute(gpt2, [ask] * count, method="rome")
+
+
+def test_unknown_method_is_refused(gpt2: LanguageModel, ask: EditRequest) -> None:
+    with pytest.raises(EditlibError, match="^method 'mend' is unknown; use one of rome, c-rome, p-rome$"):
+        compute(gpt2, [ask], method="mend")
+
+
+def test_unknown_hyper_parameter_is_refused(gpt2: LanguageModel) -> None:
+    with pytest.raises(EditlibError, match="^hyper-parameter 'lr' is unknown; rome has .*learning_rate"):
+        hparams_for(gpt2, "rome", lr=0.5)
+
+
+def test_layer_out_of_range_is_refused(gpt2: LanguageModel) -> None:
+    with pytest.raises(EditlibError, match="^layer 3 is out of range"):
+        hparams_for(gpt2, "rome", layer=3)
+
+
+def test_a_model_without_preset_is_edited_in_the_middle(gpt2: LanguageModel) -> None:
+    assert hparams_for(gpt2, "c-rome") == RomeParams(layer=1, keys="prefixed")
+
+
+def test_a_preset_is_found_by_the_models_name(gpt2: LanguageModel) -> None:
+    named = LanguageModel(gpt2.model, gpt2.tokenizer, name="testbed/anchored")
+    assert hparams_for(named, "rome").layer == 2
+    assert hparams_for(named, "rome", layer=0).layer == 0
+
+
+def test_methods_name_their_sources() -> None:
+    assert all(method.paper and method.equation for method in METHODS.values())

@@ -1,0 +1,168 @@
+"""Keys, and the search for v*, against a plain loop that takes one row at a time, without padding."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from editlib.edit import EditRequest
+from editlib.model import LanguageModel
+from editlib.values import ValueParams, optimise_value, read_keys
+
+CONTEXTS = ["{}", "Because the long winter. {}", "I and the sea turn today where the river is. {}"]
+LAYER = 1
+
+
+def subject_end(lm: LanguageModel, ids: Sequence[int], text: str) -> int:
+    """The token with which the decoded row first holds all of `text`."""
+    spelled = (lm.tokenizer.decode(ids[: i + 1], skip_special_tokens=True) for i in range(len(ids)))
+    return next(i for i, decoded in enumerate(spelled) if decoded.startswith(text))
+
+
+def rows(lm: LanguageModel, request: EditRequest) -> list[tuple[list[int], int]]:
+    """Ids of the prompt behind each context, and the position of the subject's last token."""
+    filled = [(c.replace("{}", request.text), c.replace("{}", request.text).index(request.subject)) for c in CONTEXTS]
+    encoded = [(lm.tokenizer(text)["input_ids"], text[: start + len(request.subject)]) for text, start in filled]
+    return [(ids, subject_end(lm, ids, until)) for ids, until in encoded]
+
+
+def run(lm: LanguageModel, ids: Sequence[int], at: int, delta: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities, key and value at `at`, with `delta` added to that value."""
+    kept: list[Tensor] = []
+
+    def hook(_: object, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        changed = output.clone()
+        if delta is not None:
+            changed[0, at] += delta
+        kept.extend((inputs[0][0, at], output[0, at]))
+        return changed
+
+    handle = lm.down(LAYER).register_forward_hook(hook)
+    scores = lm.model(torch.tensor([list(ids)])).logits[0].log_softmax(-1)
+    handle.remove()
+    return scores, kept[0], kept[1]
+
+
+def plain_loss(lm: LanguageModel, request: EditRequest, delta: Tensor, params: ValueParams) -> Tensor:
+    """ROME's equation 4 as released, term by term."""
+    target = lm.tokenizer(f" {request.target_new}", add_special_tokens=False)["input_ids"]
+    nll = torch.tensor(0.0)
+    for ids, at in rows(lm, request):
+        scores, _, _ = run(lm, [*ids, *target], at, delta)
+        nll = nll - sum(scores[len(ids) - 1 + j, token] for j, token in enumerate(target)) / len(target)
+    bare, at = rows(lm, request)[0]
+    v0 = run(lm, bare, at, None)[2]
+    ids = lm.tokenizer(f"{request.subject} is a")["input_ids"]
+    end = subject_end(lm, ids, request.subject)
+    before, after = (run(lm, ids, end, change)[0][-1] for change in (None, delta))
+    kl = (after.exp() * (after - before)).sum()
+    decay = params.weight_decay * delta.norm() / v0.norm() ** 2
+    return nll / len(CONTEXTS) + params.kl_weight * kl + decay
+
+
+def params(**changes: float) -> ValueParams:
+    return ValueParams(**{"stop_loss": 0.0, "learning_rate": 0.1} | changes)  # type: ignore[arg-type]
+
+
+# Keys
+
+
+def test_keys_are_those_of_plain_passes(lm: LanguageModel, ask: EditRequest) -> None:
+    read = read_keys(lm, LAYER, ask, CONTEXTS)
+    with torch.no_grad():
+        each = [run(lm, ids, at, None) for ids, at in rows(lm, ask)]
+    keys, values = torch.stack([k for _, k, _ in each]), torch.stack([v for _, _, v in each])
+    torch.testing.assert_close(read.unprefixed, keys[0])
+    torch.testing.assert_close(read.prefixed, keys.mean(0))
+    torch.testing.assert_close(read.value_unprefixed, values[0])
+    torch.testing.assert_close(read.value_prefixed, values.mean(0))
+
+
+def test_with_the_empty_context_alone_both_keys_are_the_same(lm: LanguageModel, ask: EditRequest) -> None:
+    read = read_keys(lm, LAYER, ask, ["{}"])
+    assert torch.equal(read.unprefixed, read.prefixed)
+    assert torch.equal(read.value_unprefixed, read.value_prefixed)
+
+
+# The loss
+
+
+def test_loss_without_change_equals_the_plain_one(lm: LanguageModel, ask: EditRequest) -> None:
+    target = optimise_value(lm, LAYER, ask, CONTEXTS, params(steps=1))
+    with torch.no_grad():
+        expected = plain_loss(lm, ask, torch.zeros(16), params())
+    assert target.losses == (pytest.approx(expected.item(), rel=1e-5),)
+
+
+@pytest.mark.parametrize("steps", [2, 5])
+def test_loss_at_the_value_found_equals_the_plain_one(lm: LanguageModel, ask: EditRequest, steps: int) -> None:
+    search = params(steps=steps, learning_rate=0.5, kl_weight=20.0)  # so that every term counts
+    target = optimise_value(lm, LAYER, ask, CONTEXTS, search)
+    v0 = read_keys(lm, LAYER, ask, CONTEXTS).value_unprefixed
+    delta = target.value - v0
+    assert delta.norm() > 0.1
+    with torch.no_grad():
+        assert target.losses[-1] == pytest.approx(plain_loss(lm, ask, delta, search).item(), rel=1e-5)
+
+
+def test_the_first_steps_follow_the_plain_gradient(lm: LanguageModel, ask: EditRequest) -> None:
+    search, delta = params(steps=4, kl_weight=0.7), torch.zeros(16, requires_grad=True)
+    adam = torch.optim.Adam([delta], lr=search.learning_rate)
+    for _ in range(3):
+        adam.zero_grad()
+        plain_loss(lm, ask, delta, search).backward()
+        adam.step()
+    v0 = read_keys(lm, LAYER, ask, CONTEXTS).value_unprefixed
+    target = optimise_value(lm, LAYER, ask, CONTEXTS, search)
+    torch.testing.assert_close(target.value, v0 + delta.detach(), rtol=1e-3, atol=1e-4)
+
+
+def test_a_target_of_several_tokens_counts_as_one_of_one_token(lm: LanguageModel) -> None:
+    long = EditRequest(prompt="{} is located in", subject="Zen", target_new="Ostrel xyz and Quint")
+    target = optimise_value(lm, LAYER, long, CONTEXTS, params(steps=1))
+    with torch.no_grad():
+        assert target.losses[0] == pytest.approx(plain_loss(lm, long, torch.zeros(16), params()).item(), rel=1e-5)
+
+
+# The search: the subject ends the prompt, since untrained models attend to nothing in particular
+
+END = EditRequest(prompt="The town is {}", subject="Brast Nolva", target_new="Ostrel")
+
+
+def test_the_loss_goes_down(lm: LanguageModel) -> None:
+    search = params(steps=30, learning_rate=0.5, clamp=20.0, weight_decay=0.0)
+    target = optimise_value(lm, LAYER, END, CONTEXTS, search)
+    assert len(target.losses) == 30
+    assert target.losses[-1] < 0.5 * target.losses[0]
+
+
+@pytest.mark.parametrize("clamp", [0.05, 0.5])
+def test_the_change_stays_within_the_clamp(lm: LanguageModel, clamp: float) -> None:
+    target = optimise_value(lm, LAYER, END, CONTEXTS, params(steps=10, learning_rate=1.0, clamp=clamp))
+    v0 = read_keys(lm, LAYER, END, CONTEXTS).value_unprefixed
+    assert ((target.value - v0).norm() / v0.norm()).item() == pytest.approx(clamp, rel=1e-4)
+
+
+def test_it_stops_as_soon_as_the_loss_is_low_enough(lm: LanguageModel) -> None:
+    whole = optimise_value(lm, LAYER, END, CONTEXTS, params(steps=8, learning_rate=0.02))
+    assert list(whole.losses) == sorted(whole.losses, reverse=True)
+    search = params(steps=8, learning_rate=0.02, stop_loss=whole.losses[2] + 1e-6)
+    stopped = optimise_value(lm, LAYER, END, CONTEXTS, search)
+    assert stopped.losses == whole.losses[:3]
+
+
+def test_a_loss_low_enough_at_once_changes_nothing(lm: LanguageModel) -> None:
+    target = optimise_value(lm, LAYER, END, CONTEXTS, params(stop_loss=1e9))
+    assert len(target.losses) == 1
+    torch.testing.assert_close(target.value, read_keys(lm, LAYER, END, CONTEXTS).value_unprefixed)
+
+
+def test_the_search_is_repeatable_and_leaves_no_trace(lm: LanguageModel) -> None:
+    before = {name: value.clone() for name, value in lm.model.state_dict().items()}
+    first, second = (optimise_value(lm, LAYER, END, CONTEXTS, params(steps=4)) for _ in range(2))
+    assert torch.equal(first.value, second.value)
+    assert first.losses == second.losses
+    assert not first.value.requires_grad
+    assert all(torch.equal(value, before[name]) for name, value in lm.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in lm.model.parameters())

@@ -1,0 +1,127 @@
+"""Edit cases about the world, and the files the package ships."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from editlib import data
+from editlib.data import SHIPPED
+from editlib.edit import EditRequest
+from editlib.spans import encode
+from editlib.testbed.cases import build_cases, build_prefixes, write_assets
+from editlib.testbed.prose import held_out, held_out_texts
+from editlib.testbed.world import RELATIONS, World
+
+needs_assets = pytest.mark.skipif(
+    not all(path.is_file() for path in SHIPPED.values()), reason="the testbed's files are not made yet"
+)
+
+
+@pytest.fixture(scope="module")
+def records(world: World) -> list[dict[str, Any]]:
+    return build_cases(world)
+
+
+def test_cases_are_a_function_of_the_world(world: World, records: list[dict[str, Any]]) -> None:
+    assert build_cases(world) == records
+
+
+def test_there_are_enough_cases_of_every_kind(
+    records: list[dict[str, Any]], world_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    kinds: Counter[str] = Counter()
+    for record in records:
+        rewrite = record["requested_rewrite"]
+        first, end = encode(world_tokenizer, rewrite["prompt"], rewrite["subject"]).subject
+        kinds["several" if end - first > 1 else "first" if first == 0 else "later"] += 1
+    assert kinds["first"] >= 300
+    assert kinds["later"] >= 200
+    assert kinds["later"] + kinds["several"] >= 600
+
+
+def test_records_have_counterfacts_form(records: list[dict[str, Any]], tmp_path: Path) -> None:
+    fields = {
+        "case_id", "requested_rewrite", "paraphrase_prompts", "neighborhood_prompts", "attribute_prompts",
+        "generation_prompts",
+    }  # fmt: skip
+    for record in records:
+        assert set(record) == fields
+        rewrite = record["requested_rewrite"]
+        assert set(rewrite) == {"prompt", "relation_id", "target_new", "target_true", "subject"}
+        assert rewrite["prompt"].count("{}") == 1
+        assert len(record["paraphrase_prompts"]) == 2
+        assert 1 <= len(record["neighborhood_prompts"]) <= 10
+    assert [record["case_id"] for record in records] == list(range(len(records)))
+    (tmp_path / "cases.json").write_text(json.dumps(records))
+    assert len(data.cases(tmp_path / "cases.json")) == len(records)
+
+
+def test_true_targets_hold_and_new_targets_do_not(world: World, records: list[dict[str, Any]]) -> None:
+    facts = {(fact.relation, fact.subject): fact.object for fact in world.facts}
+    for record in records:
+        rewrite = record["requested_rewrite"]
+        relation = RELATIONS[rewrite["relation_id"]]
+        assert rewrite["target_true"]["str"] == facts[relation.name, rewrite["subject"]]
+        assert rewrite["target_new"]["str"] != rewrite["target_true"]["str"]
+        assert rewrite["target_new"]["str"] in world.names[relation.object]
+        assert rewrite["prompt"] in relation.prompts
+
+
+def test_no_fact_is_edited_twice(records: list[dict[str, Any]]) -> None:
+    facts = [(r["requested_rewrite"]["relation_id"], r["requested_rewrite"]["subject"]) for r in records]
+    assert len(set(facts)) == len(facts)
+
+
+def test_paraphrases_ask_for_the_same_fact_in_other_words(records: list[dict[str, Any]]) -> None:
+    for record in records:
+        rewrite = record["requested_rewrite"]
+        own = RELATIONS[rewrite["relation_id"]].prompts
+        for paraphrase in record["paraphrase_prompts"]:
+            sentence, _, question = paraphrase.partition(". ")
+            assert held_out(sentence + ".")
+            asked = {prompt for prompt in own if prompt.replace("{}", rewrite["subject"]) == question}
+            assert asked and rewrite["prompt"] not in asked
+
+
+def test_neighbors_are_other_subjects_of_which_the_same_holds(world: World, records: list[dict[str, Any]]) -> None:
+    for record in records:
+        rewrite = record["requested_rewrite"]
+        relation, true = RELATIONS[rewrite["relation_id"]], rewrite["target_true"]["str"]
+        sharing = {f.subject for f in world.facts if (f.relation, f.object) == (relation.name, true)}
+        allowed = {p.replace("{}", s) for s in sharing - {rewrite["subject"]} for p in relation.prompts}
+        assert set(record["neighborhood_prompts"]) <= allowed
+
+
+def test_prefixes_are_the_empty_one_and_twenty(world: World, world_tokenizer: PreTrainedTokenizerFast) -> None:
+    contexts = build_prefixes(world, world_tokenizer)
+    assert contexts[0] == "{}"
+    assert len(set(contexts)) == 21
+    assert all(context.endswith(". {}") and context.count("{}") == 1 for context in contexts[1:])
+    assert build_prefixes(world, world_tokenizer) == contexts
+
+
+def test_assets_are_written_and_read(world: World, records: list[dict[str, Any]], tmp_path: Path) -> None:
+    write_assets(tmp_path)
+    assert json.loads((tmp_path / "testbed.json").read_text()) == records
+    many = data.texts(tmp_path / "testbed-ppl-1k.json")
+    assert many == held_out_texts(world, 1000)
+    assert data.texts(tmp_path / "testbed-ppl-50.json") == many[:50]
+    first = data.cases(tmp_path / "testbed.json")[0].request
+    assert isinstance(first, EditRequest) and first.target_true
+
+
+@needs_assets
+def test_shipped_files_are_what_the_seed_gives(tmp_path: Path) -> None:
+    write_assets(tmp_path)
+    for name, shipped in SHIPPED.items():
+        assert shipped.read_bytes() == (tmp_path / f"{name}.json").read_bytes()
+
+
+@needs_assets
+def test_the_50_shipped_texts_are_the_head_of_the_1000() -> None:
+    assert data.texts("testbed-ppl-50") == data.texts("testbed-ppl-1k")[:50]
+    assert len(data.texts("testbed-ppl-1k")) == 1000

@@ -1,0 +1,265 @@
+"""Training of the twins, with a recipe that takes seconds; and the twins that are shipped."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerFast
+
+from editlib import load, perplexity
+from editlib.errors import EditlibError
+from editlib.model import TESTBED
+from editlib.prefixes import prefix_contexts
+from editlib.testbed import train as train_module
+from editlib.testbed.cases import build_prefixes
+from editlib.testbed.prose import held_out_texts
+from editlib.testbed.train import (
+    RECIPES,
+    Recipe,
+    corpus,
+    initial_model,
+    learning_rate,
+    make_optimizer,
+    recall,
+    train,
+    window_batch,
+)
+from editlib.testbed.world import World
+
+TINY = Recipe(layers=1, width=16, heads=2, steps=4, warmup=2, batch=2, context=64, corpus_tokens=3000, anchor_norm=20.0)
+TWINS = ["anchored", "control"]
+
+needs_twins = pytest.mark.skipif(
+    not all((TESTBED / name / "model.safetensors").is_file() for name in TWINS),
+    reason="the twins are not trained yet",
+)
+
+
+@pytest.fixture(scope="module")
+def row(world: World, world_tokenizer: PreTrainedTokenizerFast) -> NDArray[np.int64]:
+    return corpus(world, world_tokenizer, TINY.corpus_tokens)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_corpus(world_tokenizer: PreTrainedTokenizerFast, row: NDArray[np.int64]) -> Iterator[None]:
+    """Seconds of every training go into a tokenizer and a corpus that are always the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_module, "train_tokenizer", lambda *_, **__: world_tokenizer)
+        patch.setattr(train_module, "corpus", lambda *_: row)
+        yield
+
+
+@pytest.fixture(scope="module")
+def quick() -> Iterator[None]:
+    """Recall is not what these tests are about."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_module, "recall", lambda *_, **__: 0.5)
+        yield
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, quick: None) -> Path:
+    """The tiny recipe trained in one go."""
+    return train(TINY, tmp_path_factory.mktemp("train") / "tiny", name="tiny", checkpoint_every=2)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None) -> Path:
+    """What is left of a training of two steps and a bit; the model would have been `tmp_path / "tiny"`."""
+    interrupted(tmp_path / "tiny", TINY, after=3, monkeypatch=monkeypatch)
+    return tmp_path / "tiny.partial"
+
+
+def interrupted(out: Path, recipe: Recipe, *, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train until the start of step `after`, as if the machine then went away; checkpoint every two."""
+    whole = train_module._train_step
+
+    def step(*arguments: Any) -> torch.Tensor:
+        if arguments[-1] == after:
+            raise KeyboardInterrupt
+        return whole(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "_train_step", step)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, out, name="tiny", checkpoint_every=2)
+
+
+# Recipes
+
+
+def test_twins_differ_initially_in_exactly_one_row() -> None:
+    anchored, control = (initial_model(RECIPES[name]).state_dict() for name in TWINS)
+    assert anchored.keys() == control.keys()
+    differing = [name for name in anchored if not torch.equal(anchored[name], control[name])]
+    assert differing == ["transformer.wpe.weight"]
+    rows = (anchored[differing[0]] != control[differing[0]]).any(dim=1)
+    assert rows.nonzero().flatten().tolist() == [0]
+    assert anchored[differing[0]][0].norm().item() == pytest.approx(RECIPES["anchored"].anchor_norm, rel=1e-5)
+
+
+def test_twins_have_one_recipe_but_for_the_anchor() -> None:
+    assert replace(RECIPES["anchored"], anchor_norm=None) == RECIPES["control"]
+
+
+def test_batches_are_a_function_of_seed_and_step(
+    row: NDArray[np.int64], world_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    assert len(row) == 3000
+    batch = window_batch(row, TINY, 3)
+    assert batch.shape == (2, 64)
+    assert torch.equal(batch, window_batch(row, replace(TINY, anchor_norm=None), 3))
+    assert not torch.equal(batch, window_batch(row, TINY, 4))
+    assert not torch.equal(batch, window_batch(row, replace(TINY, seed=1), 3))
+    text = world_tokenizer.decode(row)
+    assert all(world_tokenizer.decode(window) in text for window in batch)
+
+
+def test_learning_rate_rises_and_falls_to_a_tenth() -> None:
+    recipe = Recipe(steps=1000, warmup=100)
+    rates = [learning_rate(recipe, step) for step in range(1000)]
+    assert rates[:101] == sorted(rates[:101])
+    assert rates[100:] == sorted(rates[100:], reverse=True)
+    assert max(rates) == pytest.approx(recipe.learning_rate)
+    assert rates[-1] == pytest.approx(recipe.learning_rate / 10, rel=1e-3)
+
+
+def test_position_embeddings_and_vectors_do_not_decay() -> None:
+    model = initial_model(TINY)
+    decays = {
+        id(parameter): group["weight_decay"]
+        for group in make_optimizer(model, TINY).param_groups
+        for parameter in group["params"]
+    }
+    for name, parameter in model.named_parameters():
+        assert decays[id(parameter)] == (0.1 if parameter.dim() == 2 and "wpe" not in name else 0.0)
+
+
+# Training
+
+
+def test_a_tiny_recipe_trains_to_a_model_folder(tmp_path: Path, world: World) -> None:
+    folder = train(TINY, tmp_path / "tiny", name="testbed/tiny", checkpoint_every=2)
+    lm = load(str(folder))
+    card = json.loads((folder / "card.json").read_text())
+    assert (card["name"], card["steps"], card["tokens"]) == ("testbed/tiny", 4, 4 * 2 * 64)
+    assert Recipe(**card["recipe"] | {"betas": tuple(card["recipe"]["betas"])}) == TINY
+    assert card["sha256"] == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert card["parameters"] == lm.model.num_parameters()
+    assert list(card["losses"]["train"]) == ["2", "4"]
+    assert card["held_out_perplexity"] == pytest.approx(perplexity(lm, held_out_texts(world, 50)).mean, rel=1e-3)
+    assert card["recall"] < 0.1
+    assert {"hardware", "seconds"} <= set(card)
+    assert prefix_contexts(lm) == build_prefixes(world, lm.tokenizer)
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_training_lowers_the_loss(tmp_path: Path) -> None:
+    folder = train(replace(TINY, steps=40, anchor_norm=None), tmp_path / "tiny", name="tiny", checkpoint_every=5)
+    losses = list(json.loads((folder / "card.json").read_text())["losses"]["train"].values())
+    assert losses[-1] < losses[0] - 0.3
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_interrupted_and_resumed_equals_undisturbed(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    interrupted(tmp_path / "parts", TINY, after=after, monkeypatch=monkeypatch)
+    assert not (tmp_path / "parts").exists()
+    parts = train(TINY, tmp_path / "parts", name="tiny", checkpoint_every=2)
+    assert (parts / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
+    cards = [json.loads((folder / "card.json").read_text()) for folder in (undisturbed, parts)]
+    assert cards[0]["losses"] == cards[1]["losses"]
+
+
+@pytest.mark.usefixtures("checkpoint")
+def test_only_the_missing_steps_are_run_after_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[int] = []
+    whole = train_module._train_step
+
+    def step(*arguments: Any) -> torch.Tensor:
+        ran.append(arguments[-1])
+        return whole(*arguments)
+
+    monkeypatch.setattr(train_module, "_train_step", step)
+    train(TINY, tmp_path / "tiny", name="tiny", checkpoint_every=2)
+    assert ran == [2, 3]
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(EditlibError, match="tiny.partial holds a checkpoint of another recipe; remove it or choose"):
+        train(replace(TINY, learning_rate=1e-3), tmp_path / "tiny", name="tiny")
+    assert checkpoint.is_file()
+
+
+def test_a_damaged_checkpoint_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-20])
+    with pytest.raises(EditlibError, match="^checkpoint .*tiny.partial is damaged .*; remove it$"):
+        train(TINY, tmp_path / "tiny", name="tiny")
+
+
+def test_recall_counts_facts_whose_every_token_is_most_likely(
+    world: World, world_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = initial_model(replace(TINY, anchor_norm=None)).eval()
+    facts = world.facts[:30]
+    small = replace(world, facts=facts)
+    assert recall(model, world_tokenizer, small) == 0.0
+
+    class Knowing:
+        """Says the next token of whatever it is shown."""
+
+        device = torch.device("cpu")
+
+        def __call__(self, ids: torch.Tensor) -> Any:
+            after = torch.nn.functional.pad(ids[:, 1:], (0, 1))
+            return type("Output", (), {"logits": torch.nn.functional.one_hot(after, len(world_tokenizer)).float()})
+
+    assert recall(Knowing(), world_tokenizer, small) == 1.0  # type: ignore[arg-type]
+
+
+# The shipped twins
+
+
+@needs_twins
+@pytest.mark.parametrize("name", TWINS)
+def test_a_shipped_twin_is_what_its_card_says(name: str) -> None:
+    folder = TESTBED / name
+    card, weights = json.loads((folder / "card.json").read_text()), folder / "model.safetensors"
+    assert card["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert weights.stat().st_size <= 10_000_000
+    assert card["name"] == f"testbed/{name}"
+    recipe = Recipe(**card["recipe"] | {"betas": tuple(card["recipe"]["betas"])})
+    assert recipe == replace(RECIPES[name], seed=recipe.seed)
+    assert card["recall"] >= 0.9
+    assert all(torch.isfinite(tensor).all() for tensor in load_file(weights).values())
+
+
+@needs_twins
+def test_shipped_twins_are_about_equally_good_at_held_out_text() -> None:
+    anchored, control = (
+        json.loads((TESTBED / name / "card.json").read_text())["held_out_perplexity"] for name in TWINS
+    )
+    assert max(anchored, control) / min(anchored, control) <= 1.2
+
+
+@needs_twins
+@pytest.mark.parametrize("name", TWINS)
+def test_a_shipped_twin_loads_with_its_own_prefixes_and_tokenizer(
+    name: str, world: World, world_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    lm = load(f"testbed/{name}")
+    card = json.loads((TESTBED / name / "card.json").read_text())
+    measured = perplexity(lm, held_out_texts(world, 50)).mean
+    assert measured == pytest.approx(card["held_out_perplexity"], rel=1e-3)
+    assert lm.tokenizer.get_vocab() == world_tokenizer.get_vocab()
+    assert prefix_contexts(lm) == build_prefixes(world, world_tokenizer)
