@@ -282,19 +282,22 @@ def publish(
 @testbed_app.command("train")
 def train_twin(
     name: Annotated[str, typer.Argument(help="anchored or control.")],
-    out: Annotated[Path, typer.Option(help="New folder for the model; a checkpoint lies beside it meanwhile.")],
+    out: Annotated[
+        Path | None, typer.Option(help="New folder; a checkpoint lies beside it meanwhile.  [default: models/NAME]")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of world, prose, weights and batches.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps.  [default: the recipe's]")] = None,
     device: Device = "cpu",
 ) -> None:
     """Train a testbed model from scratch; call it again after an interruption and it goes on.
 
-    Example: editlib testbed train anchored --out models/anchored
+    Example: editlib testbed train anchored
     """
     from editlib.testbed.train import RECIPES, train
 
     if name not in RECIPES:
         raise EditlibError(f"testbed model {name!r} is unknown; use one of {', '.join(RECIPES)}")
+    out = out or Path("models") / name
     _check_new(out)
     recipe = replace(RECIPES[name], seed=seed)
     recipe = recipe if steps is None else replace(recipe, steps=steps)

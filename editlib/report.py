@@ -66,7 +66,7 @@ class Report:
         facts: list[tuple[object, ...]] = [
             ("prompt", self.request.text),
             ("denominator", f"{short(found['denominator'])}, {consistent}"),
-            ("|Δ| / |W|", f"{short(found['delta_norm'] / found['weight_norm'])}, {found['steps']} steps"),
+            ("|Δ| / |W|", f"{short(found['relative_delta_norm'])}, {found['steps']} steps"),
             ("verdict", self.verdict),
         ]
         return f"{table(rows)}\n\n{table(facts)}"

@@ -325,7 +325,12 @@ def test_info_checks_files_against_cards(
     (tmp_path / "control").mkdir()
     (tmp_path / "control" / "model.safetensors").write_bytes(b"weights")
     digest = hashlib.sha256(b"weights").hexdigest()
-    card = {"name": "testbed/control", "parameters": 7, "losses": {"train": {"10": 5.0}, "held_out": 4.5}, "sha256": digest}
+    card = {
+        "name": "testbed/control",
+        "parameters": 7,
+        "losses": {"train": {"10": 5.0}, "held_out": 4.5},
+        "sha256": digest,
+    }
     (tmp_path / "control" / "card.json").write_text(json.dumps(card))
     assert run_app(["testbed", "info", "--json"]) == 0
     (info,) = json.loads(capsys.readouterr().out)

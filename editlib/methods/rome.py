@@ -91,10 +91,8 @@ def _edit(
 ) -> Edit:
     left, right, numbers = rank_one(keys, target.value, params.keys, moment)
     weight = f"{lm.layout.name(params.layer)}.weight"
-    norms = {
-        "delta_norm": (left.norm() * right.norm()).item(),
-        "weight_norm": widened(lm.weight(params.layer)).norm().item(),
-    }
+    delta, whole = (left.norm() * right.norm()).item(), widened(lm.weight(params.layer)).norm().item()
+    norms = {"delta_norm": delta, "weight_norm": whole, "relative_delta_norm": delta / whole}
     diagnostics = numbers | norms | {"steps": len(target.losses), "losses": list(target.losses)}
     return Edit(
         name, (request,), {weight: (left[:, None], right[:, None])}, asdict(params), lm.fingerprint, diagnostics

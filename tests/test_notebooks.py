@@ -1,0 +1,45 @@
+"""Every analysis runs from end to end on the testbed, small."""
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from editlib import runs
+
+ROOT = Path(__file__).parents[1]
+SMALL = {"pilot": {"n": 3, "texts": "testbed-ppl-50"}, "anatomy": {}}
+CASE_COLUMNS = {
+    "case_id", "method", "subject", "prompt", "target_new", "subject_tokens", "subject_position", "perplexity_mean",
+    "perplexity_corpus", "perplexity_ratio", "numerator", "denominator", "denominator_consistent", "delta_norm",
+    "weight_norm", "seconds", "error",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what an analysis needs of the project, so that its runs are not kept."""
+    root = tmp_path_factory.mktemp("project")
+    shutil.copy(ROOT / "_config.yml", root)
+    shutil.copytree(ROOT / "notebooks", root / "notebooks")
+    return root
+
+
+def test_every_analysis_is_here() -> None:
+    assert {path.stem for path in (ROOT / "notebooks").glob("*.py")} == SMALL.keys()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_analysis_runs_and_leaves_figures_data_and_metrics(name: str, project: Path) -> None:
+    run = runs.execute(name, root=project, parameters=SMALL[name])
+    assert run.metrics and run.difference() is None
+    assert {Path(output).parts[0] for output in run.outputs} == {"index.ipynb", "data", "figures"}
+
+
+def test_pilot_has_a_row_for_each_case_and_arm(project: Path) -> None:
+    run = runs.execute("pilot", root=project, parameters=SMALL["pilot"])  # the run of the test above
+    frame = pd.read_parquet(run.folder / "data/cases.parquet")
+    assert CASE_COLUMNS <= set(frame.columns)
+    assert len(frame) == 3 * 4 and frame["error"].isna().all()
+    assert run.metrics["cases"] == 3
