@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from editlib.errors import EditlibError
 
 TESTBED = Path(__file__).parent / "testbed"
+TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model")  # a folder needs one of them
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -135,7 +136,7 @@ def load(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> LanguageModel:
-    """Load a testbed twin (`testbed/anchored`), a local folder, or a hub id with a pinned `revision`.
+    """Load a testbed twin (`testbed/anchored`), a local folder, or a hub id with a pinned `revision` (or `id@commit`).
 
     Only safetensors weights are read. Raises `EditlibError` for an unknown model, a hub id without a 40-digit
     revision, or a folder with a missing or truncated file.
@@ -143,15 +144,12 @@ def load(
     if dtype not in DTYPES:
         raise EditlibError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
     folder = locate(name)
-    if folder is None and not (revision and re.fullmatch(r"[0-9a-f]{40}", revision)):
-        raise EditlibError(
-            f"model {name!r} is no testbed twin ({', '.join(testbed_names())}) and no local folder; "
-            "for a hub id give revision=, the 40-digit commit"
-        )
     if folder is not None:
         check_folder(folder)
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code} | ({} if folder else {"revision": revision})
-    source = str(folder or name)
+        source, pinned = str(folder), None
+    else:
+        source, pinned = _hub_id(f"{name}@{revision}" if revision else name)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code} | ({"revision": pinned} if pinned else {})
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -182,6 +180,17 @@ def locate(name: str) -> Path | None:
     return Path(name) if name and Path(name).is_dir() else None
 
 
+def _hub_id(name: str) -> tuple[str, str]:
+    """Repository and commit of `id@commit`; raises `EditlibError` for anything else."""
+    found = re.fullmatch(r"([\w.-]+(?:/[\w.-]+)?)@([0-9a-f]{40})", name)
+    if found is None:
+        raise EditlibError(
+            f"model {name!r} is no testbed twin ({', '.join(testbed_names())}) and no local folder; "
+            "for a hub model give its 40-digit commit: revision= or id@commit"
+        )
+    return found[1], found[2]
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model folder, those its index names if it has one."""
     index = folder / "model.safetensors.index.json"
@@ -195,7 +204,8 @@ def weight_files(folder: Path) -> list[Path]:
 
 def check_folder(folder: Path) -> None:
     """Raise `EditlibError` naming the first file of a model folder that is missing or cannot be read whole."""
-    for path in (folder / "config.json", folder / "tokenizer.json", *weight_files(folder)):
+    tokenizer = next((folder / file for file in TOKENIZERS if (folder / file).is_file()), folder / TOKENIZERS[0])
+    for path in (folder / "config.json", tokenizer, *weight_files(folder)):
         if not path.is_file():
             raise EditlibError(
                 f"{folder} has no {path.name}; copy the whole model folder (config, tokenizer, safetensors)"
@@ -203,7 +213,7 @@ def check_folder(folder: Path) -> None:
         try:
             if path.suffix == ".json":
                 json.loads(path.read_text())
-            else:
+            elif path.suffix == ".safetensors":
                 with safe_open(path, "pt"):  # reads the header and compares the sizes it names with the file's
                     pass
         except (ValueError, SafetensorError) as error:
@@ -211,14 +221,14 @@ def check_folder(folder: Path) -> None:
 
 
 def fingerprint(name: str) -> str:
-    """sha256 of a testbed twin's or local folder's weight files; a hub id must carry its commit as `id@commit`."""
+    """sha256 of a testbed twin's or local folder's weight files, or the commit of a hub model given as `id@commit`."""
     folder = locate(name)
     if folder is None:
-        raise EditlibError(
-            f"model {name!r} is neither a testbed twin ({', '.join(testbed_names())}) nor a local folder"
-        )
+        return _hub_id(name)[1]
     check_folder(folder)
     digest = hashlib.sha256()
     for path in weight_files(folder):
-        digest.update(path.read_bytes())
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()

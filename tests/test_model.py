@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from editlib import model as models
 from editlib.errors import EditlibError
-from editlib.model import LanguageModel, Layout, find_layout, load
+from editlib.model import LanguageModel, Layout, find_layout, fingerprint, load
 
 
 def copied(lm: LanguageModel) -> LanguageModel:
@@ -166,7 +166,7 @@ def test_unknown_model_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("revision", [None, "main", "0" * 39])
 def test_hub_id_without_a_whole_commit_is_refused(revision: str | None) -> None:
-    with pytest.raises(EditlibError, match="for a hub id give revision=, the 40-digit commit$"):
+    with pytest.raises(EditlibError, match="give its 40-digit commit: revision= or id@commit$"):
         load("openai-community/gpt2", revision=revision)
 
 
@@ -228,5 +228,13 @@ def test_file_fingerprint_needs_no_loading_and_sees_every_byte(gpt2_folder: Path
 
 
 def test_file_fingerprint_of_an_unknown_model_is_refused() -> None:
-    with pytest.raises(EditlibError, match="^model 'gpt2' is neither a testbed twin"):
+    with pytest.raises(EditlibError, match="^model 'gpt2' is no testbed twin"):
         models.fingerprint("gpt2")
+
+
+def test_a_hub_model_is_identified_by_its_commit() -> None:
+    commit = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
+    assert fingerprint(f"openai-community/gpt2@{commit}") == commit
+    for name in ("openai-community/gpt2", "gpt2@main", f"a/b/c@{commit}", f"../gpt2@{commit}/x"):
+        with pytest.raises(EditlibError, match="40-digit commit"):
+            fingerprint(name)
