@@ -91,6 +91,8 @@ def pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Te
 def token_losses(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> Tensor:
     """Loss of every token but the first, zero on padding.  # (rows, longest - 1), float64 sums of fp32 losses"""
     ids, mask = pad(rows, lm.device)
-    logits = widened(lm.model(input_ids=ids, attention_mask=mask).logits[:, :-1])
-    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-    return losses.double().masked_fill(mask[:, 1:] == 0, 0.0)
+    real = mask[:, 1:].bool()
+    logits = widened(lm.model(input_ids=ids, attention_mask=mask).logits[:, :-1][real])
+    losses = torch.zeros(real.shape, dtype=torch.float64, device=ids.device)
+    losses[real] = torch.nn.functional.cross_entropy(logits, ids[:, 1:][real], reduction="none").double()
+    return losses
