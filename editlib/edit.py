@@ -51,6 +51,9 @@ class EditRequest:
         return self.prompt.replace("{}", self.subject, 1)
 
 
+Factors = dict[str, tuple[Tensor, Tensor]]  # by name of the weight: left (d_out, r) and right (d_in, r)
+
+
 @dataclass(frozen=True)
 class Edit:
     """A low-rank weight change: `factors` maps a weight's name to `left` (d_out, r) and `right` (d_in, r), Δ =
@@ -81,6 +84,30 @@ class Edit:
             with torch.no_grad():
                 for name, module in weights.items():
                     module.weight.copy_(kept[name])
+
+    def __add__(self, other: "Edit") -> "Edit":
+        """Both changes in one, for edits of the same unedited model; raises `EditlibError` for different ones."""
+        if self.fingerprint != other.fingerprint:
+            raise EditlibError(
+                f"edits of different models ({self.fingerprint[:12]} and {other.fingerprint[:12]}) cannot be added"
+            )
+        factors = dict(self.factors)
+        for name, pair in other.factors.items():
+            mine = [factors[name]] if name in factors else []
+            factors[name] = tuple(torch.cat(sides, 1) for sides in zip(*mine, pair, strict=True))
+        method = self.method if self.method == other.method else f"{self.method} + {other.method}"
+        return Edit(
+            method, self.requests + other.requests, factors, _parts(self.hparams, other.hparams), self.fingerprint,
+            _parts(self.diagnostics, other.diagnostics),
+        )  # fmt: skip
+
+    def norm(self) -> float:
+        """Frobenius norm of the whole change, over all weights, worked out from the factors."""
+        squares = [((left.T @ left) * (right.T @ right)).sum() for left, right in self._wide()]
+        return float(torch.stack(squares).sum().clamp(min=0).sqrt())
+
+    def _wide(self) -> list[tuple[Tensor, Tensor]]:
+        return [(left.double(), right.double()) for left, right in self.factors.values()]
 
     def delta(self, name: str) -> Tensor:
         """The dense change of one weight, shape (d_out, d_in)."""
@@ -136,3 +163,8 @@ class Edit:
             return cls(requests=requests, factors=factors, **record)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise EditlibError(f"edit {folder} cannot be read: {error}") from error
+
+
+def _parts(mine: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """What several edits say of themselves, as a list under `parts`."""
+    return {"parts": [part for said in (mine, other) for part in said.get("parts", [dict(said)])]}

@@ -1,47 +1,69 @@
 """Keys and values at the edited layer: what a request's subject looks like, and what its value should become."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 
 import torch
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from editlib.edit import EditRequest
 from editlib.model import LanguageModel, widened
 from editlib.perplexity import pad
+from editlib.prefixes import Flavour
 from editlib.spans import Encoded, encode
-from editlib.trace import trace
+from editlib.trace import Seen, trace
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValueParams:
     """How v* is optimised (ROME, section 3.1 step 2; numbers of both papers' released configurations)."""
 
-    steps: int = 20  # forward passes; the last one takes no step, as in the released code
-    learning_rate: float = 0.5  # Adam
-    clamp: float = 4.0  # largest |δ| in units of |v0|
-    kl_weight: float = 0.0625  # of the drift on "{subject} is a"
-    weight_decay: float = 0.5  # times |δ| / |v0|²
+    steps: PositiveInt = 20  # forward passes; the last one takes no step, as in the released code
+    learning_rate: PositiveFloat = 0.5  # Adam
+    clamp: PositiveFloat = 4.0  # largest |δ| in units of |v0|
+    kl_weight: NonNegativeFloat = 0.0625  # of the drift on "{subject} is a"
+    weight_decay: NonNegativeFloat = 0.5  # times |δ| / |v0|²
     stop_loss: float = 0.05
+    contexts: Flavour = "yang-2024"  # which stored prefix contexts
+
+    @property
+    def search(self) -> "ValueParams":
+        """The part of a method's hyper-parameters that v* depends on."""
+        return ValueParams(**{field.name: getattr(self, field.name) for field in fields(ValueParams)})
 
 
 @dataclass(frozen=True)
 class Keys:
-    """Keys (d_in) and values (d_out) of one request at one layer: without prefix, and averaged over all contexts."""
+    """Keys (contexts, d_in) and values (contexts, d_out) of one request at one layer, the one without prefix first."""
 
-    unprefixed: Tensor
-    prefixed: Tensor
-    value_unprefixed: Tensor
-    value_prefixed: Tensor
+    inputs: Tensor
+    outputs: Tensor
+
+    def mean(self, *, empty: bool = True) -> tuple[Tensor, Tensor]:
+        """Mean key and mean value over all contexts, or over those with a prefix where there are any."""
+        start = 0 if empty or len(self.inputs) == 1 else 1
+        return self.inputs[start:].mean(0), self.outputs[start:].mean(0)
+
+    @property
+    def bare(self) -> tuple[Tensor, Tensor]:
+        """Key and value without prefix."""
+        return self.inputs[0], self.outputs[0]
 
 
 @dataclass(frozen=True)
 class Target:
-    """The optimised value v* (d_out), with the loss of every step."""
+    """The optimised value v* = `start` (that without prefix) + `change`, both (d_out), with the loss of every step."""
 
-    value: Tensor
+    start: Tensor
+    change: Tensor
     losses: tuple[float, ...]
+
+    @property
+    def value(self) -> Tensor:
+        """v* itself."""
+        return self.start + self.change
 
 
 def encode_contexts(
@@ -52,25 +74,27 @@ def encode_contexts(
     return [encode(lm.tokenizer, template, request.subject, target=target) for template in templates]
 
 
-@torch.no_grad()
 def read_keys(lm: LanguageModel, layer: int, request: EditRequest, contexts: Sequence[str]) -> Keys:
-    """Input and output of the down-projection at the subject's last token, behind every context (the first is
-    empty)."""
-    rows = encode_contexts(lm, request, contexts)
+    """Input and output of the down-projection at the subject's last token, behind every context."""
+    seen = read_at(lm, lm.layout.name(layer), encode_contexts(lm, request, contexts))
+    return Keys(seen.input, seen.output)
+
+
+@torch.no_grad()
+def read_at(lm: LanguageModel, name: str, rows: Sequence[Encoded]) -> Seen:
+    """What goes into and comes out of one module at the last subject token of every row.  # both (rows, width)"""
     ids, mask = pad([row.ids for row in rows], lm.device)
-    name = lm.layout.name(layer)
     with trace(lm.model, name, stop=True) as seen:
         lm.model(input_ids=ids, attention_mask=mask)
     at = torch.arange(len(rows), device=lm.device), torch.tensor([row.last for row in rows], device=lm.device)
-    keys, values = widened(seen[name].input[at]), widened(seen[name].output[at])
-    return Keys(keys[0], keys.mean(0), values[0], values.mean(0))
+    return Seen(widened(seen[name].input[at]), widened(seen[name].output[at]))
 
 
 @dataclass(frozen=True)
 class _Batch:
     """The rows of one v* optimisation: the request and its target behind every context, then "{subject} is a"."""
 
-    name: str  # of the edited layer's down-projection
+    name: str  # of the module whose output changes
     ids: Tensor  # (rows, tokens)
     mask: Tensor
     last: tuple[Tensor, Tensor]  # row and position of the subject's last token
@@ -80,7 +104,7 @@ class _Batch:
     drift: int  # column read in the last row
 
     @classmethod
-    def of(cls, lm: LanguageModel, layer: int, request: EditRequest, contexts: Sequence[str]) -> "_Batch":
+    def of(cls, lm: LanguageModel, name: str, request: EditRequest, contexts: Sequence[str]) -> "_Batch":
         rows = encode_contexts(lm, request, contexts, target=request.target_new)
         drift = encode(lm.tokenizer, "{} is a", request.subject)
         ids, mask = pad([row.ids for row in (*rows, drift)], lm.device)
@@ -91,7 +115,7 @@ class _Batch:
         last = torch.tensor([row.last for row in (*rows, drift)], device=lm.device)
         tensor = partial(torch.tensor, device=lm.device)
         return cls(
-            name=lm.layout.name(layer),
+            name=name,
             ids=ids,
             mask=mask,
             last=(torch.arange(len(last), device=lm.device), last),
@@ -118,15 +142,15 @@ class _Batch:
 
 
 def optimise_value(
-    lm: LanguageModel, layer: int, request: EditRequest, contexts: Sequence[str], params: ValueParams
+    lm: LanguageModel, name: str, request: EditRequest, contexts: Sequence[str], params: ValueParams
 ) -> Target:
-    """Find v* = v0 + δ so that the target follows the request behind every context.
+    """Find v* = v0 + δ, the output of module `name`, so that the target follows the request behind every context.
 
     Loss: mean NLL of the target, plus KL(edited || unedited) of what follows "{subject} is a", plus decay of δ.
-    v0 is the value of the unprefixed request; δ is added at the subject's last token of every row. Source:
+    v0 is the output for the unprefixed request; δ is added at the subject's last token of every row. Source:
     ROME, equation 4.
     """
-    batch = _Batch.of(lm, layer, request, contexts)
+    batch = _Batch.of(lm, name, request, contexts)
     with torch.no_grad():
         _, reference, v0 = batch.run(lm)
     delta = torch.zeros_like(v0, requires_grad=True)
@@ -143,4 +167,4 @@ def optimise_value(
         adam.step()
         with torch.no_grad():
             delta *= (params.clamp * v0.norm() / delta.norm()).clamp(max=1)
-    return Target((v0 + delta).detach(), tuple(losses))
+    return Target(v0, delta.detach(), tuple(losses))

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from editlib.edit import EditRequest
+from editlib.methods.rome import RomeParams
 from editlib.model import LanguageModel
-from editlib.values import ValueParams, optimise_value, read_keys
+from editlib.spans import encode
+from editlib.values import ValueParams, optimise_value, read_at, read_keys
 
 CONTEXTS = ["{}", "Because the long winter. {}", "I and the sea turn today where the river is. {}"]
 LAYER = 1
@@ -73,23 +75,22 @@ def test_keys_are_those_of_plain_passes(lm: LanguageModel, ask: EditRequest) -> 
     with torch.no_grad():
         each = [run(lm, ids, at, None) for ids, at in rows(lm, ask)]
     keys, values = torch.stack([k for _, k, _ in each]), torch.stack([v for _, _, v in each])
-    torch.testing.assert_close(read.unprefixed, keys[0])
-    torch.testing.assert_close(read.prefixed, keys.mean(0))
-    torch.testing.assert_close(read.value_unprefixed, values[0])
-    torch.testing.assert_close(read.value_prefixed, values.mean(0))
+    torch.testing.assert_close(read.bare, (keys[0], values[0]))
+    torch.testing.assert_close(read.mean(), (keys.mean(0), values.mean(0)))
+    torch.testing.assert_close(read.mean(empty=False), (keys[1:].mean(0), values[1:].mean(0)))
 
 
-def test_with_the_empty_context_alone_both_keys_are_the_same(lm: LanguageModel, ask: EditRequest) -> None:
+@pytest.mark.parametrize("empty", [True, False])
+def test_with_the_empty_context_alone_all_keys_are_the_same(lm: LanguageModel, ask: EditRequest, empty: bool) -> None:
     read = read_keys(lm, LAYER, ask, ["{}"])
-    assert torch.equal(read.unprefixed, read.prefixed)
-    assert torch.equal(read.value_unprefixed, read.value_prefixed)
+    assert all(map(torch.equal, read.mean(empty=empty), read.bare))
 
 
 # The loss
 
 
 def test_loss_without_change_equals_the_plain_one(lm: LanguageModel, ask: EditRequest) -> None:
-    target = optimise_value(lm, LAYER, ask, CONTEXTS, params(steps=1))
+    target = optimise_value(lm, lm.layout.name(LAYER), ask, CONTEXTS, params(steps=1))
     with torch.no_grad():
         expected = plain_loss(lm, ask, torch.zeros(16), params())
     assert target.losses == (pytest.approx(expected.item(), rel=1e-5),)
@@ -98,8 +99,8 @@ def test_loss_without_change_equals_the_plain_one(lm: LanguageModel, ask: EditRe
 @pytest.mark.parametrize("steps", [2, 5])
 def test_loss_at_the_value_found_equals_the_plain_one(lm: LanguageModel, ask: EditRequest, steps: int) -> None:
     search = params(steps=steps, learning_rate=0.5, kl_weight=20.0)  # so that every term counts
-    target = optimise_value(lm, LAYER, ask, CONTEXTS, search)
-    v0 = read_keys(lm, LAYER, ask, CONTEXTS).value_unprefixed
+    target = optimise_value(lm, lm.layout.name(LAYER), ask, CONTEXTS, search)
+    v0 = read_keys(lm, LAYER, ask, CONTEXTS).bare[1]
     delta = target.value - v0
     assert delta.norm() > 0.1
     with torch.no_grad():
@@ -113,14 +114,14 @@ def test_the_first_steps_follow_the_plain_gradient(lm: LanguageModel, ask: EditR
         adam.zero_grad()
         plain_loss(lm, ask, delta, search).backward()
         adam.step()
-    v0 = read_keys(lm, LAYER, ask, CONTEXTS).value_unprefixed
-    target = optimise_value(lm, LAYER, ask, CONTEXTS, search)
+    v0 = read_keys(lm, LAYER, ask, CONTEXTS).bare[1]
+    target = optimise_value(lm, lm.layout.name(LAYER), ask, CONTEXTS, search)
     torch.testing.assert_close(target.value, v0 + delta.detach(), rtol=1e-3, atol=1e-4)
 
 
 def test_a_target_of_several_tokens_counts_as_one_of_one_token(lm: LanguageModel) -> None:
     long = EditRequest(prompt="{} is located in", subject="Zen", target_new="Ostrel xyz and Quint")
-    target = optimise_value(lm, LAYER, long, CONTEXTS, params(steps=1))
+    target = optimise_value(lm, lm.layout.name(LAYER), long, CONTEXTS, params(steps=1))
     with torch.no_grad():
         assert target.losses[0] == pytest.approx(plain_loss(lm, long, torch.zeros(16), params()).item(), rel=1e-5)
 
@@ -132,37 +133,52 @@ END = EditRequest(prompt="The town is {}", subject="Brast Nolva", target_new="Os
 
 def test_the_loss_goes_down(lm: LanguageModel) -> None:
     search = params(steps=30, learning_rate=0.5, clamp=20.0, weight_decay=0.0)
-    target = optimise_value(lm, LAYER, END, CONTEXTS, search)
+    target = optimise_value(lm, lm.layout.name(LAYER), END, CONTEXTS, search)
     assert len(target.losses) == 30
     assert target.losses[-1] < 0.5 * target.losses[0]
 
 
 @pytest.mark.parametrize("clamp", [0.05, 0.5])
 def test_the_change_stays_within_the_clamp(lm: LanguageModel, clamp: float) -> None:
-    target = optimise_value(lm, LAYER, END, CONTEXTS, params(steps=10, learning_rate=1.0, clamp=clamp))
-    v0 = read_keys(lm, LAYER, END, CONTEXTS).value_unprefixed
+    target = optimise_value(lm, lm.layout.name(LAYER), END, CONTEXTS, params(steps=10, learning_rate=1.0, clamp=clamp))
+    v0 = read_keys(lm, LAYER, END, CONTEXTS).bare[1]
     assert ((target.value - v0).norm() / v0.norm()).item() == pytest.approx(clamp, rel=1e-4)
 
 
 def test_it_stops_as_soon_as_the_loss_is_low_enough(lm: LanguageModel) -> None:
-    whole = optimise_value(lm, LAYER, END, CONTEXTS, params(steps=8, learning_rate=0.02))
+    whole = optimise_value(lm, lm.layout.name(LAYER), END, CONTEXTS, params(steps=8, learning_rate=0.02))
     assert list(whole.losses) == sorted(whole.losses, reverse=True)
     search = params(steps=8, learning_rate=0.02, stop_loss=whole.losses[2] + 1e-6)
-    stopped = optimise_value(lm, LAYER, END, CONTEXTS, search)
+    stopped = optimise_value(lm, lm.layout.name(LAYER), END, CONTEXTS, search)
     assert stopped.losses == whole.losses[:3]
 
 
 def test_a_loss_low_enough_at_once_changes_nothing(lm: LanguageModel) -> None:
-    target = optimise_value(lm, LAYER, END, CONTEXTS, params(stop_loss=1e9))
+    target = optimise_value(lm, lm.layout.name(LAYER), END, CONTEXTS, params(stop_loss=1e9))
     assert len(target.losses) == 1
-    torch.testing.assert_close(target.value, read_keys(lm, LAYER, END, CONTEXTS).value_unprefixed)
+    torch.testing.assert_close(target.value, read_keys(lm, LAYER, END, CONTEXTS).bare[1])
 
 
 def test_the_search_is_repeatable_and_leaves_no_trace(lm: LanguageModel) -> None:
     before = {name: value.clone() for name, value in lm.model.state_dict().items()}
-    first, second = (optimise_value(lm, LAYER, END, CONTEXTS, params(steps=4)) for _ in range(2))
+    first, second = (optimise_value(lm, lm.layout.name(LAYER), END, CONTEXTS, params(steps=4)) for _ in range(2))
     assert torch.equal(first.value, second.value)
     assert first.losses == second.losses
     assert not first.value.requires_grad
     assert all(torch.equal(value, before[name]) for name, value in lm.model.state_dict().items())
     assert all(parameter.grad is None for parameter in lm.model.parameters())
+
+
+def test_the_output_of_a_block_can_be_optimised_too(lm: LanguageModel) -> None:
+    block = f"{lm.layout.blocks}.{LAYER}"
+    search = params(steps=10, learning_rate=0.5, clamp=20.0, weight_decay=0.0)
+    target = optimise_value(lm, block, END, CONTEXTS, search)
+    seen = read_at(lm, block, [encode(lm.tokenizer, END.prompt, END.subject)])
+    torch.testing.assert_close(target.start, seen.output[0])
+    assert target.losses[-1] < target.losses[0]
+    assert not torch.allclose(target.start, read_keys(lm, LAYER, END, CONTEXTS).bare[1])
+
+
+def test_the_search_is_the_part_of_the_hyper_parameters_that_it_depends_on() -> None:
+    search = ValueParams(steps=7, contexts="meng-2022")
+    assert RomeParams(layer=2, keys="prefixed", steps=7, contexts="meng-2022").search == search

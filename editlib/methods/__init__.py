@@ -1,57 +1,97 @@
 """The editing methods by name, and `compute`, which makes an `Edit` with any of them."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, get_args
+
+from pydantic import TypeAdapter, ValidationError
 
 from editlib.edit import Edit, EditRequest
 from editlib.errors import EditlibError
-from editlib.methods.rome import RomeParams, family
-from editlib.model import LanguageModel
+from editlib.methods.emmet import EmmetParams, emmet
+from editlib.methods.ft import FtlParams, FtParams, ft
+from editlib.methods.memit import MemitParams, memit
+from editlib.methods.presets import defaults
+from editlib.methods.r_rome import RRomeParams, r_rome
+from editlib.methods.rome import RomeParams, rome
+from editlib.model import LanguageModel, widened
+from editlib.prefixes import Flavour
 from editlib.stats import Stats
+from editlib.workspace import Workspace
 
-PRESETS: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "presets.json").read_text())
+Params = RomeParams | RRomeParams | EmmetParams | MemitParams | FtParams | FtlParams
 
 
 @dataclass(frozen=True)
 class Method:
     """An editing method: hyper-parameters, function, source, and the hyper-parameters its name stands for."""
 
-    hparams: type[RomeParams]
-    function: Callable[..., dict[str, Edit]]
+    hparams: type[Any]
+    function: Callable[..., Any]
     paper: str
     equation: str
+    several: bool  # whether it is defined for several requests at once
     stands_for: Mapping[str, Any]
 
 
+def _rome(keys: str, paper: str, equation: str) -> Method:
+    return Method(RomeParams, rome, paper, equation, False, {"keys": keys})
+
+
 METHODS: dict[str, Method] = {
-    "rome": Method(
-        RomeParams, family, "Meng et al. 2022, as released", "Fall of ROME, slides p. 34", {"keys": "mixed"}
-    ),
-    "c-rome": Method(RomeParams, family, "Yang et al. 2024, The Fall of ROME", "slides p. 35", {"keys": "prefixed"}),
-    "p-rome": Method(
-        RomeParams, family, "Gupta et al. 2024, Rebuilding ROME", "k without prefix", {"keys": "unprefixed"}
-    ),
+    "ft": Method(FtParams, ft, "Zhu et al. 2020, Modifying Memories", "equation 2, no bound", True, {}),
+    "ft-l": Method(FtlParams, ft, "Zhu et al. 2020, Modifying Memories", "equation 2, L-infinity bound", True, {}),
+    "rome": _rome("mixed", "Meng et al. 2022, as released", "Fall of ROME, slides p. 34"),
+    "c-rome": _rome("prefixed", "Yang et al. 2024, The Fall of ROME", "slides p. 35"),
+    "p-rome": _rome("unprefixed", "Gupta et al. 2024, Rebuilding ROME", "k without prefix"),
+    "r-rome": Method(RRomeParams, r_rome, "Gupta et al. 2024, Rebuilding ROME", "section 3", False, {}),
+    "memit": Method(MemitParams, memit, "Meng et al. 2023, Mass-Editing Memory", "equations 14 and 20", True, {}),
+    "emmet": Method(EmmetParams, emmet, "Gupta et al. 2024, A Unified Framework", "equation 9", True, {}),
 }
 
 
-def hparams_for(lm: LanguageModel, method: str, **overrides: Any) -> RomeParams:
+def hparams_for(lm: LanguageModel, method: str, *, flavour: Flavour | None = None, **overrides: Any) -> Any:
     """Hyper-parameters of a method for a model: its preset if it has one, else the middle layer; then the overrides.
 
-    Raises `EditlibError` for an unknown method or hyper-parameter, or a layer out of range.
+    `flavour` takes one lineage's settings as a whole: `meng-2022` or `yang-2024`. Raises `EditlibError` for an
+    unknown method, flavour or hyper-parameter, a value of the wrong kind, or a layer out of range.
     """
     if method not in METHODS:
         raise EditlibError(f"method {method!r} is unknown; use one of {', '.join(METHODS)}")
-    known = {field.name for field in fields(RomeParams)}
+    if flavour is not None and flavour not in get_args(Flavour):
+        raise EditlibError(f"flavour {flavour!r} is unknown; use one of {', '.join(get_args(Flavour))}")
+    kind = METHODS[method].hparams
+    known = {field.name for field in fields(kind)}
     unknown = next((name for name in overrides if name not in known), None)
     if unknown is not None:
         raise EditlibError(f"hyper-parameter {unknown!r} is unknown; {method} has {', '.join(sorted(known))}")
-    chosen = {"layer": lm.layers // 2} | PRESETS.get(lm.name, {}) | overrides | dict(METHODS[method].stands_for)
-    params = METHODS[method].hparams(**chosen)
-    lm.down(params.layer)  # raises if out of range
+    chosen = {name: value for name, value in defaults(lm, method, flavour).items() if name in known}
+    params = _checked(method, kind, chosen | overrides | dict(METHODS[method].stands_for))
+    for layer in layers_of(params):
+        lm.down(layer)  # raises if out of range
     return params
+
+
+def _checked(method: str, kind: type[Any], values: Mapping[str, Any]) -> Any:
+    """Hyper-parameters of one kind, every value converted to the type its field declares."""
+    try:
+        return TypeAdapter(kind).validate_python(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        if not first["loc"]:  # raised by the dataclass itself
+            raise first["ctx"]["error"] from None
+        name, reason = first["loc"][0], first["msg"][0].lower() + first["msg"][1:]
+        raise EditlibError(f"hyper-parameter {name}={first['input']!r} of {method}: {reason}") from error
+
+
+def layers_of(params: Params) -> tuple[int, ...]:
+    """The layers a method edits, where its hyper-parameters name them."""
+    return params.layers if isinstance(params, MemitParams) else (params.layer,)
+
+
+def needs_moments(params: Params) -> bool:
+    """Whether second moments of the keys enter."""
+    return isinstance(params, MemitParams) or getattr(params, "covariance", False)
 
 
 def compute(
@@ -59,15 +99,35 @@ def compute(
     requests: Sequence[EditRequest],
     *,
     method: str,
-    hparams: RomeParams | None = None,
+    hparams: Params | None = None,
     stats: Stats | None = None,
     corpus: Sequence[str] | None = None,
 ) -> Edit:
     """Compute an edit; the model's weights are left as they are.
 
-    Raises `EditlibError` for an unknown method, or for several requests with a method that edits one at a time.
+    Raises `EditlibError` for an unknown method, no request, or several with a method that edits one at a time.
     """
     params = hparams_for(lm, method, **(asdict(hparams) if hparams else {}))
-    if len(requests) != 1:
+    if not requests:
+        raise EditlibError("no request to edit; give at least one")
+    if len(requests) > 1 and not METHODS[method].several:
         raise EditlibError(f"{method} edits one request at a time, not {len(requests)}; call it once for each")
-    return METHODS[method].function(lm, requests[0], {method: params}, stats=stats, corpus=corpus)[method]
+    return solve(Workspace(lm, stats=stats, corpus=corpus), method, requests, params)
+
+
+def solve(space: Workspace, name: str, requests: Sequence[EditRequest], params: Params) -> Edit:
+    """The edit that hyper-parameters stand for, under a name of your choice, with what the workspace knows already."""
+    function = next(method.function for method in METHODS.values() if method.hparams is type(params))
+    factors, found = function(space, requests, params)
+    edit = Edit(name, tuple(requests), factors, asdict(params), space.lm.fingerprint)
+    return replace(edit, diagnostics=NUMBERS | found | _norms(space.lm, edit))
+
+
+NUMBERS = {"numerator": None, "denominator": None, "denominator_consistent": None}  # not every method has them
+
+
+def _norms(lm: LanguageModel, edit: Edit) -> dict[str, float]:
+    weights = [lm.model.get_parameter(name) for name in edit.factors]
+    whole = sum(widened(weight).double().square().sum().item() for weight in weights) ** 0.5
+    delta = edit.norm()
+    return {"delta_norm": delta, "weight_norm": whole, "relative_delta_norm": delta / whole}
