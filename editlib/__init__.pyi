@@ -5,6 +5,7 @@ from . import plot as plot
 from . import scores as scores
 from . import stats as stats
 from . import testbed as testbed
+from .causal import causal_trace as causal_trace
 from .data import Case as Case
 from .edit import Edit as Edit
 from .edit import EditRequest as EditRequest
@@ -18,6 +19,7 @@ from .model import load as load
 from .perplexity import Perplexity as Perplexity
 from .perplexity import perplexity as perplexity
 from .prefixes import prefix_contexts as prefix_contexts
+from .prefixes import test_prefixes as test_prefixes
 from .stats import second_moment as second_moment
 from .sweep import sweep as sweep
 from .trace import trace as trace

@@ -3,9 +3,10 @@
 import hashlib
 import json
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+data_app = typer.Typer(help="Edit cases and texts: what is here, and where to get the rest.", rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+mend_app = typer.Typer(help="Editors for the method mend, one for each model.", rich_markup_mode=None)
+app.add_typer(mend_app, name="mend")
 testbed_app = typer.Typer(help="The small models shipped with editlib.", rich_markup_mode=None)
 app.add_typer(testbed_app, name="testbed")
 
@@ -70,7 +75,7 @@ def _joined(arguments: Sequence[str]) -> list[str]:
     """`-p name value` as `-p name=value`: typer has no option that takes two values and may be repeated."""
     joined: list[str] = []
     for argument in arguments:
-        waiting = len(joined) > 1 and joined[-2] in ("-p", "--parameter") and "=" not in joined[-1]
+        waiting = len(joined) > 1 and joined[-2] in ("-p", "--parameter", "--hparam") and "=" not in joined[-1]
         joined[-1:] = [f"{joined[-1]}={argument}"] if waiting else [*joined[-1:], argument]
     return joined
 
@@ -81,6 +86,18 @@ def _pairs(parameters: Sequence[str]) -> dict[str, str]:
     if lonely is not None:
         raise EditlibError(f"-p {lonely} has no value; write -p {lonely} VALUE")
     return {name: value for name, _, value in (text.partition("=") for text in parameters)}
+
+
+def _values(parameters: Sequence[str]) -> dict[str, Any]:
+    """Values of `-p` options as JSON where they are, so that `-p layers [1,2]` is a list; else as text."""
+    return {name: _json(value) for name, value in _pairs(parameters).items()}
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _complain(message: object, status: int) -> int:
@@ -98,9 +115,20 @@ def edit(
     prompt: Annotated[str, typer.Option(help="Template with {} where the subject goes.")],
     subject: Annotated[str, typer.Option(help="What the prompt is about.")],
     target: Annotated[str, typer.Option(help="What should follow the prompt after the edit.")],
-    method: Annotated[str, typer.Option(help="rome, c-rome or p-rome.")] = "rome",
+    method: Annotated[
+        str, typer.Option(help="ft, ft-l, mend, rome, c-rome, p-rome, r-rome, memit or emmet.")
+    ] = "rome",
+    flavour: Annotated[
+        str | None, typer.Option(help="Settings of one lineage: meng-2022 or yang-2024.  [default: the equation's]")
+    ] = None,
     layer: Annotated[int | None, typer.Option(help="Layer to edit.  [default: the model's preset]")] = None,
-    covariance: Annotated[bool, typer.Option(help="Use the second moment of the keys.")] = True,
+    covariance: Annotated[
+        bool | None, typer.Option("--covariance/--no-covariance", help="Use the second moment of the keys.")
+    ] = None,
+    hparam: Annotated[
+        list[str] | None,
+        typer.Option("-p", "--hparam", metavar="NAME VALUE", help="Set any hyper-parameter; repeat for more."),
+    ] = None,
     stats: Annotated[Path | None, typer.Option(help="File with second moments made for this model.")] = None,
     corpus: Annotated[Path | None, typer.Option(help="Texts (JSON list) for the second moments.")] = None,
     texts: Annotated[
@@ -123,29 +151,25 @@ def edit(
 
     Example: editlib edit --model testbed/anchored --prompt "{} is located in" --subject Jaklon --target Hifru
     """
-    import huggingface_hub
     import torch
-    import transformers
 
     from editlib import data, methods
     from editlib import stats as moments
     from editlib.edit import EditRequest
-    from editlib.model import load
     from editlib.report import before_after
 
     request = EditRequest(prompt=prompt, subject=subject, target_new=target)
     _check_new(out)
     given = moments.load(stats) if stats else None
     torch.manual_seed(seed)
-    huggingface_hub.utils.logging.set_verbosity_error()  # an unreachable hub is one line, not one for each try
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    lm = load(model, dtype=dtype, device=_device(device), revision=revision)
+    lm = _load(model, dtype=dtype, device=device, revision=revision)
     measured = _texts(texts, model)
-    options: dict[str, Any] = {"covariance": covariance} | ({} if layer is None else {"layer": layer})
-    hparams = methods.hparams_for(lm, method, **options)
-    if given and covariance:
-        given.require(lm, hparams.layer)  # before any work is done
+    named = {"layer": layer, "covariance": covariance}
+    options = {name: value for name, value in named.items() if value is not None} | _values(hparam or [])
+    hparams = methods.hparams_for(lm, method, flavour=flavour, **options)
+    if given and methods.needs_moments(hparams):
+        for needed in methods.layers_of(hparams):
+            given.require(lm, needed)  # before any work is done
     source = data.texts(corpus) if corpus else None
     change = methods.compute(lm, [request], method=method, hparams=hparams, stats=given, corpus=source)
     report = before_after(lm, change, texts=measured, collapse_ratio=collapse_ratio)
@@ -161,26 +185,108 @@ def _texts(name: str | None, model: str) -> list[str] | None:
     return data.texts(name) if name else None
 
 
-def _device(name: str) -> str:
-    """The device's name, after checking that it is there."""
-    import torch
+def _load(model: str, *, dtype: str, device: str, revision: str | None) -> Any:
+    """The model, without the libraries' bars and warnings: an unreachable hub is one line, not one for each try."""
+    import huggingface_hub
+    import transformers
 
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise EditlibError(f"device {name!r} is not available here; use cpu") from error
-    return name
+    from editlib.model import load
+
+    huggingface_hub.utils.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return load(model, dtype=dtype, device=device, revision=revision)
 
 
-def _check_new(folder: Path | None) -> None:
-    """Refuse, before any work is done, an output folder that exists or cannot be made."""
-    if folder is None:
+def _check_new(path: Path | None) -> None:
+    """Refuse, before any work is done, an output that exists or cannot be made."""
+    if path is None:
         return
-    if folder.exists():
-        raise EditlibError(f"output folder {folder} exists already; choose another")
-    parent = next(place for place in folder.absolute().parents if place.exists())
+    if path.exists():
+        raise EditlibError(f"output {path} exists already; choose another")
+    parent = next(place for place in path.absolute().parents if place.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise EditlibError(f"output folder {folder} cannot be written: {parent} is no writable folder")
+        raise EditlibError(f"output {path} cannot be written: {parent} is no writable folder")
+
+
+# -- layers --------------------------------------------------------------------------------------------
+
+
+@app.command()
+def layers(
+    model: Annotated[str, typer.Argument(help="testbed/anchored, testbed/control, a folder, or a hub id.")],
+    cases: Annotated[
+        str | None,
+        typer.Option("--data", help="Facts in COUNTERFACT's form: a name or a path.  [default: testbed for testbed "
+                                    "models]"),
+    ] = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="Facts to trace, of those the model knows.")] = 50,
+    window: Annotated[
+        int | None, typer.Option(help="Layers restored at once, odd.  [default: about a fifth of them]")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the facts drawn and of the noise.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    device: Device = "cpu",
+    revision: Annotated[str | None, typer.Option(help="Commit of a hub model, 40 digits.")] = None,
+    out: Annotated[Path | None, typer.Option(help="New file for the heat map: .png, .svg or .pdf.")] = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Propose the layer to edit, by causal tracing on facts the model knows.
+
+    Noise hides the subject; then the MLPs around each layer are restored, and the table shows how much of the true
+    target's probability that brings back. The proposal has the largest effect at the subject's last token: a place
+    to start from, to be checked by edits.
+
+    Example: editlib layers testbed/anchored --out layers.png
+    """
+    from random import Random
+
+    from editlib import data
+    from editlib.causal import causal_trace
+
+    _check_figure(out)
+    name = cases or ("testbed" if model.startswith("testbed/") else None)
+    if name is None:
+        raise EditlibError(f"no facts to trace {model} on; give --data NAME or PATH")
+    pool = [case.request for case in data.cases(name)]
+    Random(seed).shuffle(pool)
+    lm = _load(model, dtype=dtype, device=device, revision=revision)
+    found = causal_trace(lm, pool, n=n, window=window, seed=seed, progress=sys.stderr.isatty())
+    if out:
+        _draw(found, out)
+    typer.echo(to_json({"model": model, **found.record()}) if as_json else _layers_table(found))
+
+
+def _check_figure(path: Path | None) -> None:
+    _check_new(path)
+    if path is not None and path.suffix not in (".png", ".svg", ".pdf"):
+        raise EditlibError(f"output {path} is no figure's name; end it in .png, .svg or .pdf")
+
+
+def _draw(found: Any, path: Path) -> None:
+    """Write the heat map aside, then rename it."""
+    import matplotlib
+
+    from editlib import plot
+
+    aside = path.with_name(f"{path.stem}.{os.getpid()}.writing{path.suffix}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context():
+        plot.theme()
+        plot.layers(found.effects, proposed=found.proposed).savefig(aside)
+    os.replace(aside, path)
+
+
+def _layers_table(found: Any) -> str:
+    """Effects by layer and group, and what they say, for people."""
+    cells = found.effects.map("{:z.3f}".format).replace("nan", "–").reset_index()
+    effects = table([list(cells), *cells.to_numpy().tolist()])
+    facts = [
+        ("proposed", f"layer {found.proposed}"),
+        ("facts", f"{found.facts} known, {found.window} layer{'s' if found.window > 1 else ''} restored at once"),
+        ("P(true target)", f"{found.clean:.3g} clean, {found.corrupted:.3g} with the subject hidden"),
+    ]
+    return f"{effects}\n\n{table(facts)}"
 
 
 # -- analyses and runs ---------------------------------------------------------------------------------
@@ -276,6 +382,179 @@ def publish(
     typer.echo(_relative(runs.publish(run, analyses.find_root(root))))
 
 
+# -- data ----------------------------------------------------------------------------------------------
+
+
+@data_app.command("list")
+def list_data(as_json: Json = False) -> None:
+    """List the known files of edit cases and texts: what is here, how to get the rest, and their licences.
+
+    Example: editlib data list
+    """
+    from editlib.sources import SHIPPED, SOURCES
+
+    rows: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "path": str(path),
+            "records": None,
+            "licence": "MIT",
+            "about": "shipped with editlib",
+            "how": None,
+        }
+        for name, path in SHIPPED.items()
+    ]
+    for source in SOURCES.values():
+        found = {key: getattr(source, key) for key in rows[0]}
+        rows.append(found | {"path": str(source.path) if source.here else None})
+    if as_json:
+        return typer.echo(to_json(rows))
+    columns = ["name", "records", "licence", "about"]
+    shown = [["here" if row["path"] else "absent", *(row[column] for column in columns)] for row in rows]
+    missing = [f"{row['name']}: {row['how']}" for row in rows if not row["path"]]
+    typer.echo("\n".join([table([["file", *columns], *shown]), *missing]))
+
+
+@data_app.command("get")
+def get_data(
+    name: Annotated[str, typer.Argument(help="A name that `editlib data list` shows.")], as_json: Json = False
+) -> None:
+    """Download a file from where its authors put it, check it, and keep it in the user's cache.
+
+    A transfer that broke off goes on where it stopped. EDITLIB_CACHE names another cache folder.
+
+    Example: editlib data get me-ppl-50
+    """
+    from editlib import data
+
+    report = _data_report(name, data.get(name, progress=sys.stderr.isatty()))
+    typer.echo(to_json(report) if as_json else _data_text(report, limit=10))
+
+
+@data_app.command("import")
+def import_data(
+    name: Annotated[str, typer.Argument(help="A name that `editlib data list` shows.")],
+    file: Annotated[Path, typer.Argument(help="The file you have: a JSON list, or JSON lines.")],
+    as_json: Json = False,
+) -> None:
+    """Check a file you have, copy it into the user's cache under a name, and list its rejected records.
+
+    Example: editlib data import hardcf HardCF.json
+    """
+    from editlib import data
+
+    report = _data_report(name, data.import_file(name, file))
+    typer.echo(to_json(report) if as_json else _data_text(report))
+
+
+@data_app.command("check")
+def check_data(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME|FILE", help="What to check.  [default: all that is here]")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Read files again and show their form, number of records and sha256, and the first rejected records.
+
+    Example: editlib data check testbed
+    """
+    from editlib import data
+
+    reports = [_data_report(one, data.check(one)) for one in ([name] if name else data.present())]
+    typer.echo(to_json(reports) if as_json else "\n".join(_data_text(report, limit=10) for report in reports))
+
+
+def _data_report(name: str, reading: Any) -> dict[str, Any]:
+    """What was read, as JSON; `published` is the number of records the authors' file has."""
+    from editlib import data
+    from editlib.sources import SOURCES
+
+    return {
+        "name": name, "path": str(data.locate(name)), "sha256": data.fingerprint(name), "form": reading.form,
+        "records": reading.records, "published": SOURCES[name].records if name in SOURCES else None,
+        "rejected": [asdict(item) for item in reading.rejected],
+    }  # fmt: skip
+
+
+def _data_text(report: dict[str, Any], *, limit: int | None = None) -> str:
+    """A report with its first `limit` rejected records."""
+    name, records, published, rejected = (report[key] for key in ("name", "records", "published", "rejected"))
+    count = f"{records} records" if published in (None, records) else f"{records} of {published} records"
+    head = f"{name}: {count} in form {report['form']}, {len(rejected)} rejected, sha256 {report['sha256'][:12]}"
+    lines = [f"  record {item['position']} (line {item['line']}): {item['reason']}" for item in rejected[:limit]]
+    more = len(rejected) - len(lines)
+    return "\n".join(
+        [f"{head}, {report['path']}", *lines, *([f"  and {more} more; --json lists them"] if more else [])]
+    )
+
+
+# -- mend ----------------------------------------------------------------------------------------------
+
+
+@mend_app.command("train")
+def train_editor(
+    model: Annotated[str, typer.Option(help="testbed/anchored, testbed/control, a folder, or a hub id.")],
+    out: Annotated[Path, typer.Option(help="New file for the editor; a checkpoint lies beside it meanwhile.")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="Edit cases to train on: a name or a path.  [default, for testbed models: cases about "
+                          "subjects that the testbed's own cases leave out]"),
+    ] = None,
+    layers: Annotated[int | None, typer.Option(min=1, help="How many of the last layers it edits.")] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="Rank of its networks.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Most training steps.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Edits a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=0, help="Of its networks.")] = None,
+    step_size: Annotated[float | None, typer.Option(help="What its changes are multiplied by at first.")] = None,
+    edit_weight: Annotated[float | None, typer.Option(min=0, help="Of the edits' loss; locality has 1.")] = None,
+    patience: Annotated[int | None, typer.Option(min=1, help="Steps to go on without a better held-out loss.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of networks, batches and held-out subjects.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    device: Device = "cpu",
+    revision: Annotated[str | None, typer.Option(help="Commit of a hub model, 40 digits.")] = None,
+) -> None:  # fmt: skip
+    """Train the editor that the method mend needs; call it again after an interruption and it goes on.
+
+    Options left out are the recipe's. Cases of a tenth of the subjects are held out: they make the curve that is
+    printed and kept in the file, and end the training when it stops falling.
+
+    Example: editlib mend train --model testbed/anchored --out editor.safetensors
+    """
+    from editlib.methods.editor import load_editor
+    from editlib.methods.training import MendRecipe, train
+
+    _check_new(out)
+    options = {
+        "layers": layers, "rank": rank, "steps": steps, "batch": batch, "learning_rate": learning_rate,
+        "step_size": step_size, "edit_weight": edit_weight, "patience": patience, "seed": seed,
+    }  # fmt: skip
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    cases = _training_cases(data, model)
+    lm = _load(model, dtype=dtype, device=device, revision=revision)
+    said = {"model": model, "data": data, "dtype": None if dtype == "float32" else dtype, "revision": revision} | given
+    command = ["editlib", "mend", "train", *_options(said | {"out": out.name})]
+    train(lm, cases, replace(MendRecipe(), **given), out, command=shlex.join(command))
+    curve = load_editor(out, lm)[1].curve
+    typer.echo(table([list(curve[0]), *(list(entry.values()) for entry in curve)]))
+    typer.echo(f"editor: {out}; use it with method mend, hyper-parameter editor={out}")
+
+
+def _training_cases(data: str | None, model: str) -> list[Any]:
+    from editlib.data import cases
+    from editlib.testbed.cases import training_cases
+    from editlib.testbed.world import build
+
+    if data is None and not model.startswith("testbed/"):
+        raise EditlibError(f"no cases to train an editor of {model} on; give some with --data NAME or --data FILE")
+    return training_cases(build()) if data is None else cases(data)
+
+
+def _options(values: Mapping[str, object]) -> list[str]:
+    """Options of a command line, without those that have no value."""
+    pairs = [(f"--{name.replace('_', '-')}", str(value)) for name, value in values.items() if value is not None]
+    return [part for pair in pairs for part in pair]
+
+
 # -- testbed -------------------------------------------------------------------------------------------
 
 
@@ -293,6 +572,7 @@ def train_twin(
 
     Example: editlib testbed train anchored
     """
+    from editlib.model import require_device
     from editlib.testbed.train import RECIPES, train
 
     if name not in RECIPES:
@@ -301,7 +581,7 @@ def train_twin(
     _check_new(out)
     recipe = replace(RECIPES[name], seed=seed)
     recipe = recipe if steps is None else replace(recipe, steps=steps)
-    typer.echo(str(train(recipe, out.absolute(), name=f"testbed/{name}", device=_device(device))))
+    typer.echo(str(train(recipe, out.absolute(), name=f"testbed/{name}", device=require_device(device))))
 
 
 @testbed_app.command("info")

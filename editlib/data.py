@@ -1,30 +1,53 @@
-"""Edit cases and texts by name or path: COUNTERFACT's form for cases, ME-PPL's form (or a plain list) for texts."""
+"""Edit cases and texts by name or path: files read and checked record by record, and where to get them."""
 
 import hashlib
-import json
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any
 
+from editlib.download import fetch
 from editlib.edit import EditRequest
 from editlib.errors import EditlibError
+from editlib.forms import MARKS, form_of, parse
+from editlib.forms import Case as Case
 from editlib.model import LanguageModel
+from editlib.records import records
+from editlib.sources import SHIPPED, SOURCES, Source
 from editlib.spans import encode
 
-SHIPPED = {
-    name: Path(__file__).parent / "testbed" / f"{name}.json" for name in ("testbed", "testbed-ppl-50", "testbed-ppl-1k")
-}
+CASE_FORMS = ("counterfact", "zsre", "easyedit")
 
 
 @dataclass(frozen=True)
-class Case:
-    """One edit request with its test prompts."""
+class Rejected:
+    """A record that was left out: the line it starts on, from 1, its position in the file, from 0, and why."""
 
-    case_id: int
-    request: EditRequest
-    paraphrase_prompts: tuple[str, ...] = ()
-    neighborhood_prompts: tuple[str, ...] = ()
+    line: int
+    position: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"record {self.position} (line {self.line}): {self.reason}"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a file held: its form (a key of `MARKS`), its good records as cases or as texts, and the others."""
+
+    form: str
+    cases: tuple[Case, ...]
+    texts: tuple[str, ...]
+    rejected: tuple[Rejected, ...]
+
+    @property
+    def records(self) -> int:
+        """How many records the file has, good or not."""
+        return len(self.cases) + len(self.texts) + len(self.rejected)
 
 
 @dataclass(frozen=True)
@@ -44,23 +67,108 @@ class SubjectTokens:
 
 
 def cases(name: str | Path) -> list[Case]:
-    """Read edit cases: `testbed`, or the path of a file in COUNTERFACT's form. Raises `EditlibError` if it is
-    neither."""
-    return [_case(record, name) for record in _records(name)]
+    """The good edit cases of `read_cases`."""
+    return list(read_cases(name).cases)
 
 
 def texts(name: str | Path) -> list[str]:
-    """Read texts: `testbed-ppl-50`, `testbed-ppl-1k`, or the path of a JSON list of strings or of {Corpus,
-    Text} records."""
-    found = [record.get("Text") if isinstance(record, dict) else record for record in _records(name)]
-    if not all(isinstance(text, str) for text in found):
-        raise EditlibError(f"a record of {name} is neither a string nor an object with a Text")
-    return [str(text) for text in found]
+    """The good texts of `read_texts`."""
+    return list(read_texts(name).texts)
+
+
+def read_cases(name: str | Path) -> Reading:
+    """Read edit cases in COUNTERFACT's (ROME's), EasyEdit's or ZsRE's (MEND's) form; raises `EditlibError` as
+    `read` does."""
+    return read(name, CASE_FORMS)
+
+
+def read_texts(name: str | Path) -> Reading:
+    """Read texts: strings, or ME-PPL's {Corpus, Text} records; raises `EditlibError` as `read` does."""
+    return read(name, ("texts",))
+
+
+def read(name: str | Path, forms: Sequence[str] = tuple(MARKS)) -> Reading:
+    """Read a file of JSON lists or of JSON lines, a record at a time; its first record in one of `forms` tells
+    which one all must be in.
+
+    Records that are not are rejected, and so are later ones with the `case_id` of an earlier one. Raises
+    `EditlibError` if the file is not there, is damaged or cut off, or has no good record.
+    """
+    form: str | None = None
+    good: list[Case | str] = []
+    rejected: list[Rejected] = []
+    positions: dict[int, int] = {}  # of the case_ids
+    for position, (line, value) in enumerate(records(locate(name))):
+        try:
+            if isinstance(value, EditlibError):
+                raise value
+            form = form or form_of(value, forms)
+            record = parse(value, form, position)
+            if isinstance(record, Case) and positions.setdefault(record.case_id, position) != position:
+                raise EditlibError(f"case_id {record.case_id} is that of record {positions[record.case_id]}")
+            good.append(record)
+        except EditlibError as error:
+            rejected.append(Rejected(line, position, str(error)))
+    if form is None or not good:
+        raise EditlibError(f"data {name} has no good record: {rejected[0] if rejected else 'it is empty'}")
+    found = tuple(record for record in good if isinstance(record, Case))
+    return Reading(form, found, tuple(record for record in good if isinstance(record, str)), tuple(rejected))
+
+
+def get(name: str | Source, *, progress: bool = True) -> Reading:
+    """Download a file to the data folder unless it is there already, whole; raises `EditlibError` if its hash,
+    form or number of records is not that of its source."""
+    source = name if isinstance(name, Source) else _source(name)
+    if source.url is None:
+        raise EditlibError(f"data {source.name!r} has no public address; {source.how}")
+    with suppress(EditlibError):
+        return _complete(source, source.path)
+    whole = partial(_complete, source)
+    fetch(source.url, source.path, sha256=source.sha256, check=whole, progress=progress)
+    return _complete(source, source.path)
+
+
+def import_file(name: str, path: str | Path) -> Reading:
+    """Copy a file to the data folder under a source's name; raises `EditlibError` if its hash or form is not
+    that of the source. It may hold fewer or more records."""
+    source = _source(name)
+    reading = _verified(source, Path(path))
+    aside = source.path.with_name(f"{source.path.name}.{os.getpid()}.writing")
+    try:
+        shutil.copyfile(path, aside)
+        os.replace(aside, source.path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return reading
+
+
+def check(name: str | Path) -> Reading:
+    """Read a file again, and compare it with its source if it has one; raises `EditlibError` as `import_file`
+    does."""
+    path, source = locate(name), SOURCES.get(str(name))
+    return _verified(source, path) if source else read(path)
+
+
+def locate(name: str | Path) -> Path:
+    """The file behind a data name or path; raises `EditlibError` if it is not there."""
+    source = SOURCES.get(str(name))
+    path = source.path if source else SHIPPED.get(str(name), Path(name))
+    if path.is_file():
+        return path
+    if source:
+        raise EditlibError(f"data {source.name!r} is not here yet; {source.how}")
+    raise EditlibError(f"data {str(name)!r} is neither a file nor one of {', '.join((*SHIPPED, *SOURCES))}")
+
+
+def present() -> list[str]:
+    """The names whose files are here."""
+    return [*SHIPPED, *(source.name for source in SOURCES.values() if source.here)]
 
 
 def fingerprint(name: str | Path) -> str:
     """sha256 of the file behind a data name."""
-    return hashlib.sha256(_file(name).read_bytes()).hexdigest()
+    with locate(name).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def draw(pool: list[Case], n: int, *, seed: int) -> list[Case]:
@@ -76,33 +184,30 @@ def subject_tokens(lm: LanguageModel, request: EditRequest) -> SubjectTokens:
     return SubjectTokens(end - start, start, end - 1)
 
 
-def _file(name: str | Path) -> Path:
-    path = SHIPPED.get(str(name), Path(name))
-    if not path.is_file():
-        raise EditlibError(f"data {str(name)!r} is neither a file nor one of {', '.join(SHIPPED)}")
-    return path
+# -- sources -------------------------------------------------------------------------------------------
 
 
-def _records(name: str | Path) -> list[Any]:
-    path = _file(name)
-    try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise EditlibError(f"data file {name} is no JSON ({error})") from error
-    if not isinstance(records, list) or not records:
-        raise EditlibError(f"data file {name} must hold a JSON list with at least one record")
-    return records
+def _source(name: str) -> Source:
+    if name not in SOURCES:
+        raise EditlibError(f"data {name!r} is unknown; use one of {', '.join(SOURCES)}")
+    return SOURCES[name]
 
 
-def _case(record: dict[str, Any], name: str | Path) -> Case:
-    try:
-        rewrite = record["requested_rewrite"]
-        request = EditRequest(
-            prompt=rewrite["prompt"], subject=rewrite["subject"],
-            target_new=rewrite["target_new"]["str"], target_true=rewrite["target_true"]["str"],
-        )  # fmt: skip
-        return Case(
-            record["case_id"], request, tuple(record["paraphrase_prompts"]), tuple(record["neighborhood_prompts"])
+def _verified(source: Source, path: Path) -> Reading:
+    """Read a file that should be the source's; its number of records may differ."""
+    if source.sha256 and (found := fingerprint(path)) != source.sha256:
+        raise EditlibError(
+            f"{path} is not {source.name}: its sha256 begins with {found[:12]}, not {source.sha256[:12]}; {source.how}"
         )
-    except (KeyError, TypeError) as error:
-        raise EditlibError(f"a record of {name} is not in COUNTERFACT's form: {error} is missing") from error
+    reading = read(path)
+    if reading.form != source.form:
+        raise EditlibError(f"{path} is not {source.name}: its form is {reading.form}, not {source.form}")
+    return reading
+
+
+def _complete(source: Source, path: Path) -> Reading:
+    """Read a file that should be the source's, whole."""
+    reading = _verified(source, path)
+    if source.records not in (None, reading.records):
+        raise EditlibError(f"{path} is not {source.name}: it holds {reading.records} records, not {source.records}")
+    return reading

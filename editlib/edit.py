@@ -93,8 +93,7 @@ class Edit:
             )
         factors = dict(self.factors)
         for name, pair in other.factors.items():
-            mine = [factors[name]] if name in factors else []
-            factors[name] = tuple(torch.cat(sides, 1) for sides in zip(*mine, pair, strict=True))
+            factors[name] = _beside(factors[name], pair) if name in factors else pair
         method = self.method if self.method == other.method else f"{self.method} + {other.method}"
         return Edit(
             method, self.requests + other.requests, factors, _parts(self.hparams, other.hparams), self.fingerprint,
@@ -163,6 +162,11 @@ class Edit:
             return cls(requests=requests, factors=factors, **record)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise EditlibError(f"edit {folder} cannot be read: {error}") from error
+
+
+def _beside(mine: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Factors of the sum of two changes."""
+    return torch.cat([mine[0], other[0]], 1), torch.cat([mine[1], other[1]], 1)
 
 
 def _parts(mine: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Language models as the editing code sees them: a model, its tokenizer, and where its MLP memories sit.
 
-The layout is read off the module tree, never off a model's name: the blocks are the longest list of like modules, and a
-block's memory is its last linear map back to the hidden width.
+The layout is read off the module tree, never off a model's name: the blocks are the heaviest list of modules in the
+text stack, and a block's memory is its last linear map back to the hidden width.
 """
 
 import hashlib
@@ -15,7 +15,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.pytorch_utils import Conv1D
 
 from editlib.errors import EditlibError
@@ -23,6 +30,7 @@ from editlib.errors import EditlibError
 TESTBED = Path(__file__).parent / "testbed"
 TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model")  # a folder needs one of them
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+BY_HAND = "pass layout=Layout(blocks, down)"
 
 
 @dataclass(frozen=True)
@@ -39,9 +47,10 @@ class Layout:
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A causal language model with its tokenizer; wraps any transformers model you already hold.
+    """A language model with its tokenizer; wraps any transformers model you already hold.
 
-    The layout is discovered when not given. Raises `EditlibError` if it cannot be, or if the tokenizer has no offsets.
+    Of an encoder-decoder such as T5, the encoder's keys can be read, and that is all. The layout is discovered when not
+    given. Raises `EditlibError` if it cannot be or does not fit, or if the tokenizer has no offsets.
     """
 
     model: PreTrainedModel
@@ -53,7 +62,9 @@ class LanguageModel:
     def __post_init__(self) -> None:
         if not self.tokenizer.is_fast:
             raise EditlibError(f"tokenizer {type(self.tokenizer).__name__} has no offsets; load it with use_fast=True")
-        if not self.layout.blocks:
+        if self.layout.blocks:
+            check_layout(self.model, self.layout)
+        else:
             object.__setattr__(self, "layout", find_layout(self.model))
         self.model.eval().requires_grad_(False)
 
@@ -65,8 +76,16 @@ class LanguageModel:
     @property
     def context(self) -> int | None:
         """The most tokens the model takes at once, if its configuration says so."""
-        limit: int | None = getattr(self.model.config, "max_position_embeddings", None)
+        limit: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         return limit
+
+    def require_causal(self) -> None:
+        """Raise `EditlibError` unless the model predicts each token from those before, as edits and scores need."""
+        if self.model.config.is_encoder_decoder or self.model.get_output_embeddings() is None:
+            raise EditlibError(
+                f"{self.name or 'the model'} ({type(self.model).__name__}) is no causal language model: its keys can "
+                "be read, but it cannot be edited or scored; use one such as GPT-2"
+            )
 
     @property
     def layers(self) -> int:
@@ -85,6 +104,13 @@ class LanguageModel:
     def weight(self, layer: int) -> Tensor:
         """The memory of one layer as a view of shape (d_out, d_in), whichever way the module stores it."""
         return oriented(self.down(layer))
+
+    def mlp(self, layer: int) -> dict[str, nn.Module]:
+        """The linear maps beside and including the down-projection of one layer, by dotted name."""
+        self.down(layer)  # raises if out of range
+        parent = self.layout.name(layer).rpartition(".")[0]
+        children = self.model.get_submodule(parent).named_children()
+        return {f"{parent}.{name}": child for name, child in children if _is_linear(child)}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -107,25 +133,64 @@ def widened(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def find_layout(model: nn.Module) -> Layout:
+def find_layout(model: PreTrainedModel) -> Layout:
     """Find blocks and down-projection in the module tree; `EditlibError` says what was looked for."""
-    lists = [
-        (name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)
-    ]
+    inside = set(_text_stack(model).modules())
+    lists = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and m in inside and len(m)}
     if not lists:
+        raise EditlibError(f"{type(model).__name__} has no list of blocks (nn.ModuleList); {BY_HAND}")
+    blocks = max(lists, key=lambda name: sum(p.numel() for p in lists[name].parameters()))
+    experts = next((f"{blocks}.{i}.{name}" for i, block in enumerate(lists[blocks]) if (name := _experts(block))), None)
+    if experts is not None:
         raise EditlibError(
-            f"{type(model).__name__} has no list of blocks (nn.ModuleList); pass layout=Layout(blocks, down)"
+            f"{experts} of {type(model).__name__} looks like a mixture of experts; looked for one MLP of linear maps "
+            f"in each block; {BY_HAND} of another linear map"
         )
-    blocks, first = max(((name, module[0]) for name, module in lists), key=lambda pair: _weight_of(pair[1]))
-    width = model.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
-    downs = [n for n, m in first.named_modules() if isinstance(m, nn.Linear | Conv1D) and oriented(m).shape[0] == width]
+    width = _hidden_width(model)
+    downs = [n for n, m in lists[blocks][0].named_modules() if _is_linear(m) and oriented(m).shape[0] == width]
     if not downs:
-        raise EditlibError(f"no linear map to the hidden width {width} in {blocks}.0; pass layout=Layout(blocks, down)")
-    return Layout(blocks, downs[-1])  # attention comes first in every family, so the last one is the MLP's
+        raise EditlibError(f"no linear map to the hidden width {width} in {blocks}.0; {BY_HAND}")
+    layout = Layout(blocks, downs[-1])  # attention comes first in every family, so the last one is the MLP's
+    check_layout(model, layout)
+    return layout
 
 
-def _weight_of(block: nn.Module) -> int:
-    return sum(p.numel() for p in block.parameters())
+def check_layout(model: PreTrainedModel, layout: Layout) -> None:
+    """Raise `EditlibError` naming the first block that has no linear map to the hidden width where the layout says."""
+    modules, width = dict(model.named_modules()), _hidden_width(model)
+    blocks = modules.get(layout.blocks)
+    if not isinstance(blocks, nn.ModuleList):
+        lists = ", ".join(name for name, module in modules.items() if isinstance(module, nn.ModuleList))
+        raise EditlibError(f"layout blocks {layout.blocks!r} is no list of modules; the model has {lists or 'none'}")
+    for name in map(layout.name, range(len(blocks))):
+        if not _is_linear(modules.get(name)) or oriented(modules[name]).shape[0] != width:
+            raise EditlibError(f"layout down {name!r} is no linear map to the hidden width {width}; {BY_HAND}")
+
+
+def _text_stack(model: PreTrainedModel) -> nn.Module:
+    """T5's encoder, the language model beside a vision tower, or the whole of a plain causal model."""
+    stack: nn.Module = model.get_encoder() if model.config.is_encoder_decoder else model.get_decoder()
+    return stack
+
+
+def _hidden_width(model: PreTrainedModel) -> int:
+    width: int = model.config.get_text_config().hidden_size  # OPT-350m's embeddings are narrower than its blocks
+    return width
+
+
+def _is_linear(module: nn.Module | None) -> bool:
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def _experts(block: nn.Module) -> str | None:
+    """The part of a block that holds several MLPs, as a list of like modules or stacked outside linear maps."""
+    for name, module in block.named_modules():
+        own = [] if _is_linear(module) or isinstance(module, nn.Embedding) else module.parameters(recurse=False)
+        parts = list(module) if isinstance(module, nn.ModuleList) else []
+        kinds = [tuple(n for n, _ in part.named_modules()) for part in parts]
+        if any(parameter.ndim > 1 for parameter in own) or len(set(kinds)) < len(kinds):
+            return str(name)
+    return None
 
 
 def load(
@@ -143,6 +208,7 @@ def load(
     """
     if dtype not in DTYPES:
         raise EditlibError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
+    require_device(device)
     folder = locate(name)
     if folder is not None:
         check_folder(folder)
@@ -152,7 +218,9 @@ def load(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code} | ({"revision": pinned} if pinned else {})
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model, info = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(source, **options)
+        loader = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model, info = loader.from_pretrained(
             source, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True, **options
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -160,12 +228,16 @@ def load(
     if info["missing_keys"]:  # transformers would leave these at random values
         lost = sorted(info["missing_keys"])[0]
         raise EditlibError(f"model {name!r} cannot be loaded: its files have no weight {lost}; copy it again")
+    return LanguageModel(model.to(device), tokenizer, name=name, folder=folder)
+
+
+def require_device(name: str) -> str:
+    """The device's name, after checking that it is there; `EditlibError` if it is not."""
     try:
-        model = model.to(device)
+        torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:  # torch raises either, by what it was built with
-        reason = str(error).strip().splitlines()[0]
-        raise EditlibError(f"device {device!r} cannot be used ({reason}); use cpu or cuda") from error
-    return LanguageModel(model, tokenizer, name=name, folder=folder)
+        raise EditlibError(f"device {name!r} is not available here; use cpu or cuda") from error
+    return name
 
 
 def testbed_names() -> list[str]:

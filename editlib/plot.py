@@ -8,7 +8,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 KINDS = ("one token, first", "one token, later", "several tokens")
@@ -161,6 +162,30 @@ def denominators(frame: pd.DataFrame, *, collapse_ratio: float) -> Figure:
     figure.legend(
         handles[::-1], labels[::-1], title="Subject: tokens, place in the prompt", loc="outside lower center", ncols=3
     )
+    return figure
+
+
+def layers(effects: pd.DataFrame, *, proposed: int) -> Figure:
+    """What restoring each layer's MLP brings back, by group of tokens, with a frame around the proposed layer.
+
+    `effects` is that of a `CausalTrace`: one row a layer, one column a group. Effects below zero are drawn as none,
+    cells without a value in grey.
+    """
+    figure, axes = plt.subplots(figsize=(9, 3.4), layout="constrained")
+    cells = effects.to_numpy(dtype=float).T
+    top = max(np.nanmax(cells), 0.01)
+    image = axes.imshow(cells, cmap="Blues", vmin=0, vmax=top, aspect="auto")
+    figure.colorbar(image, label="P(true target) brought back")
+    if len(effects) <= 12:  # more numbers than that do not fit
+        for (row, layer), value in np.ndenumerate(cells):
+            text, color = "" if np.isnan(value) else f"{value:z.2f}", "white" if value > top / 2 else "black"
+            axes.text(layer, row, text, ha="center", va="center", color=color)
+    whole = Rectangle((proposed - 0.5, -0.5), 1, len(cells), fill=False, edgecolor=COLORS[KINDS[0]], lw=3)
+    axes.add_patch(whole).set_clip_on(False)
+    title = f"Proposed: layer {proposed}, where the subject's last token brings most back"
+    axes.set(title=title, xlabel="Layer whose MLP is restored", facecolor="lightgrey")
+    axes.set_yticks(range(len(cells)), effects.columns)
+    axes.xaxis.set_major_locator(MaxNLocator(24, integer=True))
     return figure
 
 

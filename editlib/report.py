@@ -61,15 +61,17 @@ class Report:
     def table(self) -> str:
         """Everything, for people."""
         found, rows = self.diagnostics, [("", "before", "after"), *self._rows()]
-        ratio = found["denominator"] / found["denominator_consistent"]
-        consistent = f"{short(found['denominator_consistent'])} with consistent keys (ratio {short(ratio)})"
         facts: list[tuple[object, ...]] = [
             ("prompt", self.request.text),
-            ("denominator", f"{short(found['denominator'])}, {consistent}"),
+            *([("denominator", self._denominator())] if found["denominator"] is not None else []),
             ("|Δ| / |W|", f"{short(found['relative_delta_norm'])}, {found['steps']} steps"),
             ("verdict", self.verdict),
         ]
         return f"{table(rows)}\n\n{table(facts)}"
+
+    def _denominator(self) -> str:
+        found, consistent = self.diagnostics["denominator"], self.diagnostics["denominator_consistent"]
+        return f"{short(found)}, {short(consistent)} with consistent keys (ratio {short(found / consistent)})"
 
     def _rows(self) -> list[tuple[object, ...]]:
         names = {

@@ -1,10 +1,239 @@
-"""What a model says after a prompt, and how likely it finds a target there."""
+"""What a model says after a prompt, and how an edit shows there: efficacy, generalization and locality.
+
+Each is scored by three protocols. `es`: the new target is likelier than the true one, and on neighborhood prompts the
+true one stays likelier (Meng et al. 2022, section 3.4; compared by mean log-probability per token as in their released
+code, so that a longer target is at no disadvantage). `em_tf`: share of the target's tokens that are the likeliest
+ones, teacher forced (EasyEdit, used by both papers). `em_ar`: the greedy continuation is the target, all of it.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from torch import Tensor
 
+from editlib.data import Case
 from editlib.edit import EditRequest
+from editlib.errors import EditlibError
 from editlib.model import LanguageModel, widened
-from editlib.spans import encode
+from editlib.perplexity import pad
+from editlib.spans import encode, encode_text
+
+Score = Literal["efficacy", "generalization", "locality"]
+Prefixed = Literal["efficacy", "all"]
+SCORES: tuple[Score, ...] = ("efficacy", "generalization", "locality")
+PROTOCOLS = ("es", "em_tf", "em_ar")
+PASS_ROWS = 64  # keeps the logits of a large vocabulary below a gigabyte
+NONE = -1  # the likeliest token where the largest logit is not finite
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Token ids of an answer and of the prompt before it."""
+
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]
+
+    @property
+    def fed(self) -> tuple[int, ...]:
+        """What a model reads to score every token; the last one is not read."""
+        return self.prompt + self.tokens[:-1]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A test prompt of one score: the answer asked for, and the one it competes with where there is one."""
+
+    score: Score
+    answer: Answer
+    rival: Answer | None
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """A case's test prompts, tokenised."""
+
+    case: Case
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model makes of one question.
+
+    `picks`: the likeliest token wherever the answer has one, teacher forced. `said`: the greedy continuation by as
+    many tokens, ended by end-of-text and, but for locality, by the first token that is not the answer's. `answer` and
+    `rival`: mean log-probability per token (nats; nan where there is no rival).
+    """
+
+    picks: tuple[int, ...]
+    said: tuple[int, ...]
+    answer: float
+    rival: float
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A model's replies to a case's questions, in their order."""
+
+    prompts: Prompts
+    replies: tuple[Reply, ...]
+
+
+def prompts(
+    lm: LanguageModel, case: Case, *, prefixes: Sequence[str] = ("{}",), prefixed: Prefixed = "efficacy"
+) -> Prompts:
+    """Tokenise a case's test prompts, once for all readings of it.
+
+    `prefixes` are templates with one `{}`; each is put before the efficacy prompt, as in the Fall of ROME, or before
+    `all` prompts. Neighborhood prompts without an answer are left out. Raises `EditlibError` for a bad prefix, a target
+    without tokens, or a prompt longer than the model's context.
+    """
+    bad = next((prefix for prefix in prefixes if prefix.count("{}") != 1), None)
+    if bad is not None or not prefixes:
+        raise EditlibError(f"prefixes must be templates with one {{}} each, '{{}}' for none (found {bad!r})")
+    if prefixed not in ("efficacy", "all"):
+        raise EditlibError(f"prefixed={prefixed!r} is unknown; use 'efficacy' or 'all'")
+    return Prompts(
+        case,
+        tuple(
+            Question(score, _encoded(lm, prefix, text, answer), _encoded(lm, prefix, text, rival) if rival else None)
+            for score, text, answer, rival in _asked(case)
+            for prefix in (prefixes if prefixed in (score, "all") else ("{}",))
+        ),
+    )
+
+
+def _asked(case: Case) -> Iterator[tuple[Score, str, str, str | None]]:
+    """Score, prompt, answer and rival of every test prompt."""
+    request = case.request
+    new, true = request.target_new, request.target_true
+    yield "efficacy", request.text, new, true
+    for text in case.paraphrase_prompts:
+        yield "generalization", text, new, true
+    count = len(case.neighborhood_prompts)
+    answers = case.neighborhood_answers or (true,) * count
+    if len(answers) != count:
+        raise EditlibError(
+            f"case {case.case_id} has {count} neighborhood prompts, {len(answers)} answers; give one each"
+        )
+    for text, answer in zip(case.neighborhood_prompts, answers, strict=True):
+        if answer:
+            yield "locality", text, answer, new
+
+
+def _encoded(lm: LanguageModel, prefix: str, prompt: str, target: str) -> Answer:
+    answer = Answer(*encode_text(lm.tokenizer, prefix.replace("{}", prompt, 1), target))
+    if lm.context is not None and len(answer.fed) > lm.context:
+        raise EditlibError(
+            f"prompt {prompt[:40]!r}... has {len(answer.fed)} tokens with prefix and target, "
+            f"the model takes at most {lm.context}; shorten it"
+        )
+    return answer
+
+
+def read(
+    lm: LanguageModel, case: Case | Prompts, *, prefixes: Sequence[str] = ("{}",), prefixed: Prefixed = "efficacy"
+) -> Reading:
+    """Ask a model, edited or not, everything the scores of a case need; `prompts` already made are taken as they are.
+
+    One batched pass for all answers; more only where a neighborhood prompt's greedy continuation leaves its answer
+    before its last token. Up to there, which is enough for the other scores, the teacher-forced picks are what a model
+    says greedily.
+    """
+    lm.require_causal()
+    asked = prompts(lm, case, prefixes=prefixes, prefixed=prefixed) if isinstance(case, Case) else case
+    heard = _heard(lm, {a for q in asked.questions for a in (q.answer, q.rival) if a})
+    said = {answer: _agreed(picks, answer) for answer, (_, picks) in heard.items()}
+    said |= _continued(lm, {q.answer: said[q.answer] for q in asked.questions if q.score == "locality"})
+    return Reading(
+        asked,
+        tuple(
+            Reply(heard[q.answer][1], said[q.answer], heard[q.answer][0], heard[q.rival][0] if q.rival else torch.nan)
+            for q in asked.questions
+        ),
+    )
+
+
+def _heard(lm: LanguageModel, answers: Iterable[Answer]) -> dict[Answer, tuple[float, tuple[int, ...]]]:
+    """Mean log-probability and picks of every answer; answers of like length share a pass, equal prompts a row."""
+    ordered = sorted(answers, key=lambda answer: (len(answer.fed), answer.fed))
+    found: dict[Answer, tuple[float, tuple[int, ...]]] = {}
+    for start in range(0, len(ordered), PASS_ROWS):
+        batch = ordered[start : start + PASS_ROWS]
+        found |= zip(batch, _forced(lm, batch), strict=True)
+    return found
+
+
+@torch.no_grad()
+def _forced(lm: LanguageModel, answers: Sequence[Answer]) -> list[tuple[float, tuple[int, ...]]]:
+    """Mean log-probability and picks of every answer, in one pass."""
+    rows = list(dict.fromkeys(answer.fed for answer in answers))
+    at = [(rows.index(a.fed), column) for a in answers for column in range(len(a.prompt) - 1, len(a.fed))]
+    logits = _logits(lm, rows, at)
+    tokens = torch.tensor([token for answer in answers for token in answer.tokens], device=lm.device)
+    scores = logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0].cpu()
+    lengths = [len(answer.tokens) for answer in answers]
+    pairs = zip(scores.split(lengths), _picks(logits).cpu().split(lengths), strict=True)
+    return [(float(mine.mean()), tuple(picks.tolist())) for mine, picks in pairs]
+
+
+def _logits(lm: LanguageModel, rows: Sequence[Sequence[int]], at: Sequence[tuple[int, int]]) -> Tensor:
+    """Logits at (row, position) pairs.  # (pairs, vocabulary)"""
+    ids, mask = pad(rows, lm.device)
+    columns = sorted({column for _, column in at})
+    kept = torch.tensor(columns, device=lm.device)
+    read = lm.model(input_ids=ids, attention_mask=mask, logits_to_keep=kept).logits
+    return widened(read[[row for row, _ in at], [columns.index(column) for _, column in at]])
+
+
+def _picks(logits: Tensor) -> Tensor:
+    """The likeliest tokens; argmax alone would name a token where logits are nan."""
+    best = logits.max(-1)
+    return best.indices.where(best.values.isfinite(), NONE)
+
+
+def _agreed(picks: tuple[int, ...], answer: Answer) -> tuple[int, ...]:
+    """The picks up to the first that is not the answer's: so far greedy decoding sees what teacher forcing does."""
+    wrong = (i for i, (pick, token) in enumerate(zip(picks, answer.tokens, strict=True)) if pick != token)
+    return picks[: next(wrong, len(picks)) + 1]
+
+
+@torch.no_grad()
+def _continued(lm: LanguageModel, said: dict[Answer, tuple[int, ...]]) -> dict[Answer, tuple[int, ...]]:
+    """Continuations made as long as their answers, or up to the end of text; one pass a token."""
+    said, ends = dict(said), (NONE, lm.tokenizer.eos_token_id)
+    while short := [a for a, so_far in said.items() if len(so_far) < len(a.tokens) and so_far[-1] not in ends]:
+        rows = [answer.prompt + said[answer] for answer in short]
+        picks = _picks(_logits(lm, rows, [(i, len(row) - 1) for i, row in enumerate(rows)]))
+        said |= {answer: (*said[answer], pick) for answer, pick in zip(short, picks.tolist(), strict=True)}
+    return said
+
+
+def score(case: Case, before: Reading, after: Reading) -> dict[str, float]:
+    """Scores of one edit by name, `efficacy_es` to `locality_em_ar`: means over prompts and prefixes, 0 to 1.
+
+    Locality by `em_tf` and `em_ar` compares with the unedited model, not with the truth. A score is nan where the
+    case has no such prompts, `es` also where there is no target to compare with. Raises `EditlibError` if the readings
+    are of another case or of different prompts.
+    """
+    if before.prompts != after.prompts or after.prompts.case != case:
+        raise EditlibError(f"the readings are not of case {case.case_id} with the same prefixes; read it again")
+    found: dict[str, list[float]] = {f"{name}_{protocol}": [] for name in SCORES for protocol in PROTOCOLS}
+    for question, *replies in zip(after.prompts.questions, before.replies, after.replies, strict=True):
+        for protocol, value in zip(PROTOCOLS, _values(question, *replies), strict=True):
+            found[f"{question.score}_{protocol}"].append(value)
+    return {name: sum(values) / len(values) if values else torch.nan for name, values in found.items()}
+
+
+def _values(question: Question, before: Reply, after: Reply) -> tuple[float, float, float]:
+    """es, em_tf and em_ar of one question; what is not finite agrees with nothing."""
+    tokens = question.answer.tokens
+    picks, said = (before.picks, before.said) if question.score == "locality" else (tokens, tokens)
+    es = float(after.answer > after.rival) if question.rival else torch.nan
+    equal = [pick == expected != NONE for pick, expected in zip(after.picks, picks, strict=True)]
+    return es, sum(equal) / len(equal), float(after.said == said and NONE not in said)
 
 
 @torch.no_grad()

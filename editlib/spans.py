@@ -49,6 +49,24 @@ def encode(
     return Encoded(tuple(encoding["input_ids"]), span, max(first_target[0], span[1]))
 
 
+def encode_text(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, target: str
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Encode a plain prompt, a space and `target` as one text: the ids before the target, and the target's.
+
+    A token that holds characters of both is the target's. Raises `EditlibError` if either has no token.
+    """
+    text = f"{prompt} {target}"
+    encoding = tokenizer(text, return_offsets_mapping=True)
+    span = _overlap([(int(a), int(b)) for a, b in encoding["offset_mapping"]], len(prompt), len(text))
+    if span is None:
+        raise EditlibError(f"target {target!r} has no token of its own after {prompt!r}; give another target")
+    if span[0] == 0:
+        raise EditlibError(f"prompt {prompt!r} has no token before target {target!r}; give a longer prompt")
+    ids = tuple(encoding["input_ids"])
+    return ids[: span[0]], ids[span[0] :]
+
+
 def _overlap(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int] | None:
     """The half-open range of tokens that share a character with [start, end)."""
     hits = [i for i, (a, b) in enumerate(offsets) if a < end and b > start and a < b]

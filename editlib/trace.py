@@ -5,7 +5,7 @@ with trace(lm.model, "transformer.h.2.mlp.c_proj", stop=True) as seen:
 seen["transformer.h.2.mlp.c_proj"].input   # (batch, tokens, d_in)
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ Replace = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Seen:
-    """What went in and came out of one module in the last forward pass."""
+    """What went in and came out of one module in the last forward pass, (texts, tokens, width) in every family."""
 
     input: Tensor
     output: Tensor
@@ -39,19 +39,26 @@ def trace(
     """
     seen: dict[str, Seen] = {}
     functions, wanted = dict(replace or {}), {*names, *(replace or {})}
+    texts: list[int] = []  # how many the current pass has
+
+    def count(_module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        texts[:] = [len(value) for value in (*inputs, *options.values()) if isinstance(value, Tensor)][:1]
 
     def hook_for(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]:
         def hook(_module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> Any:
             first = output[0] if isinstance(output, tuple) else output
-            changed = functions[name](first) if name in functions else first
-            seen[name] = Seen((*inputs, *options.values())[0], changed)  # some blocks call by keyword
+            changed = functions[name](_by_text(first, texts)) if name in functions else _by_text(first, texts)
+            given = (*inputs, *options.values())[0]  # some blocks call by keyword
+            seen[name] = Seen(_by_text(given, texts), changed)
             if stop and wanted <= seen.keys():
                 raise _Stop
+            changed = changed.view_as(first)
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
         return hook
 
     with ExitStack() as stack:
+        stack.enter_context(_removed(model.register_forward_pre_hook(count, with_kwargs=True)))
         for name in wanted:
             handle = model.get_submodule(name).register_forward_hook(hook_for(name), with_kwargs=True)
             stack.enter_context(_removed(handle))
@@ -59,6 +66,12 @@ def trace(
             yield seen
         except _Stop:
             return
+
+
+def _by_text(values: Tensor, texts: Sequence[int]) -> Tensor:
+    """OPT hands its MLP the tokens of all texts in one row; this parts them again."""
+    flat = texts and values.ndim == 2 and values.is_floating_point()
+    return values.unflatten(0, (*texts, -1)) if flat else values
 
 
 @contextmanager

@@ -69,6 +69,7 @@ class Workspace:
 
 
 def _factor(moment: Tensor) -> Tensor:
+    factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(moment.double())
     if failed:
         raise EditlibError("the second moment of the keys is singular; use a longer corpus or covariance=False")

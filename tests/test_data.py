@@ -2,15 +2,22 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
 from editlib import data
-from editlib.data import Case, SubjectTokens, subject_tokens
+from editlib.data import Case, Rejected, SubjectTokens, subject_tokens
 from editlib.edit import EditRequest
 from editlib.errors import EditlibError
 from editlib.model import LanguageModel
+from editlib.sources import SOURCES, Source
+
+SHARED = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 
 RECORD = {
     "case_id": 7,
@@ -38,28 +45,23 @@ def some(count: int) -> list[Case]:
     return [Case(i, request) for i in range(count)]
 
 
+def record(case_id: int, **changes: object) -> dict[str, object]:
+    """RECORD with another id and other changes."""
+    return RECORD | {"case_id": case_id} | changes
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty data folder for every test."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("EDITLIB_CACHE", str(folder))
+    return folder / "data"
+
+
 def test_cases_are_read_in_counterfacts_form(tmp_path: Path) -> None:
     (case,) = data.cases(write(tmp_path / "cases.json", [RECORD]))
     request = EditRequest(prompt="{} is located in", subject="Zen", target_new="Daslo", target_true="Quint")
     assert case == Case(7, request, ("The town of Zen lies in",), ("Brast is located in", "Nolva lies in"))
-
-
-@pytest.mark.parametrize("field", ["case_id", "requested_rewrite", "paraphrase_prompts", "neighborhood_prompts"])
-def test_a_missing_field_is_named(tmp_path: Path, field: str) -> None:
-    record = {key: value for key, value in RECORD.items() if key != field}
-    with pytest.raises(EditlibError, match=f"is not in COUNTERFACT's form: '{field}' is missing$"):
-        data.cases(write(tmp_path / "cases.json", [record]))
-
-
-def test_a_prompt_without_braces_is_refused(tmp_path: Path) -> None:
-    rewrite = RECORD["requested_rewrite"] | {"prompt": "Zen is in"}  # type: ignore[operator]
-    with pytest.raises(EditlibError, match="prompt 'Zen is in' must hold {} once"):
-        data.cases(write(tmp_path / "cases.json", [RECORD | {"requested_rewrite": rewrite}]))
-
-
-def test_a_list_of_strings_is_no_list_of_cases(tmp_path: Path) -> None:
-    with pytest.raises(EditlibError, match="is not in COUNTERFACT's form"):
-        data.cases(write(tmp_path / "cases.json", ["Zen"]))
 
 
 def test_texts_are_plain_or_in_me_ppls_form(tmp_path: Path) -> None:
@@ -68,36 +70,207 @@ def test_texts_are_plain_or_in_me_ppls_form(tmp_path: Path) -> None:
     assert data.texts(write(tmp_path / "b.json", records)) == ["One.", "Zwölf."]
 
 
-def test_records_without_text_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(EditlibError, match="Text"):
-        data.texts(write(tmp_path / "texts.json", [{"Corpus": "x"}]))
+def test_json_lines_are_read_as_a_list_is(tmp_path: Path) -> None:
+    records = [record(1), record(2)]
+    lines = "".join(f"{json.dumps(item)}\n" for item in records)
+    assert data.cases(write(tmp_path / "a.jsonl", lines)) == data.cases(write(tmp_path / "b.json", records))
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '"x"'])
+# Malformed records
+
+
+def test_malformed_records_are_left_out_with_line_and_reason(tmp_path: Path) -> None:
+    records = [record(1), record(2, requested_rewrite=3), "Zen", record(1), record(4)]
+    path = write(tmp_path / "cases.json", ",\n".join(map(json.dumps, records)).join("[]"))
+    reading = data.read_cases(path)
+    assert [case.case_id for case in reading.cases] == [1, 4]
+    assert reading.rejected == (
+        Rejected(2, 1, "requested_rewrite.prompt is missing"),
+        Rejected(3, 2, "it is a string, not an object"),
+        Rejected(4, 3, "case_id 1 is that of record 0"),
+    )
+    assert (reading.form, reading.records) == ("counterfact", 5)
+
+
+def test_a_damaged_line_is_left_out(tmp_path: Path) -> None:
+    reading = data.read_texts(write(tmp_path / "texts.jsonl", '"One."\n"Two.\n"Three."\n'))
+    assert reading.texts == ("One.", "Three.")
+    assert str(reading.rejected[0]).startswith("record 1 (line 2): it is no JSON: ")
+
+
+def test_the_first_record_in_a_form_decides(tmp_path: Path) -> None:
+    records = [{}, {"src": "Where is Zen?"}, RECORD]
+    with pytest.raises(EditlibError, match=r"has no good record: record 0 \(line 1\): it is no object with a field"):
+        data.read_cases(write(tmp_path / "cases.json", records))
+
+
+def test_texts_are_no_cases_and_cases_no_texts(tmp_path: Path) -> None:
+    with pytest.raises(EditlibError, match="it is no object with a field requested_rewrite or src or prompt$"):
+        data.cases(write(tmp_path / "texts.json", ["Zen"]))
+    with pytest.raises(EditlibError, match="it is no object with a field Text$"):
+        data.texts(write(tmp_path / "cases.json", [RECORD]))
+
+
+@pytest.mark.parametrize("content", ["", "[]"])
 def test_a_file_without_records_is_refused(tmp_path: Path, content: str) -> None:
-    with pytest.raises(EditlibError, match="must hold a JSON list with at least one record$"):
+    with pytest.raises(EditlibError, match="has no good record: it is empty$"):
         data.texts(write(tmp_path / "texts.json", content))
 
 
-@pytest.mark.parametrize("content", ["", "[1,", "\udce4"])
+@pytest.mark.parametrize("content", ["[1,", "Zen", "\udce4"])
 def test_a_file_that_is_no_json_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "texts.json"
     path.write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(EditlibError, match="is no JSON"):
+    with pytest.raises(EditlibError, match="is no JSON at line 1"):
         data.texts(path)
+
+
+# The authors' files
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the authors' files are not beside the checkout")
+@pytest.mark.parametrize(
+    ("path", "form", "good", "reasons"),
+    [
+        ("counterfact/counterfact_full_19065.json", "counterfact", 19_065, {}),
+        ("counterfact/counterfact_easyedit_21919.json", "easyedit", 21_919, {}),
+        ("counterfact/hardcf_candidates_gpt2tok.json", "easyedit", 80, {}),
+        ("zsre/zsre_mend_eval_19086_shuffled.json", "zsre", 19_009, {"alt is empty": 77}),
+        ("zsre/zsre_mend_train-1k.json", "zsre", 998, {"alt is empty": 2}),
+        ("me_ppl/ME-PPL.json", "texts", 10_000, {}),
+    ],
+)
+def test_the_authors_files_are_read(path: str, form: str, good: int, reasons: dict[str, int]) -> None:
+    reading = data.read(SHARED / path)
+    found = [item.reason for item in reading.rejected]
+    assert (reading.form, len(reading.cases) + len(reading.texts)) == (form, good)
+    assert {reason: found.count(reason) for reason in found} == reasons
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the authors' files are not beside the checkout")
+@pytest.mark.parametrize(
+    ("name", "file"), [("me-ppl-50", "ME-PPL_50"), ("me-ppl-1k", "ME-PPL_1k"), ("me-ppl-10k", "ME-PPL")]
+)
+def test_me_ppl_is_known_by_its_sha256(name: str, file: str) -> None:
+    assert data.import_file(name, SHARED / "me_ppl" / f"{file}.json").records == SOURCES[name].records
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the authors' files are not beside the checkout")
+def test_both_forms_of_counterfact_are_the_same_requests() -> None:
+    full = data.cases(SHARED / "counterfact" / "counterfact_full_19065.json")
+    easyedit = data.cases(SHARED / "counterfact" / "counterfact_easyedit_21919.json")
+    requests = {case.case_id: case.request for case in easyedit}
+    assert all(requests[case.case_id] == case.request for case in full)
+
+
+# Names
 
 
 def test_unknown_data_is_refused() -> None:
     with pytest.raises(EditlibError) as caught:
-        data.cases("counterfact")
+        data.cases("nothing")
     assert str(caught.value) == (
-        "data 'counterfact' is neither a file nor one of testbed, testbed-ppl-50, testbed-ppl-1k"
+        "data 'nothing' is neither a file nor one of testbed, testbed-ppl-50, testbed-ppl-1k, counterfact, "
+        "counterfact-easyedit, zsre, hardcf, hardedit, me-ppl-50, me-ppl-1k, me-ppl-10k"
     )
+
+
+@pytest.mark.parametrize("name", ["counterfact", "hardcf"])
+def test_absent_data_tells_how_to_get_it(name: str) -> None:
+    with pytest.raises(EditlibError) as caught:
+        data.cases(name)
+    assert str(caught.value) == f"data {name!r} is not here yet; {SOURCES[name].how}"
+    assert name not in data.present()
 
 
 def test_fingerprint_is_the_files_sha256(tmp_path: Path) -> None:
     path = write(tmp_path / "texts.json", ["One."])
     assert data.fingerprint(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# Import
+
+
+def test_an_imported_file_is_used_by_its_name(tmp_path: Path, cache: Path) -> None:
+    path = write(tmp_path / "mine.json", [RECORD, {}])
+    reading = data.import_file("counterfact", path)
+    assert (len(reading.cases), reading.records) == (1, 2)
+    assert data.cases("counterfact") == data.cases(path)
+    assert data.fingerprint("counterfact") == data.fingerprint(path)
+    assert data.check("counterfact") == reading
+    assert "counterfact" in data.present()
+    assert [file.name for file in cache.iterdir()] == ["counterfact.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("counterfact", ["One."], "is not counterfact: its form is texts, not counterfact"),
+        ("counterfact", "[", "is damaged or cut off"),
+        ("counterfact", [{}], "has no good record"),
+        ("me-ppl-50", ["One."], "is not me-ppl-50: its sha256 begins with"),
+        ("mine", ["One."], "data 'mine' is unknown; use one of counterfact, "),
+    ],
+)
+def test_an_unfit_file_is_not_imported(tmp_path: Path, cache: Path, name: str, content: object, reason: str) -> None:
+    with pytest.raises(EditlibError, match=reason):
+        data.import_file(name, write(tmp_path / "mine.json", content))
+    assert not cache.exists() or not list(cache.iterdir())
+
+
+def test_a_file_changed_after_its_import_is_found(cache: Path, tmp_path: Path) -> None:
+    data.import_file("counterfact", write(tmp_path / "mine.json", [RECORD]))
+    write(cache / "counterfact.json", ["One."])
+    with pytest.raises(EditlibError, match="its form is texts"):
+        data.check("counterfact")
+
+
+# Download
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Source]:
+    """The source of a file that a local server serves from `tmp_path`."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    write(tmp_path / "tiny.json", ["One.", "Two."])
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}/tiny.json"
+        yield Source(name="tiny", form="texts", licence="MIT", about="tiny", page=url, records=2, url=url)
+        server.shutdown()
+        thread.join()
+
+
+def test_data_are_downloaded_once(served: Source, tmp_path: Path) -> None:
+    assert data.get(served, progress=False).texts == ("One.", "Two.")
+    (tmp_path / "tiny.json").unlink()
+    assert data.get(served, progress=False).texts == ("One.", "Two.")
+
+
+def test_an_incomplete_file_is_downloaded_again(served: Source) -> None:
+    write(served.path, ["One."])
+    assert data.get(served, progress=False).records == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(["One."], "holds 1 records, not 2$"), ([RECORD, RECORD], "its form is counterfact"), ('["One.", ', "cut off")],
+)
+def test_a_wrong_download_is_refused_and_not_kept(
+    served: Source, tmp_path: Path, cache: Path, content: object, reason: str
+) -> None:
+    write(tmp_path / "tiny.json", content)
+    with pytest.raises(EditlibError, match=f"gave a file that is refused: .*{reason}"):
+        data.get(served, progress=False)
+    assert list(cache.iterdir()) == []
+
+
+def test_data_without_an_address_are_not_downloaded() -> None:
+    with pytest.raises(EditlibError, match="data 'hardcf' has no public address; download it from https://"):
+        data.get("hardcf")
 
 
 # Drawing

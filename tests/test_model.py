@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from editlib import model as models
 from editlib.errors import EditlibError
@@ -41,27 +41,67 @@ def test_layout_does_not_depend_on_mlp_width_being_different(tokenizer: PreTrain
     assert find_layout(GPT2LMHeadModel(config)).down == "mlp.c_proj"
 
 
+class Odd(PreTrainedModel):
+    """A model of hidden width 4 with nothing in it but what a test puts there."""
+
+    def __init__(self, **parts: nn.Module) -> None:
+        super().__init__(PreTrainedConfig(hidden_size=4))
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+
 def test_model_without_blocks_is_refused() -> None:
-    with pytest.raises(EditlibError, match=r"^Linear has no list of blocks .*pass layout=Layout\(blocks, down\)$"):
-        find_layout(nn.Linear(2, 2))
+    with pytest.raises(EditlibError, match=r"^Odd has no list of blocks .*pass layout=Layout\(blocks, down\)$"):
+        find_layout(Odd(head=nn.Linear(4, 4)))
 
 
 def test_block_without_linear_map_to_the_hidden_width_is_refused() -> None:
-    class Odd(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.blocks = nn.ModuleList([nn.Linear(4, 5)])
+    with pytest.raises(EditlibError, match="^no linear map to the hidden width 4 in blocks.0; pass layout="):
+        find_layout(Odd(blocks=nn.ModuleList([nn.Linear(4, 5)])))
 
-        def get_input_embeddings(self) -> nn.Embedding:
-            return nn.Embedding(3, 4)
 
-    with pytest.raises(EditlibError, match="no linear map to the hidden width 4 in blocks.0"):
-        find_layout(Odd())
+def test_blocks_that_differ_are_refused() -> None:
+    like = [nn.ModuleDict({"up": nn.Linear(4, 9), "down": nn.Linear(9, 4)}), nn.ModuleDict({"down": nn.Linear(9, 5)})]
+    with pytest.raises(EditlibError, match="^layout down 'blocks.1.down' is no linear map to the hidden width 4; pass"):
+        find_layout(Odd(blocks=nn.ModuleList(like)))
 
 
 def test_given_layout_is_used_as_it_is(gpt2: LanguageModel) -> None:
     layout = Layout("transformer.h", "attn.c_proj")
     assert LanguageModel(gpt2.model, gpt2.tokenizer, layout=layout).weight(0).shape == (16, 16)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "down", "named"),
+    [
+        ("transformer.nowhere", "mlp.c_proj", "blocks 'transformer.nowhere' is no list of modules; .* transformer.h$"),
+        ("transformer.wte", "mlp.c_proj", "blocks 'transformer.wte' is no list of modules; .* transformer.h$"),
+        ("transformer.h", "mlp.down_proj", "down 'transformer.h.0.mlp.down_proj' is no linear map to the hidden width"),
+        ("transformer.h", "mlp", "down 'transformer.h.0.mlp' is no linear map to the hidden width 16; pass layout="),
+        ("transformer.h", "mlp.c_fc", "down 'transformer.h.0.mlp.c_fc' is no linear map to the hidden width 16; pass"),
+    ],
+)
+def test_given_layout_is_checked(gpt2: LanguageModel, blocks: str, down: str, named: str) -> None:
+    with pytest.raises(EditlibError, match=f"^layout {named}"):
+        LanguageModel(gpt2.model, gpt2.tokenizer, layout=Layout(blocks, down))
+
+
+def test_the_mlp_is_the_linear_maps_beside_the_memory(gpt2: LanguageModel, llama: LanguageModel) -> None:
+    assert list(gpt2.mlp(1)) == ["transformer.h.1.mlp.c_fc", "transformer.h.1.mlp.c_proj"]
+    assert list(llama.mlp(2)) == [f"model.layers.2.mlp.{name}_proj" for name in ("gate", "up", "down")]
+    assert gpt2.mlp(1)["transformer.h.1.mlp.c_proj"] is gpt2.down(1)
+
+
+def test_the_mlp_of_a_layer_out_of_range_is_refused(gpt2: LanguageModel) -> None:
+    with pytest.raises(EditlibError, match="^layer 3 is out of range"):
+        gpt2.mlp(3)
+
+
+def test_a_model_without_a_head_is_not_causal(gpt2: LanguageModel) -> None:
+    gpt2.require_causal()
+    bare = LanguageModel(gpt2.model.transformer, gpt2.tokenizer, name="bare")
+    with pytest.raises(EditlibError, match=r"^bare \(GPT2Model\) is no causal language model"):
+        bare.require_causal()
 
 
 def test_weight_maps_key_to_value(lm: LanguageModel) -> None:
@@ -154,8 +194,12 @@ def test_unknown_dtype_is_refused(gpt2_folder: Path) -> None:
 
 @pytest.mark.parametrize("device", ["cuda:97", "nonsense"])
 def test_a_device_that_is_not_there_is_refused(gpt2_folder: Path, device: str) -> None:
-    with pytest.raises(EditlibError, match=device):
+    with pytest.raises(EditlibError, match=f"^device '{device}' is not available here; use cpu or cuda$"):
         load(str(gpt2_folder), device=device)
+
+
+def test_a_device_that_is_there_is_itself() -> None:
+    assert models.require_device("cpu") == "cpu"
 
 
 @pytest.mark.parametrize("name", ["testbed/nothing", "nowhere", ""])

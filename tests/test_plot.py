@@ -79,6 +79,26 @@ def test_denominators_are_drawn_without_their_sign(frame: pd.DataFrame) -> None:
     assert sorted(points(axes)[:, 0].round(6)) == [0.01, 0.02, 0.9, 1.0, 1.0, 1.0]
 
 
+def test_layers_shows_every_effect_and_frames_the_proposed_layer() -> None:
+    effects = pd.DataFrame({"last subject token": [0.1, 0.5, 0.2], "further tokens": [0.0, -0.2, math.nan]})
+    axes = plot.layers(effects, proposed=1).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["0.10", "0.50", "0.20", "0.00", "-0.20", ""]
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(effects.columns)
+    (frame,) = axes.patches
+    assert frame.get_bbox().bounds == (0.5, -0.5, 1, 2)  # type: ignore[attr-defined]
+    assert "layer 1" in axes.get_title(plt.rcParams["axes.titlelocation"])
+
+
+def test_effects_that_are_all_negative_can_be_drawn() -> None:
+    axes = plot.layers(pd.DataFrame({"last subject token": [-0.2, -0.001]}), proposed=1).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["-0.20", "0.00"]
+
+
+def test_many_layers_are_shown_without_numbers() -> None:
+    axes = plot.layers(pd.DataFrame({"last subject token": np.arange(48) / 48}), proposed=47).axes[0]
+    assert not axes.texts and axes.images[0].get_array().shape == (1, 48)  # type: ignore[union-attr]
+
+
 def test_anatomy_has_two_panels_for_each_model_and_a_line_for_each_layer() -> None:
     rows = [
         {"model": model, "layer": layer, "position": p, "residual_norm": 1 + p, "key_cosine": 0.5}

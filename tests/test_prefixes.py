@@ -1,13 +1,14 @@
 """Prefix contexts are stored data: sampled once, then read."""
 
 import json
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 
 from editlib import prefixes
 from editlib.errors import EditlibError
-from editlib.model import LanguageModel
+from editlib.model import LanguageModel, load
 from editlib.prefixes import prefix_contexts, sample
 
 
@@ -26,9 +27,16 @@ def test_there_are_the_empty_one_and_twenty_sampled_ones(lm: LanguageModel) -> N
 
 def test_two_contexts_of_each_opener_and_length(gpt2: LanguageModel) -> None:
     contexts = sample(gpt2, seed=0)
-    for opener in prefixes.OPENERS:
+    for opener in prefixes.OPENERS["yang-2024"]:
         assert sum(context.startswith(opener) for context in contexts[:10]) >= 2
         assert sum(context.startswith(opener) for context in contexts[10:]) >= 2
+
+
+def test_each_flavour_has_contexts_and_held_out_prefixes_of_its_own(lm: LanguageModel) -> None:
+    kinds: list[prefixes.Flavour] = ["yang-2024", "meng-2022"]
+    sets = [set(prefix_contexts(lm, flavour=kind)) - {"{}"} for kind in kinds]
+    sets += [set(prefixes.test_prefixes(lm, "held-out", n=15, seed=0, flavour=kind)) for kind in kinds]
+    assert all(not one & other for one, other in combinations(sets, 2))
 
 
 def test_samples_are_a_function_of_model_and_seed(gpt2: LanguageModel) -> None:
@@ -44,12 +52,78 @@ def test_they_are_sampled_once_and_then_read(
     monkeypatch.setattr(prefixes, "sample", lambda *_, **__: pytest.fail("sampled again"))
     assert prefix_contexts(own) == first
     (file,) = (tmp_path / "prefixes").iterdir()
-    assert json.loads(file.read_text()) == {"model": own.fingerprint, "seed": 0, "contexts": first}
+    stored = {"model": own.fingerprint, "seed": 0, "flavour": "yang-2024", "contexts": first}
+    assert json.loads(file.read_text()) == stored
 
 
 def test_those_of_the_model_folder_come_first(gpt2: LanguageModel, tmp_path: Path) -> None:
     lm = in_folder(gpt2, tmp_path, '{"contexts": ["{}", "Indeed. {}"]}')
     assert prefix_contexts(lm) == ["{}", "Indeed. {}"]
+
+
+def test_an_edited_model_is_not_sampled_from(
+    own: LanguageModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EDITLIB_CACHE", str(tmp_path))
+    assert own.fingerprint
+    own.weight(1).add_(1)
+    with pytest.raises(EditlibError, match="the model is edited, so its prefixes cannot be sampled"):
+        prefix_contexts(own)
+    assert not list((tmp_path / "prefixes").iterdir())
+
+
+def test_prefixes_of_the_editing_set_are_its_non_empty_ones(lm: LanguageModel) -> None:
+    assert sorted(prefixes.test_prefixes(lm, "editing", n=20, seed=0)) == sorted(prefix_contexts(lm)[1:])
+
+
+def test_held_out_prefixes_are_none_of_the_editing_set(lm: LanguageModel) -> None:
+    drawn = prefixes.test_prefixes(lm, "held-out", n=5, seed=0)
+    assert len(drawn) == 5
+    assert not set(drawn) & set(prefix_contexts(lm))
+    assert all(prefix.count("{}") == 1 and prefix.endswith(". {}") for prefix in drawn)
+
+
+def test_a_held_out_sample_that_repeats_the_editing_set_is_never_drawn(
+    own: LanguageModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EDITLIB_CACHE", str(tmp_path))
+    monkeypatch.setattr(prefixes, "sample", lambda *_, seed, **__: ["Indeed. {}", f"Number {seed}. {{}}"])
+    assert prefixes.test_prefixes(own, "held-out", n=1, seed=0) == ["Number 1. {}"]
+    with pytest.raises(EditlibError, match="^n=2 is out of range; there are 1 held-out prefixes, so choose 1 to 1$"):
+        prefixes.test_prefixes(own, "held-out", n=2, seed=0)
+
+
+def test_held_out_prefixes_are_sampled_once_and_then_read(
+    own: LanguageModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EDITLIB_CACHE", str(tmp_path))
+    first = prefixes.test_prefixes(own, "held-out", n=10, seed=3)
+    monkeypatch.setattr(prefixes, "sample", lambda *_, **__: pytest.fail("sampled again"))
+    assert prefixes.test_prefixes(own, "held-out", n=10, seed=3) == first
+    own.weight(1).add_(1)
+    assert prefixes.test_prefixes(own, "held-out", n=10, seed=3) == first  # edited meanwhile: still the stored ones
+
+
+@pytest.mark.parametrize("source", ["held-out", "editing"])
+def test_draws_are_a_function_of_the_seed_and_without_replacement(lm: LanguageModel, source: prefixes.Source) -> None:
+    draws = [prefixes.test_prefixes(lm, source, n=8, seed=seed) for seed in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2]
+
+
+def test_the_editing_set_of_a_shipped_model_is_the_shipped_one() -> None:
+    lm = load("testbed/anchored")
+    assert set(prefixes.test_prefixes(lm, "editing", n=3, seed=0)) < set(prefix_contexts(lm))
+
+
+@pytest.mark.parametrize("n", [0, 21])
+def test_more_prefixes_than_there_are_cannot_be_drawn(lm: LanguageModel, n: int) -> None:
+    with pytest.raises(EditlibError, match=f"n={n} is out of range; there are 20 editing prefixes"):
+        prefixes.test_prefixes(lm, "editing", n=n, seed=0)
+
+
+def test_unknown_source_is_refused(lm: LanguageModel) -> None:
+    with pytest.raises(EditlibError, match="prefix source 'train' is unknown; use 'held-out' or 'editing'"):
+        prefixes.test_prefixes(lm, "train", n=1, seed=0)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from editlib.edit import EditRequest
 from editlib.errors import EditlibError
 from editlib.model import LanguageModel
-from editlib.spans import Encoded, encode
+from editlib.spans import Encoded, encode, encode_text
 from editlib.values import encode_contexts
 
 
@@ -189,6 +189,62 @@ def test_contexts_go_before_the_request(gpt2: LanguageModel, ask: EditRequest) -
         assert gpt2.tokenizer.decode(row.ids[: row.subject[0]]) == before
         assert gpt2.tokenizer.decode(row.ids[slice(*row.subject)]) == " Brast Nolva"
         assert gpt2.tokenizer.decode(row.ids[row.target :]) == " Ostrel"
+
+
+@given(prompt=TEXTS, target=SUBJECTS.map(str.strip))
+def test_plain_text_is_split_where_the_target_begins(
+    any_tokenizer: PreTrainedTokenizerFast, trimming: bool, prompt: str, target: str
+) -> None:
+    text = f"Zen{prompt} {target}"
+    before, after = encode_text(any_tokenizer, f"Zen{prompt}", target)
+    assert [*before, *after] == any_tokenizer(text)["input_ids"]
+    tokens = token_bytes(any_tokenizer, (*before, *after))
+    first = holders(tokens, len(f"Zen{prompt}".encode()), len(text.encode()))[0]
+    unseen = trimming and tokens[first].isspace()  # trimmed offsets do not show a token that is one space
+    assert len(before) == first + unseen
+
+
+@given(prompt=TEXTS, subject=SUBJECTS.map(str.strip), target=SUBJECTS.map(str.strip))
+def test_plain_text_is_split_as_the_request_it_spells(
+    start_tokenizer: PreTrainedTokenizerFast, prompt: str, subject: str, target: str
+) -> None:
+    row = encode(start_tokenizer, f"{{}}{prompt}", subject, target=target)
+    before, after = encode_text(start_tokenizer, f"{subject}{prompt}", target)
+    assert (before + after, len(before)) == (row.ids, row.target)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "pieces"),
+    [("Zen is in", [" Daslo"]), ("Zen is in ", [" Daslo"]), ("Zen (", [" Daslo"]), ("Zen\n", [" Daslo"])],
+)
+def test_the_space_before_a_target_is_its_own_whatever_the_prompt_ends_in(
+    tokenizer: PreTrainedTokenizerFast, start_tokenizer: PreTrainedTokenizerFast, prompt: str, pieces: list[str]
+) -> None:
+    for each in (tokenizer, start_tokenizer):
+        before, after = encode_text(each, prompt, "Daslo")
+        assert each.decode(before, skip_special_tokens=True) == prompt
+        assert [each.decode([i]) for i in after] == pieces
+
+
+def test_a_token_of_prompt_and_target_is_the_targets() -> None:
+    core = Tokenizer(models.WordLevel({"?": 0, "Zen": 1, " i": 2, "n Daslo": 3}, unk_token="?"))
+    core.pre_tokenizer = pre_tokenizers.Split("n Daslo", "isolated")
+    shared = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="?")
+    assert encode_text(shared, " in", "Daslo") == ((2,), (3,))
+
+
+def test_a_plain_prompt_without_a_token_is_refused(
+    tokenizer: PreTrainedTokenizerFast, start_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    with pytest.raises(EditlibError, match="^prompt '' has no token before target 'Daslo'; give a longer prompt"):
+        encode_text(tokenizer, "", "Daslo")
+    assert start_tokenizer.decode(encode_text(start_tokenizer, "", "Daslo")[1]) == " Daslo"
+
+
+def test_a_target_that_the_tokenizer_strips_from_plain_text_is_refused(make_tokenizer: object) -> None:
+    stripping = make_tokenizer(normalizer=normalizers.Replace(" ☃", ""))  # type: ignore[operator]
+    with pytest.raises(EditlibError, match="^target '☃' has no token of its own after 'Zen is'"):
+        encode_text(stripping, "Zen is", "☃")
 
 
 @given(text=TEXTS)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -11,11 +11,10 @@ from editlib.errors import EditlibError
 from editlib.methods.emmet import EmmetParams, emmet
 from editlib.methods.ft import FtlParams, FtParams, ft
 from editlib.methods.memit import MemitParams, memit
-from editlib.methods.presets import defaults
+from editlib.methods.presets import FLAVOURS, defaults
 from editlib.methods.r_rome import RRomeParams, r_rome
 from editlib.methods.rome import RomeParams, rome
 from editlib.model import LanguageModel, widened
-from editlib.prefixes import Flavour
 from editlib.stats import Stats
 from editlib.workspace import Workspace
 
@@ -50,7 +49,7 @@ METHODS: dict[str, Method] = {
 }
 
 
-def hparams_for(lm: LanguageModel, method: str, *, flavour: Flavour | None = None, **overrides: Any) -> Any:
+def hparams_for(lm: LanguageModel, method: str, *, flavour: str | None = None, **overrides: Any) -> Any:
     """Hyper-parameters of a method for a model: its preset if it has one, else the middle layer; then the overrides.
 
     `flavour` takes one lineage's settings as a whole: `meng-2022` or `yang-2024`. Raises `EditlibError` for an
@@ -58,8 +57,9 @@ def hparams_for(lm: LanguageModel, method: str, *, flavour: Flavour | None = Non
     """
     if method not in METHODS:
         raise EditlibError(f"method {method!r} is unknown; use one of {', '.join(METHODS)}")
-    if flavour is not None and flavour not in get_args(Flavour):
-        raise EditlibError(f"flavour {flavour!r} is unknown; use one of {', '.join(get_args(Flavour))}")
+    lm.require_causal()
+    if flavour is not None and flavour not in FLAVOURS:
+        raise EditlibError(f"flavour {flavour!r} is unknown; use one of {', '.join(FLAVOURS)}")
     kind = METHODS[method].hparams
     known = {field.name for field in fields(kind)}
     unknown = next((name for name in overrides if name not in known), None)

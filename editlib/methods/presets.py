@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from editlib.model import LanguageModel
-from editlib.prefixes import Flavour
 
 PRESETS: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "presets.json").read_text())
-FLAVOURS: dict[Flavour, dict[str, Any]] = {  # what the two lineages of released code do on every model
+FLAVOURS: dict[str, dict[str, Any]] = {  # what the two lineages of released code do on every model
     "meng-2022": {"covariance": True, "contexts": "meng-2022", "objective": "last-position"},
     "yang-2024": {"covariance": False, "contexts": "yang-2024", "objective": "last-position"},
 }
@@ -21,7 +20,7 @@ def preset_of(lm: LanguageModel) -> dict[str, Any]:
     return next((preset for preset in PRESETS.values() if preset["shape"] == shape), {})
 
 
-def defaults(lm: LanguageModel, method: str, flavour: Flavour | None) -> dict[str, Any]:
+def defaults(lm: LanguageModel, method: str, flavour: str | None) -> dict[str, Any]:
     """Every setting known for a method on a model: middle layers, then the preset, then the flavour."""
     preset, family = preset_of(lm), FAMILIES.get(method, method)
     middle = lm.layers // 2
@@ -29,4 +28,4 @@ def defaults(lm: LanguageModel, method: str, flavour: Flavour | None) -> dict[st
     chosen |= preset.get("any", {}).get(family, {})
     if flavour is None:
         return chosen
-    return chosen | FLAVOURS[flavour] | preset.get(flavour, {}).get(family, {})
+    return chosen | FLAVOURS[flavour]

@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from dataclasses import replace
+from itertools import cycle, islice
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from editlib.data import Case
+from editlib.edit import EditRequest
 from editlib.testbed.prose import held_out_sentences, held_out_texts
 from editlib.testbed.world import RELATIONS, Fact, World, build
 
@@ -31,6 +34,42 @@ def build_cases(world: World) -> list[dict[str, Any]]:
     ]
     rng.shuffle(chosen)
     return [_record(i, world, fact, place, rng, carriers) for i, (fact, place) in enumerate(chosen)]
+
+
+def training_cases(world: World, *, copies: int = 8) -> list[Case]:
+    """Cases to train an editor on: none has a subject of `build_cases`, nor asks about one in its neighborhood.
+
+    Every fact about the other people is edited `copies` times (an even number), every fact about anything else three
+    times as often, so that one-token subjects have the share they have in `build_cases`. Prompts and false target are
+    drawn anew each time; half of the prompts begin with the subject.
+    """
+    tested = {record["requested_rewrite"]["subject"] for record in build_cases(world)}
+    rest = replace(world, facts=tuple(fact for fact in world.facts if fact.subject not in tested))
+    rng, carriers = Random(f"training-cases-{world.seed}"), cycle(islice(held_out_sentences(world, seed=4), 1000))
+    drawn = [
+        (fact, place)
+        for fact in rest.facts
+        for place in ("first", "later") * (copies // 2 * (1 if RELATIONS[fact.relation].subject == "person" else 3))
+    ]
+    return [_training_case(i, rest, fact, place, rng, carriers) for i, (fact, place) in enumerate(drawn)]
+
+
+def _training_case(case_id: int, world: World, fact: Fact, place: str, rng: Random, carriers: Iterator[str]) -> Case:
+    """A case whose neighborhood is any facts of the same relation, those with the same object first."""
+    record = _record(case_id, world, fact, place, rng, carriers)
+    rewrite = record["requested_rewrite"]
+    others = [f for f in world.facts if f.relation == fact.relation and f.subject != fact.subject]
+    near = sorted(rng.sample(others, k=len(others)), key=lambda other: other.object != fact.object)[:NEIGHBORS]
+    return Case(
+        case_id,
+        EditRequest(
+            prompt=rewrite["prompt"], subject=fact.subject, target_new=rewrite["target_new"]["str"],
+            target_true=fact.object,
+        ),
+        tuple(record["paraphrase_prompts"]),
+        tuple(rng.choice(RELATIONS[fact.relation].prompts).replace("{}", other.subject) for other in near),
+        tuple(other.object for other in near),
+    )  # fmt: skip
 
 
 def _neighbors(world: World, fact: Fact) -> list[str]:

@@ -12,7 +12,7 @@ from editlib import data
 from editlib.data import SHIPPED
 from editlib.edit import EditRequest
 from editlib.spans import encode
-from editlib.testbed.cases import build_cases, build_prefixes, write_assets
+from editlib.testbed.cases import build_cases, build_prefixes, training_cases, write_assets
 from editlib.testbed.prose import held_out, held_out_texts
 from editlib.testbed.world import RELATIONS, World
 
@@ -94,6 +94,24 @@ def test_neighbors_are_other_subjects_of_which_the_same_holds(world: World, reco
         sharing = {f.subject for f in world.facts if (f.relation, f.object) == (relation.name, true)}
         allowed = {p.replace("{}", s) for s in sharing - {rewrite["subject"]} for p in relation.prompts}
         assert set(record["neighborhood_prompts"]) <= allowed
+
+
+def test_training_cases_are_about_subjects_the_cases_leave_out(world: World, records: list[dict[str, Any]]) -> None:
+    tested = {record["requested_rewrite"]["subject"] for record in records}
+    training = training_cases(world, copies=2)
+    facts = {(fact.subject, fact.object) for fact in world.facts}
+    asked = {
+        p.replace("{}", subject) for relation in RELATIONS.values() for p in relation.prompts for subject in tested
+    }
+    assert {case.request.subject for case in training} == {fact.subject for fact in world.facts} - tested
+    assert len(training) == 2 * sum(fact.subject not in tested for fact in world.facts)
+    for case in training:
+        request = case.request
+        assert (request.subject, request.target_true) in facts
+        assert (request.subject, request.target_new) not in facts
+        assert all(request.subject in prompt for prompt in case.paraphrase_prompts) and case.paraphrase_prompts
+        assert not asked.intersection(case.neighborhood_prompts)
+    assert training == training_cases(world, copies=2)
 
 
 def test_prefixes_are_the_empty_one_and_twenty(world: World, world_tokenizer: PreTrainedTokenizerFast) -> None:

@@ -1,0 +1,162 @@
+"""Published forms of edit cases and texts: what tells a record's form, and how it is read and checked."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from editlib.edit import EditRequest
+from editlib.errors import EditlibError
+
+MARKS = {"counterfact": "requested_rewrite", "zsre": "src", "easyedit": "prompt", "texts": "Text"}  # a form's own field
+KINDS = {dict: "an object", list: "a list", str: "a string", int: "an integer", float: "a number", bool: "a boolean"}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One edit request with its test prompts.
+
+    `neighborhood_answers` are the answers to the neighborhood prompts, one each; none means that
+    `request.target_true` answers them all.
+    """
+
+    case_id: int
+    request: EditRequest
+    paraphrase_prompts: tuple[str, ...] = ()
+    neighborhood_prompts: tuple[str, ...] = ()
+    neighborhood_answers: tuple[str, ...] = ()
+
+
+def form_of(value: Any, forms: Sequence[str]) -> str:
+    """The first of `forms` that a record's own field tells, where a plain string is a text; raises
+    `EditlibError` if it is in none."""
+    if isinstance(value, str) and "texts" in forms:
+        return "texts"
+    form = next((form for form in forms if isinstance(value, dict) and MARKS[form] in value), None)
+    if form is None:
+        raise EditlibError(f"it is no object with a field {' or '.join(MARKS[form] for form in forms)}")
+    return form
+
+
+def parse(value: Any, form: str, position: int) -> Case | str:
+    """The case or text of a record at a position in its file; raises `EditlibError` with the reason if it is
+    malformed."""
+    if form == "texts" and isinstance(value, str):
+        return _clean("the text", value)
+    if not isinstance(value, dict):
+        raise EditlibError(f"it is {_kind(value)}, not an object")
+    return PARSERS[form](value, position)
+
+
+def _counterfact(record: dict[str, Any], position: int) -> Case:
+    """ROME's form of COUNTERFACT (Meng et al., 2022)."""
+    rewrite = "requested_rewrite"
+    request = EditRequest(
+        prompt=_text(record, rewrite, "prompt"),
+        subject=_text(record, rewrite, "subject"),
+        target_new=_text(record, rewrite, "target_new", "str").strip(),
+        target_true=_text(record, rewrite, "target_true", "str").strip(),
+    )
+    paraphrases, neighbors = (_texts(record, key) for key in ("paraphrase_prompts", "neighborhood_prompts"))
+    return Case(_field(record, int, "case_id"), request, paraphrases, neighbors)
+
+
+def _easyedit(record: dict[str, Any], position: int) -> Case:
+    """EasyEdit's form of COUNTERFACT (Wang et al., 2023), also HardCF's and HardEdit's; test prompts may be
+    missing."""
+    prompt, subject = template(_text(record, "prompt"), _text(record, "subject"))
+    request = EditRequest(
+        prompt=prompt,
+        subject=subject,
+        target_new=_text(record, "target_new").strip(),
+        target_true=_text(record, "ground_truth").strip(),
+    )
+    case_id = _field(record, int, "case_id") if "case_id" in record else position
+    paraphrases = (_text(record, "rephrase_prompt"),) if record.get("rephrase_prompt") else ()
+    if not record.get("locality_prompt"):
+        return Case(case_id, request, paraphrases)
+    answer = _text(record, "locality_ground_truth").strip()
+    return Case(case_id, request, paraphrases, (_text(record, "locality_prompt"),), (answer,))
+
+
+def _zsre(record: dict[str, Any], position: int) -> Case:
+    """MEND's form of ZsRE (Mitchell et al., 2022): `alt` is the new target, `answers` are true ones, and `loc`
+    is an unrelated question, which keeps its prefix "nq question: "."""
+    prompt, subject = template(_text(record, "src"), _text(record, "subject"))
+    answers = _texts(record, "answers")
+    if not answers:
+        raise EditlibError("answers is empty")
+    request = EditRequest(
+        prompt=prompt, subject=subject, target_new=_text(record, "alt").strip(), target_true=answers[0].strip()
+    )
+    return Case(
+        position, request, (_text(record, "rephrase"),), (_text(record, "loc"),), (_text(record, "loc_ans").strip(),)
+    )
+
+
+def _me_ppl(record: dict[str, Any], position: int) -> str:
+    """ME-PPL's form (Yang et al., 2024)."""
+    return _text(record, "Text")
+
+
+PARSERS: Mapping[str, Callable[[dict[str, Any], int], Case | str]] = {
+    "counterfact": _counterfact, "zsre": _zsre, "easyedit": _easyedit, "texts": _me_ppl,
+}  # fmt: skip
+
+
+def template(sentence: str, subject: str) -> tuple[str, str]:
+    """The sentence with `{}` for its subject, and the subject as the sentence spells it.
+
+    Where the subject occurs more than once, the first place counts where it is a word of its own: there the
+    sentence names what it is about. Upper and lower case only matter if that finds it. Raises `EditlibError`
+    if the subject does not occur.
+    """
+    if sentence.count(subject) == 1:
+        return sentence.replace(subject, "{}"), subject
+    exact = re.escape(subject)
+    for flag in (re.NOFLAG, re.IGNORECASE):
+        for pattern in (rf"(?<!\w){exact}(?!\w)", exact):
+            if found := re.search(pattern, sentence, flag):
+                return f"{sentence[: found.start()]}{{}}{sentence[found.end() :]}", found.group()
+    raise EditlibError(f"subject {subject!r} does not occur in {sentence!r}")
+
+
+def _field(record: dict[str, Any], kind: type[T], *keys: str) -> T:
+    """The value at a path of keys, of the given JSON type."""
+    value: Any = record
+    for depth, key in enumerate(keys, start=1):
+        if not isinstance(value, dict) or key not in value:
+            raise EditlibError(f"{'.'.join(keys[:depth])} is missing")
+        value = value[key]
+    if type(value) is not kind:  # a boolean is no integer
+        raise EditlibError(f"{'.'.join(keys)} is {_kind(value)}, not {KINDS[kind]}")
+    found: T = value
+    return found
+
+
+def _kind(value: Any) -> str:
+    return KINDS.get(type(value), "null")
+
+
+def _text(record: dict[str, Any], *keys: str) -> str:
+    return _clean(".".join(keys), _field(record, str, *keys))
+
+
+def _texts(record: dict[str, Any], key: str) -> tuple[str, ...]:
+    values = _field(record, list, key)
+    if not all(isinstance(value, str) for value in values):
+        raise EditlibError(f"{key} holds something else than strings")
+    return tuple(_clean(f"a string of {key}", value) for value in values)
+
+
+def _clean(what: str, text: str) -> str:
+    """The text, which must have something in it and be Unicode: no tokenizer takes half a surrogate pair."""
+    if not text.strip():
+        raise EditlibError(f"{what} is empty")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise EditlibError(f"{what} is no Unicode text: {ascii(text[error.start])}") from error
+    return text

@@ -1,0 +1,107 @@
+"""Where published data comes from: address, licence, and what tells the right file."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from editlib.errors import EditlibError
+from editlib.store import cache_folder
+
+SHIPPED = {
+    name: Path(__file__).parent / "testbed" / f"{name}.json" for name in ("testbed", "testbed-ppl-50", "testbed-ppl-1k")
+}
+
+ROME = "https://rome.baulab.info/data/dsets/"
+SPREAD = "https://github.com/Jometeorie/KnowledgeSpread/tree/51d7402617c2e52bde0dc11b76e400c3725a181a/data/counterfact"
+DRIVE = "https://drive.google.com/drive/folders/1-L2TzbaWVmduJaFzfp49XzdVp-3LuQ1i"
+COLLAPSE = "WanliYoung/Collapse-in-Model-Editing"
+ME_PPL = f"https://raw.githubusercontent.com/{COLLAPSE}/ba8122e46ce31d3518a44e942540179cc7531f15/data/ME-PPL/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A published file: its form, its number of records and sha256 where they are known, and where it is.
+
+    Without `url`, a person has to download it from `page`. Raises `EditlibError` for a name that is no plain
+    file name.
+    """
+
+    name: str
+    form: str
+    licence: str
+    about: str
+    page: str
+    records: int | None = None
+    url: str | None = None
+    sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", self.name):
+            raise EditlibError(f"data name {self.name!r} is no file name; use small letters, digits and hyphens")
+
+    @property
+    def path(self) -> Path:
+        """Its place in the user's cache."""
+        return cache_folder("data") / f"{self.name}.json"
+
+    @property
+    def here(self) -> bool:
+        """Whether it was downloaded or imported."""
+        return self.path.is_file()
+
+    @property
+    def how(self) -> str:
+        """What to do to have it."""
+        if self.url:
+            return f"get it with: editlib data get {self.name}"
+        return f"download it from {self.page}, then: editlib data import {self.name} FILE"
+
+
+def _me_ppl(name: str, file: str, records: int, *, sha256: str) -> Source:
+    about = f"ME-PPL: {records:,} sentences to measure perplexity on (Yang et al., 2024)"
+    page = f"https://github.com/{COLLAPSE}"
+    return Source(
+        name=name, form="texts", licence="MIT", about=about, page=page,
+        records=records, url=ME_PPL + file, sha256=sha256,
+    )  # fmt: skip
+
+
+SOURCES = {
+    source.name: source
+    for source in (
+        Source(
+            name="counterfact", form="counterfact", licence="MIT", records=21_919,
+            about="COUNTERFACT, complete (Meng et al., 2022)", page=ROME, url=f"{ROME}counterfact.json",
+        ),
+        Source(
+            name="counterfact-easyedit", form="easyedit", licence="Apache-2.0", records=21_919,
+            about="COUNTERFACT in EasyEdit's form, in the order of the Butterfly Effect paper's figures",
+            page=f"{SPREAD} (cat counterfact-train.json counterfact-val.json counterfact-edit.json > FILE)",
+        ),
+        Source(
+            name="zsre", form="zsre", licence="not stated (ROME: MIT)", records=19_086,
+            about="ZsRE, MEND's evaluation split (Levy et al., 2017; Mitchell et al., 2022)",
+            page=ROME, url=f"{ROME}zsre_mend_eval.json",
+        ),
+        Source(
+            name="hardcf", form="easyedit", licence="MIT", records=107,
+            about="COUNTERFACT cases that collapse a model with one ROME edit (Yang et al., 2024)", page=DRIVE,
+        ),
+        Source(
+            name="hardedit", form="easyedit", licence="MIT",
+            about="generated cases that collapse models (Yang et al., 2024)", page=DRIVE,
+        ),
+        _me_ppl(
+            "me-ppl-50", "ME-PPL_50.json", 50,
+            sha256="55f3b951d2c4287b90d9e511f256efb9d47461f0da408a17dac5ffcef685c4e4",
+        ),
+        _me_ppl(
+            "me-ppl-1k", "ME-PPL_1k.json", 1_000,
+            sha256="71e29fc5daf443b35ec16c8a9e91e1f4398b5b84ca7c25393639c066b65b5afb",
+        ),
+        _me_ppl(
+            "me-ppl-10k", "ME-PPL.json", 10_000,
+            sha256="c09b3d8191ffad954bf3b5e96dac84a7caf83d57c15e262b1d81ef6590742fb4",
+        ),
+    )
+}  # fmt: skip

@@ -1,0 +1,86 @@
+"""`editlib layers`: the table, the JSON, the heat map, and every mistake in one line."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from editlib.cli import TESTBED, run_app
+
+pytestmark = pytest.mark.skipif(
+    not (TESTBED / "anchored" / "card.json").is_file(), reason="the twins are not trained yet"
+)
+MODEL = "testbed/anchored"
+
+Mistake = Callable[..., str]
+
+
+@pytest.fixture
+def mistake(capsys: pytest.CaptureFixture[str]) -> Mistake:
+    """Run a command line that must fail as a mistake and return its one line."""
+
+    def run(*arguments: object) -> str:
+        status = run_app(["layers", *map(str, arguments)])
+        printed = capsys.readouterr()
+        assert (status, printed.out, printed.err.count("\n")) == (2, "", 1), printed.err
+        return printed.err
+
+    return run
+
+
+@pytest.fixture
+def unknown_facts(tmp_path: Path) -> Path:
+    """Facts no model knows."""
+    rewrite = {
+        "prompt": "{} is located in", "subject": "Zen", "target_new": {"str": "Daslo"}, "target_true": {"str": "Quux"},
+    }  # fmt: skip
+    record = {"case_id": 0, "requested_rewrite": rewrite, "paraphrase_prompts": [], "neighborhood_prompts": []}
+    path = tmp_path / "facts.json"
+    path.write_text(json.dumps([record]))
+    return path
+
+
+def test_it_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_app(["layers", "--help"]) == 0
+    assert "Example: editlib layers testbed/anchored" in " ".join(capsys.readouterr().out.split())
+
+
+def test_it_prints_every_layer_and_draws_the_heat_map(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "new" / "layers.png"
+    assert run_app(["layers", MODEL, "-n", "4", "--out", str(out)]) == 0
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert printed.err == "" and "last subject token" in lines[0]
+    assert [line.split()[0] for line in lines[1:6]] == list("01234")
+    assert "proposed        layer " in printed.out and "4 known, 1 layer restored at once" in printed.out
+    assert out.read_bytes().startswith(b"\x89PNG") and list(out.parent.iterdir()) == [out]
+
+
+def test_json_holds_the_numbers_and_repeats_them(capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in ("3", "3", "4"):
+        assert run_app(["layers", MODEL, "-n", "3", "--window", "3", "--seed", seed, "--json"]) == 0
+    text, decoder, found = capsys.readouterr().out, json.JSONDecoder(), []
+    while text.strip():
+        record, end = decoder.raw_decode(text.lstrip())
+        found.append(record)
+        text = text.lstrip()[end:]
+    first, again, other = found
+    assert first == again and first["effects"] != other["effects"]
+    assert (first["model"], first["facts"], first["window"]) == (MODEL, 3, 3)
+    effects = [row["last subject token"] for row in first["effects"]]
+    assert first["proposed"] == effects.index(max(effects)) and len(effects) == 5
+    assert first["total_effect"] == pytest.approx(first["clean"] - first["corrupted"])
+
+
+def test_mistakes_are_named(mistake: Mistake, unknown_facts: Path, tmp_path: Path) -> None:
+    assert "model 'testbed/nothing' is no testbed twin" in mistake("testbed/nothing")
+    assert f"no facts to trace {tmp_path} on; give --data NAME or PATH" in mistake(tmp_path)
+    assert "nowhere.json" in mistake(MODEL, "--data", "nowhere.json")
+    assert "device 'abacus' is not available" in mistake(MODEL, "--device", "abacus")
+    assert "window 2 is not odd" in mistake(MODEL, "--window", "2")
+    assert "see editlib layers --help" in mistake(MODEL, "-n", "0")
+    assert "testbed/anchored knows none of the 1 facts" in mistake(MODEL, "--data", unknown_facts)
+    assert f"output {unknown_facts} exists already" in mistake(MODEL, "--out", unknown_facts)
+    assert "figure.bmp is no figure's name; end it in .png" in mistake(MODEL, "--out", tmp_path / "figure.bmp")
+    assert "cannot be written" in mistake(MODEL, "--out", unknown_facts / "figure.png")
