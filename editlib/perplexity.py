@@ -45,6 +45,7 @@ def perplexity(lm: LanguageModel, texts: Sequence[str], *, batch_tokens: int = B
     Texts run in batches of similar length, at most `batch_tokens` tokens with padding. Raises `EditlibError`
     for no texts, a text of fewer than two tokens, or one longer than the model's context.
     """
+    lm.require_causal()
     rows = encode_texts(lm, texts)
     losses, order = np.zeros(len(rows)), sorted(range(len(rows)), key=lambda i: len(rows[i]))
     for batch in _batches(order, rows, batch_tokens):

@@ -90,6 +90,7 @@ def prompts(
     `all` prompts. Neighborhood prompts without an answer are left out. Raises `EditlibError` for a bad prefix, a target
     without tokens, or a prompt longer than the model's context.
     """
+    lm.require_causal()
     bad = next((prefix for prefix in prefixes if prefix.count("{}") != 1), None)
     if bad is not None or not prefixes:
         raise EditlibError(f"prefixes must be templates with one {{}} each, '{{}}' for none (found {bad!r})")

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,7 @@ def second_moments_of(
     """Second moments of some layers from the user's cache; what is missing is computed in one pass and put there.
 
     `corpus` may be left out for testbed models, whose own prose is used. Raises `EditlibError` without a
-    corpus, or if a cached file is not what its name says.
+    corpus, if an edit is in force where they must be computed, or if a cached file is not what its name says.
     """
     tokens = tokens or TOKENS_PER_DIMENSION * lm.weight(layers[0]).shape[1]
     windows = corpus_windows(lm, default_corpus(lm, tokens) if corpus is None else corpus, tokens)
@@ -133,6 +133,8 @@ def second_moments_of(
     paths = {layer: stem.with_name(f"{stem.name}-{layer}.safetensors") for layer in layers}
     missing = [layer for layer, path in paths.items() if not path.is_file()]
     if missing:
+        if replace(lm).fingerprint != lm.fingerprint:
+            raise EditlibError("the model is edited; ask for its second moments before the edit, or give stats=")
         fresh = second_moments(lm, windows, layers=missing)
         for layer in missing:
             Stats(fresh.header, {layer: fresh.moments[layer]}).save(paths[layer])

@@ -155,6 +155,32 @@ def test_edit_as_json_saves_the_edit(model: Path, tmp_path: Path, capsys: pytest
     assert (out / "edit.safetensors").is_file()
 
 
+@pytest.mark.parametrize("method", ["ft", "ft-l", "r-rome", "memit", "emmet"])
+def test_edit_runs_every_method(model: Path, texts: Path, capsys: pytest.CaptureFixture[str], method: str) -> None:
+    corpus = texts.with_name("long.json")
+    corpus.write_text(json.dumps(TEXTS * 20))
+    arguments = [str(a) for a in edit(model, texts=texts, corpus=corpus, method=method)]
+    assert run_app([*arguments, "-p", "steps", "3", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["method"] == method and report["diagnostics"]["steps"] == 3
+    assert run_app([*arguments, "-p", "steps", "3"]) == 0
+    assert "verdict" in capsys.readouterr().out
+
+
+def test_edit_takes_a_lineages_settings_and_single_ones(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [str(a) for a in edit(model)]
+    assert run_app([*arguments, "--flavour", "yang-2024", "-p", "keys", "mixed", "-p", "steps", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["diagnostics"]["steps"] == 2  # and no covariance, so no corpus
+    for mistake, said in (
+        (["--flavour", "sour"], "flavour 'sour' is unknown"),
+        (["-p", "step", "2"], "hyper-parameter 'step' is unknown"),
+        (["--method", "memit", "-p", "layers", "[5]"], "layer 5 is out of range"),
+        (["--method", "ft", "--no-covariance"], "hyper-parameter 'covariance' is unknown; ft has"),
+    ):
+        assert run_app([*arguments, *mistake]) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_a_low_collapse_ratio_makes_any_edit_a_collapse(
     model: Path, texts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

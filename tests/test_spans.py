@@ -251,3 +251,15 @@ def test_a_target_that_the_tokenizer_strips_from_plain_text_is_refused(make_toke
 def test_the_oracle_spells_the_text(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
     ids = tuple(tokenizer(text)["input_ids"])
     assert b"".join(token_bytes(tokenizer, ids)).decode() == text
+
+
+@pytest.mark.parametrize(("subject", "target", "unknown"), [("Zürich", "Daslo", "Zürich"), ("Zen", "Dæslo", "Dæslo")])
+def test_characters_the_tokenizer_does_not_know_are_refused(subject: str, target: str, unknown: str) -> None:
+    words = {word: i for i, word in enumerate(["[UNK]", "Zen", "is", "in", "Daslo"])}
+    plain = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="[UNK]")
+    assert encode(tokenizer, "{} is in", "Zen", target="Daslo").ids == (1, 2, 3, 4)
+    message = rf"^'{unknown}' has characters the tokenizer does not know \(\[UNK\]\); is this request for another model"
+    with pytest.raises(EditlibError, match=message):
+        encode(tokenizer, "{} is in", subject, target=target)
