@@ -15,6 +15,11 @@ from numpy.typing import NDArray
 KINDS = ("one token, first", "one token, later", "several tokens")
 COLORS = dict(zip(KINDS, ("#d55e00", "#0072b2", "#8c8c8c"), strict=True))  # Okabe-Ito, tells apart for all readers
 MARKERS = dict(zip(KINDS, ("^", "o", "s"), strict=True))
+SCORE_MARKS = {  # color, marker, place in its method's row
+    "efficacy": ("#0072b2", "o", -0.22),
+    "generalization": ("#d55e00", "^", 0.0),
+    "locality": ("#009e73", "s", 0.22),
+}
 
 
 def theme() -> None:
@@ -186,6 +191,29 @@ def layers(effects: pd.DataFrame, *, proposed: int) -> Figure:
     axes.set(title=title, xlabel="Layer whose MLP is restored", facecolor="lightgrey")
     axes.set_yticks(range(len(cells)), effects.columns)
     axes.xaxis.set_major_locator(MaxNLocator(24, integer=True))
+    return figure
+
+
+def scores(summary: pd.DataFrame, *, wanted: float) -> Figure:
+    """Mean scores with their intervals: a panel for each protocol, a row for each method, a mark for each score.
+
+    `summary` has one row per method, protocol and score: mean, low, high. `wanted` is the efficacy asked for.
+    """
+    methods, protocols = (list(dict.fromkeys(summary[name])) for name in ("method", "protocol"))
+    size = (9, 0.42 * len(methods) + 1.7)
+    figure, panels = plt.subplots(1, len(protocols), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for axes, protocol in zip(panels[0], protocols, strict=True):
+        for score, (color, marker, offset) in SCORE_MARKS.items():
+            mine = summary[(summary["protocol"] == protocol) & (summary["score"] == score)]
+            rows = mine["method"].map(methods.index) + offset
+            axes.hlines(rows, mine["low"], mine["high"], color=color, lw=1.5, alpha=0.6)
+            axes.plot(mine["mean"], rows, marker, color=color, ms=6, label=score)
+        axes.axvline(wanted, color="black", lw=0.6, ls=":", zorder=0)
+        axes.set(title=protocol, xlim=(-0.04, 1.04), xticks=(0, 0.25, 0.5, 0.75, 1), xticklabels=("0", "", "½", "", "1"))
+    panels[0, 0].set(yticks=range(len(methods)), yticklabels=methods)
+    panels[0, 0].invert_yaxis()
+    figure.supxlabel("Mean over the cases", fontsize=12)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 

@@ -23,7 +23,7 @@ def preset_of(lm: LanguageModel) -> dict[str, Any]:
 def defaults(lm: LanguageModel, method: str, flavour: str | None) -> dict[str, Any]:
     """Every setting known for a method on a model: middle layers, then the preset, then the flavour."""
     preset, family = preset_of(lm), FAMILIES.get(method, method)
-    middle = lm.layers // 2
+    middle = (lm.layers - 1) // 2  # never the last layer: what it adds at the subject reaches no later token
     chosen: dict[str, Any] = {"layer": middle, "layers": tuple(range(max(middle - 4, 0), middle + 1))}
     chosen |= preset.get("any", {}).get(family, {})
     if flavour is None:
