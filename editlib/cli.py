@@ -498,7 +498,7 @@ def train_editor(
     data: Annotated[
         str | None,
         typer.Option(help="Edit cases to train on: a name or a path.  [default, for testbed models: cases about "
-                          "subjects that the testbed's own cases leave out]"),
+                          "facts that the testbed's own cases leave alone]"),
     ] = None,
     layers: Annotated[int | None, typer.Option(min=1, help="How many of the last layers it edits.")] = None,
     rank: Annotated[int | None, typer.Option(min=1, help="Rank of its networks.")] = None,

@@ -209,11 +209,46 @@ def scores(summary: pd.DataFrame, *, wanted: float) -> Figure:
             axes.hlines(rows, mine["low"], mine["high"], color=color, lw=1.5, alpha=0.6)
             axes.plot(mine["mean"], rows, marker, color=color, ms=6, label=score)
         axes.axvline(wanted, color="black", lw=0.6, ls=":", zorder=0)
-        axes.set(title=protocol, xlim=(-0.04, 1.04), xticks=(0, 0.25, 0.5, 0.75, 1), xticklabels=("0", "", "½", "", "1"))
+        axes.set(
+            title=protocol, xlim=(-0.04, 1.04), xticks=(0, 0.25, 0.5, 0.75, 1), xticklabels=("0", "", "½", "", "1")
+        )
     panels[0, 0].set(yticks=range(len(methods)), yticklabels=methods)
     panels[0, 0].invert_yaxis()
-    figure.supxlabel("Mean over the cases", fontsize=12)
+    panels[0, len(protocols) // 2].set_xlabel("Mean over the cases")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def rises(frame: pd.DataFrame, *, collapse_ratio: float) -> Figure:
+    """Rise of perplexity by one edit, in per cent: a strip for each method with its median, marked by kind of subject.
+
+    `frame` has one row per case and method: method, kind, perplexity_ratio. The axis is linear up to 1 %.
+    """
+    methods = list(dict.fromkeys(frame["method"]))
+    figure, axes = plt.subplots(figsize=(9, 0.42 * len(methods) + 1.9), layout="constrained")
+    heights, edge = drawable(100 * (frame["perplexity_ratio"] - 1))
+    spread = np.random.default_rng(0).uniform(-0.25, 0.25, len(frame))
+    rows = frame["method"].map(methods.index).to_numpy()
+    for kind in KINDS:
+        mine = (frame["kind"] == kind).to_numpy()
+        axes.scatter(
+            heights[mine], (rows + spread)[mine], c=COLORS[kind], marker=MARKERS[kind], s=14, alpha=0.6, linewidths=0,
+            label=kind if mine.any() else None,
+        )  # fmt: skip
+    medians = [np.median(heights[rows == row]) for row in range(len(methods))]
+    axes.plot(medians, range(len(methods)), "|", color="black", ms=16, mew=2, label="median")
+    axes.axvline(0, color="black", lw=1, zorder=0)
+    threshold, name = 100 * (collapse_ratio - 1), f"collapse: {collapse_ratio:g} times"
+    axes.axvline(threshold, color="black", lw=1, ls="--", zorder=0, label=name)
+    if edge is not None:
+        axes.axvline(edge, color="black", lw=0.6, ls=":", label="inf or nan")
+    axes.set_xscale("symlog", linthresh=1)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set(
+        xlabel="Perplexity after one edit, per cent above unedited", yticks=range(len(methods)), yticklabels=methods
+    )
+    axes.invert_yaxis()
+    figure.legend(loc="outside lower center", ncols=5)
     return figure
 
 

@@ -11,6 +11,7 @@ from editlib.errors import EditlibError
 from editlib.methods.emmet import EmmetParams, emmet
 from editlib.methods.ft import FtlParams, FtParams, ft
 from editlib.methods.memit import MemitParams, memit
+from editlib.methods.mend import MendParams, mend
 from editlib.methods.presets import FLAVOURS, defaults
 from editlib.methods.r_rome import RRomeParams, r_rome
 from editlib.methods.rome import RomeParams, rome
@@ -18,7 +19,7 @@ from editlib.model import LanguageModel, widened
 from editlib.stats import Stats
 from editlib.workspace import Workspace
 
-Params = RomeParams | RRomeParams | EmmetParams | MemitParams | FtParams | FtlParams
+Params = RomeParams | RRomeParams | EmmetParams | MemitParams | FtParams | FtlParams | MendParams
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ def _rome(keys: str, paper: str, equation: str) -> Method:
 METHODS: dict[str, Method] = {
     "ft": Method(FtParams, ft, "Zhu et al. 2020, Modifying Memories", "equation 2, no bound", True, {}),
     "ft-l": Method(FtlParams, ft, "Zhu et al. 2020, Modifying Memories", "equation 2, L-infinity bound", True, {}),
+    "mend": Method(MendParams, mend, "Mitchell et al. 2022, Fast Model Editing at Scale", "section 3", True, {}),
     "rome": _rome("mixed", "Meng et al. 2022, as released", "Fall of ROME, slides p. 34"),
     "c-rome": _rome("prefixed", "Yang et al. 2024, The Fall of ROME", "slides p. 35"),
     "p-rome": _rome("unprefixed", "Gupta et al. 2024, Rebuilding ROME", "k without prefix"),
@@ -86,6 +88,8 @@ def _checked(method: str, kind: type[Any], values: Mapping[str, Any]) -> Any:
 
 def layers_of(params: Params) -> tuple[int, ...]:
     """The layers a method edits, where its hyper-parameters name them."""
+    if isinstance(params, MendParams):
+        return ()  # its editor says
     return params.layers if isinstance(params, MemitParams) else (params.layer,)
 
 

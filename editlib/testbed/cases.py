@@ -17,6 +17,7 @@ from editlib.testbed.world import RELATIONS, Fact, World, build
 
 FIRST, LATER, SEVERAL = 360, 240, 400  # cases by subject: one token at position 0, one token later, several tokens
 NEIGHBORS = 10
+COPIES, COPIES_ONE_TOKEN = 4, 32  # of a fact in the training cases; facts with one-token subjects are a tenth
 
 
 def build_cases(world: World) -> list[dict[str, Any]]:
@@ -36,41 +37,39 @@ def build_cases(world: World) -> list[dict[str, Any]]:
     return [_record(i, world, fact, place, rng, carriers) for i, (fact, place) in enumerate(chosen)]
 
 
-def training_cases(world: World, *, copies: int = 4) -> list[Case]:
+def training_cases(world: World) -> list[Case]:
     """Cases to train an editor on: what `build_cases` asks to change is neither changed here nor asked about nearby.
 
-    Every other fact about people is edited `copies` times (an even number), every other fact about anything else twice
-    as often, so that half the subjects have one token. Prompts and false target are drawn anew each time; half of the
-    prompts begin with the subject. Most subjects of `build_cases` occur, with other relations: without them only a
-    sixth of the one-token names would be left to learn from.
+    Every other editable fact that has neighbors is changed several times, each time with prompts and a false target
+    drawn anew; half of the prompts begin with the subject. Half of a neighborhood has the same object, half another
+    one. Subjects of `build_cases` occur, with other relations: without them only a sixth of the one-token names would
+    be left to learn from.
     """
     tested = {(r["relation_id"], r["subject"]) for r in (case["requested_rewrite"] for case in build_cases(world))}
     rest = replace(world, facts=tuple(fact for fact in world.facts if (fact.relation, fact.subject) not in tested))
     rng, carriers = Random(f"training-cases-{world.seed}"), cycle(islice(held_out_sentences(world, seed=4), 1000))
-    drawn = [
-        (fact, place)
-        for fact in rest.facts
-        for place in ("first", "later") * (copies // 2 * (1 if RELATIONS[fact.relation].subject == "person" else 2))
-    ]
+    facts = [fact for fact in rest.facts if RELATIONS[fact.relation].editable and _neighbors(rest, fact)]
+    drawn = [(fact, place) for fact in facts for place in ("first", "later") * (_copies(fact) // 2)]
     return [_training_case(i, rest, fact, place, rng, carriers) for i, (fact, place) in enumerate(drawn)]
 
 
+def _copies(fact: Fact) -> int:
+    return COPIES if RELATIONS[fact.relation].subject == "person" else COPIES_ONE_TOKEN
+
+
 def _training_case(case_id: int, world: World, fact: Fact, place: str, rng: Random, carriers: Iterator[str]) -> Case:
-    """A case whose neighborhood is any facts of the same relation, those with the same object first."""
     record = _record(case_id, world, fact, place, rng, carriers)
-    rewrite = record["requested_rewrite"]
-    others = [f for f in world.facts if f.relation == fact.relation and f.subject != fact.subject]
-    near = sorted(rng.sample(others, k=len(others)), key=lambda other: other.object != fact.object)[:NEIGHBORS]
-    return Case(
-        case_id,
-        EditRequest(
-            prompt=rewrite["prompt"], subject=fact.subject, target_new=rewrite["target_new"]["str"],
-            target_true=fact.object,
-        ),
-        tuple(record["paraphrase_prompts"]),
-        tuple(rng.choice(RELATIONS[fact.relation].prompts).replace("{}", other.subject) for other in near),
-        tuple(other.object for other in near),
-    )  # fmt: skip
+    rewrite, relation = record["requested_rewrite"], RELATIONS[fact.relation]
+    others = [f for f in world.facts if f.relation == fact.relation and f.object != fact.object]
+    far = [
+        (rng.choice(relation.prompts).replace("{}", f.subject), f.object) for f in rng.sample(others, k=NEIGHBORS // 2)
+    ]
+    near = [(prompt, fact.object) for prompt in record["neighborhood_prompts"][: NEIGHBORS // 2]]
+    prompts, answers = zip(*near, *far, strict=True)
+    request = EditRequest(
+        prompt=rewrite["prompt"], subject=fact.subject, target_new=rewrite["target_new"]["str"], target_true=fact.object
+    )
+    return Case(case_id, request, tuple(record["paraphrase_prompts"]), prompts, answers)
 
 
 def _neighbors(world: World, fact: Fact) -> list[str]:

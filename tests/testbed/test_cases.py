@@ -9,7 +9,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from editlib import data
-from editlib.data import SHIPPED
+from editlib.data import SHIPPED, Case
 from editlib.edit import EditRequest
 from editlib.spans import encode
 from editlib.testbed.cases import build_cases, build_prefixes, training_cases, write_assets
@@ -96,22 +96,47 @@ def test_neighbors_are_other_subjects_of_which_the_same_holds(world: World, reco
         assert set(record["neighborhood_prompts"]) <= allowed
 
 
-def test_training_cases_are_about_subjects_the_cases_leave_out(world: World, records: list[dict[str, Any]]) -> None:
-    tested = {record["requested_rewrite"]["subject"] for record in records}
-    training = training_cases(world, copies=2)
+@pytest.fixture(scope="module")
+def training(world: World) -> list[Case]:
+    return training_cases(world)
+
+
+def test_training_cases_leave_out_what_the_cases_change(
+    world: World, records: list[dict[str, Any]], training: list[Case]
+) -> None:
+    rewrites = [record["requested_rewrite"] for record in records]
+    tested = [(RELATIONS[rewrite["relation_id"]], rewrite["subject"]) for rewrite in rewrites]
+    asked = {prompt.replace("{}", subject) for relation, subject in tested for prompt in relation.prompts}
+    assert not asked.intersection(case.request.text for case in training)
+    assert not asked.intersection(prompt for case in training for prompt in case.neighborhood_prompts)
+    assert training == training_cases(world)
+
+
+def test_training_cases_change_facts_to_what_does_not_hold(world: World, training: list[Case]) -> None:
     facts = {(fact.subject, fact.object) for fact in world.facts}
-    asked = {
-        p.replace("{}", subject) for relation in RELATIONS.values() for p in relation.prompts for subject in tested
-    }
-    assert {case.request.subject for case in training} == {fact.subject for fact in world.facts} - tested
-    assert len(training) == 2 * sum(fact.subject not in tested for fact in world.facts)
     for case in training:
         request = case.request
         assert (request.subject, request.target_true) in facts
         assert (request.subject, request.target_new) not in facts
-        assert all(request.subject in prompt for prompt in case.paraphrase_prompts) and case.paraphrase_prompts
-        assert not asked.intersection(case.neighborhood_prompts)
-    assert training == training_cases(world, copies=2)
+        assert len(case.paraphrase_prompts) == 2 and all(request.subject in p for p in case.paraphrase_prompts)
+
+
+def test_training_neighborhoods_have_the_same_object_and_others(world: World, training: list[Case]) -> None:
+    facts = {
+        (prompt.replace("{}", fact.subject), fact.object)
+        for fact in world.facts
+        for prompt in RELATIONS[fact.relation].prompts
+    }
+    for case in training:
+        assert set(zip(case.neighborhood_prompts, case.neighborhood_answers, strict=True)) <= facts
+        same = [answer == case.request.target_true for answer in case.neighborhood_answers]
+        assert 1 <= sum(same) <= 5 and len(same) - sum(same) == 5
+        assert not any(case.request.subject in prompt for prompt in case.neighborhood_prompts)
+
+
+def test_training_cases_have_as_many_kinds_of_subject_as_the_cases(training: list[Case]) -> None:
+    people = sum(" " in case.request.subject for case in training)
+    assert 0.4 < people / len(training) < 0.6
 
 
 def test_prefixes_are_the_empty_one_and_twenty(world: World, world_tokenizer: PreTrainedTokenizerFast) -> None:
