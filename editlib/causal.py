@@ -113,7 +113,7 @@ def known(lm: LanguageModel, requests: Sequence[EditRequest], *, n: int) -> list
         batch = asked[start : start + PROMPTS]
         rows = [encode(lm.tokenizer, r.prompt, r.subject, target=target) for r, target in batch]
         ids, mask = pad([row.ids for row in rows], lm.device)
-        best = lm.model(input_ids=ids, attention_mask=mask).logits.argmax(-1).tolist()
+        best = lm.model(input_ids=ids, attention_mask=lm.attended(mask)).logits.argmax(-1).tolist()
         found += [row for row, guess in zip(rows, best, strict=True) if _continues(row, guess)]
         if len(found) >= n:
             break

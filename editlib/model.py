@@ -79,6 +79,14 @@ class LanguageModel:
         limit: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         return limit
 
+    def attended(self, mask: Tensor) -> Tensor:
+        """The attention mask for right-padded rows, given which tokens are real.
+
+        In a causal model all may be seen: nothing looks at the padding behind it, whereas padding that may see
+        nothing, as in short sliding windows, turns to nan and spreads.
+        """
+        return mask if self.model.config.is_encoder_decoder else torch.ones_like(mask)
+
     def require_causal(self) -> None:
         """Raise `EditlibError` unless the model predicts each token from those before, as edits and scores need."""
         if self.model.config.is_encoder_decoder or self.model.get_output_embeddings() is None:

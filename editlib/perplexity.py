@@ -93,7 +93,7 @@ def token_losses(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> Tensor:
     """Loss of every token but the first, zero on padding.  # (rows, longest - 1), float64 sums of fp32 losses"""
     ids, mask = pad(rows, lm.device)
     real = mask[:, 1:].bool()
-    logits = widened(lm.model(input_ids=ids, attention_mask=mask).logits[:, :-1][real])
+    logits = widened(lm.model(input_ids=ids, attention_mask=lm.attended(mask)).logits[:, :-1][real])
     losses = torch.zeros(real.shape, dtype=torch.float64, device=ids.device)
     losses[real] = torch.nn.functional.cross_entropy(logits, ids[:, 1:][real], reduction="none").double()
     return losses

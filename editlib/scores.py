@@ -185,7 +185,7 @@ def _logits(lm: LanguageModel, rows: Sequence[Sequence[int]], at: Sequence[tuple
     ids, mask = pad(rows, lm.device)
     columns = sorted({column for _, column in at})
     kept = torch.tensor(columns, device=lm.device)
-    read = lm.model(input_ids=ids, attention_mask=mask, logits_to_keep=kept).logits
+    read = lm.model(input_ids=ids, attention_mask=lm.attended(mask), logits_to_keep=kept).logits
     return widened(read[[row for row, _ in at], [columns.index(column) for _, column in at]])
 
 

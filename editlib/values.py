@@ -85,7 +85,7 @@ def read_at(lm: LanguageModel, name: str, rows: Sequence[Encoded]) -> Seen:
     """What goes into and comes out of one module at the last subject token of every row.  # both (rows, width)"""
     ids, mask = pad([row.ids for row in rows], lm.device)
     with trace(lm.model, name, stop=True) as seen:
-        lm.model(input_ids=ids, attention_mask=mask)
+        lm.model(input_ids=ids, attention_mask=lm.attended(mask))
     at = torch.arange(len(rows), device=lm.device), torch.tensor([row.last for row in rows], device=lm.device)
     return Seen(widened(seen[name].input[at]), widened(seen[name].output[at]))
 
@@ -133,7 +133,9 @@ class _Batch:
             return output if delta is None else output.index_put(self.last, delta.to(output.dtype), accumulate=True)
 
         with trace(lm.model, replace={self.name: add}) as seen:
-            read = lm.model(input_ids=self.ids, attention_mask=self.mask, logits_to_keep=self.columns).logits
+            read = lm.model(
+                input_ids=self.ids, attention_mask=lm.attended(self.mask), logits_to_keep=self.columns
+            ).logits
         row, column, token = self.scored
         scores = widened(read[row, column]).log_softmax(-1)
         nll = -(self.weights.to(scores) * scores.gather(1, token[:, None])[:, 0]).sum()

@@ -1,51 +1,93 @@
 """What edits of one model share, worked out once: prefix contexts, second moments and their factors, keys and v*."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from editlib.edit import EditRequest
+from editlib import engine
+from editlib.edit import Edit, EditRequest
 from editlib.errors import EditlibError
 from editlib.model import LanguageModel
+from editlib.passes import Passes
+from editlib.perplexity import Perplexity, perplexity
 from editlib.prefixes import Flavour, prefix_contexts
 from editlib.stats import Stats, second_moments_of
 from editlib.values import Keys, Target, ValueParams, optimise_value, read_keys
+
+T = TypeVar("T")
 
 
 class Workspace:
     """A model with everything already known about its edits; valid as long as its weights are not changed.
 
     Second moments come from `stats`, else from the user's cache, where they are put after a pass over `corpus`.
+    Keys and v* are worked out one request at a time when asked for, unless `prepare` did it for many at once.
     """
 
     def __init__(self, lm: LanguageModel, *, stats: Stats | None = None, corpus: Sequence[str] | None = None) -> None:
         self.lm = lm
         self._stats, self._corpus = stats, corpus
-        self._contexts: dict[Flavour, list[str]] = {}
         self._factors: dict[int, Tensor] = {}
-        self._keys: dict[tuple[int, EditRequest, Flavour], Keys] = {}
-        self._targets: dict[tuple[str, EditRequest, ValueParams], Target] = {}
+        self._kept: dict[Hashable, Any] = {}  # what concerns the model
+        self._found: dict[Hashable, Any] = {}  # what concerns a request
+
+    @cached_property
+    def passes(self) -> Passes:
+        """Partial forward passes."""
+        return Passes.of(self.lm)
 
     def contexts(self, flavour: Flavour) -> list[str]:
         """The prefix contexts, the empty one first."""
-        if flavour not in self._contexts:
-            self._contexts[flavour] = prefix_contexts(self.lm, flavour=flavour)
-        return self._contexts[flavour]
+        return _once(self._kept, ("contexts", flavour), lambda: prefix_contexts(self.lm, flavour=flavour))
 
     def keys(self, layer: int, request: EditRequest, flavour: Flavour) -> Keys:
         """Keys and values of a request at a layer behind every prefix context."""
-        key = layer, request, flavour
-        if key not in self._keys:
-            self._keys[key] = read_keys(self.lm, layer, request, self.contexts(flavour))
-        return self._keys[key]
+        read = (self.lm, layer, request, self.contexts(flavour))
+        return _once(self._found, ("keys", layer, request, flavour), lambda: read_keys(*read))
 
     def target(self, name: str, request: EditRequest, params: ValueParams) -> Target:
         """v* of a request as output of module `name`."""
-        key = name, request, params.search
-        if key not in self._targets:
-            self._targets[key] = optimise_value(self.lm, name, request, self.contexts(params.contexts), params)
-        return self._targets[key]
+        search = (self.lm, name, request, self.contexts(params.contexts), params)
+        return _once(self._found, ("target", name, request, params.search), lambda: optimise_value(*search))
+
+    def rows(self, request: EditRequest, flavour: Flavour) -> tuple[engine.Row, ...]:
+        """The texts of a request's search for v*; raises `EditlibError` if it cannot be located in them."""
+        prefixes = self._prefixes(flavour)
+        return _once(self._found, ("rows", request, flavour), lambda: engine.rows_of(self.lm, request, prefixes))
+
+    def prepare(self, layer: int, name: str, requests: Sequence[EditRequest], params: ValueParams) -> None:
+        """Find keys at a layer, and v* as output of module `name`, for many requests at once."""
+        flavour, search = params.contexts, params.search
+        missing = [r for r in dict.fromkeys(requests) if ("target", name, r, search) not in self._found]
+        site = self._site(layer, block=name != self.lm.layout.name(layer))
+        rows = [self.rows(request, flavour) for request in missing]
+        for batch in engine.batches(self.lm, rows, site):
+            for i, found in _halving(batch, lambda part: self._searched(site, layer, name, part, rows, search)):
+                self._found["keys", layer, missing[i], flavour] = found.keys
+                self._found["target", name, missing[i], search] = found.target
+
+    def _searched(
+        self, site: engine.Site, layer: int, name: str, batch: list[int], rows: list[tuple[engine.Row, ...]],
+        search: ValueParams,
+    ) -> list[tuple[int, engine.Found]]:  # fmt: skip
+        mine, prefixes = [rows[i] for i in batch], self._prefixes(search.contexts)
+        return list(zip(batch, engine.search(self.passes, site, layer, name, mine, prefixes, search), strict=True))
+
+    def perplexities(self, edits: Sequence[Edit], texts: Sequence[str]) -> list[Perplexity]:
+        """Perplexity of texts under each edit; no weight is written for edits of one down-projection."""
+        measured: dict[int, Perplexity] = {}
+        for layer in range(self.lm.layers):
+            name = f"{self.lm.layout.name(layer)}.weight"
+            mine = [i for i, edit in enumerate(edits) if set(edit.factors) == {name}]
+            if mine:
+                changes = [edits[i].factors[name] for i in mine]
+                corpus = self._texts(self._site(layer, block=False), tuple(texts), layer)
+                measured |= zip(mine, engine.perplexities(self.passes, corpus, changes), strict=True)
+        rest = {i: self._applied_perplexity(edits[i], texts) for i in range(len(edits)) if i not in measured}
+        return [(measured | rest)[i] for i in range(len(edits))]
 
     def whiten(self, layer: int, keys: Tensor) -> Tensor:
         """C⁻¹ applied to the columns of `keys`, in float64: C is ill-conditioned wherever one token dominates it.
@@ -63,9 +105,50 @@ class Workspace:
             self._factors |= {layer: _factor(stats.require(self.lm, layer).to(self.lm.device)) for layer in missing}
 
     def forget_requests(self) -> None:
-        """Drop keys and v*, which are of use for one request only; what concerns the model stays."""
-        self._keys.clear()
-        self._targets.clear()
+        """Drop keys and v*, which are of use for their requests only; what concerns the model stays."""
+        self._found.clear()
+
+    def _prefixes(self, flavour: Flavour) -> engine.Prefixes:
+        contexts = self.contexts(flavour)
+        return _once(self._kept, ("prefixes", flavour), lambda: engine.run_prefixes(self.passes, contexts))
+
+    def _site(self, layer: int, *, block: bool) -> engine.Site:
+        if block:
+            return engine.Site(layer + 1, None)
+        return _once(self._kept, ("site", layer), lambda: engine.site_of(self.passes, layer))
+
+    def _texts(self, site: engine.Site, texts: tuple[str, ...], layer: int | None) -> engine.Corpus:
+        make = lambda: engine.run_texts(self.passes, site, texts, layer=layer)  # noqa: E731
+        return _once(self._kept, ("texts", site, texts, layer), make)
+
+    def _applied_perplexity(self, edit: Edit, texts: Sequence[str]) -> Perplexity:
+        """With the weights written, but only from the lowest changed block on."""
+        blocks = f"{self.lm.layout.blocks}."
+        inside = [int(n.removeprefix(blocks).split(".")[0]) for n in edit.factors if n.startswith(blocks)]
+        if len(inside) < len(edit.factors):
+            with edit.applied(self.lm):
+                return perplexity(self.lm, texts)
+        corpus = self._texts(engine.Site(min(inside), None), tuple(texts), None)
+        with edit.applied(self.lm):
+            return engine.perplexity_above(self.passes, corpus)
+
+
+def _once(known: dict[Hashable, Any], key: Hashable, work: Callable[[], T]) -> T:
+    """What is known under a key, worked out the first time."""
+    if key not in known:
+        known[key] = work()
+    found: T = known[key]
+    return found
+
+
+def _halving(batch: list[int], work: Callable[[list[int]], list[T]]) -> list[T]:
+    """Work on a batch, or on its halves where memory is too small for the whole."""
+    try:
+        return work(batch)
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if "memory" not in str(error) or len(batch) == 1:
+            raise
+    return [found for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]) for found in _halving(half, work)]
 
 
 def _factor(moment: Tensor) -> Tensor:

@@ -7,30 +7,19 @@ from typing import Any
 
 import pytest
 import torch
+from families import CONFIGS, CONTEXTS, GROUPED, NARROW, T5, random_model
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
-    Gemma2Config,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
-    Gemma3TextConfig,
-    GPT2Config,
-    GPTJConfig,
-    GPTNeoXConfig,
-    LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
-    MistralConfig,
     MixtralConfig,
-    OPTConfig,
-    Phi3Config,
-    PhiConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
-    Qwen2Config,
     Qwen2MoeConfig,
-    Qwen3Config,
     Qwen3MoeConfig,
     T5Config,
     T5EncoderModel,
@@ -48,39 +37,7 @@ from editlib.stats import Stats, corpus_windows, second_moments
 from editlib.trace import trace
 from editlib.values import read_keys
 
-CONTEXTS = ["{}", "Because the long winter. {}", "I and the sea turn today where the river is. {}"]
 TEXTS = ["Zen is located in Daslo, near the sea.", "Today."]
-VOCABULARY = 360
-SPECIAL: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 0, "pad_token_id": 0}
-SIZES: dict[str, Any] = SPECIAL | {
-    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2,
-    "max_position_embeddings": 128, "initializer_range": 0.3,
-}  # fmt: skip
-GROUPED = SIZES | {"num_key_value_heads": 1}
-NARROW = GROUPED | {"head_dim": 4}  # attention narrower than the stream
-SLIDING = {"sliding_window": 4}  # shorter than the prompts
-GPT: dict[str, Any] = SPECIAL | {"n_positions": 128, "n_embd": 16, "n_layer": 3, "n_head": 2, "n_inner": 24}
-OPT: dict[str, Any] = {
-    "vocab_size": VOCABULARY, "hidden_size": 16, "ffn_dim": 24, "num_hidden_layers": 3, "num_attention_heads": 2,
-    "max_position_embeddings": 128, "init_std": 0.3,
-}  # fmt: skip
-T5: dict[str, Any] = {"vocab_size": VOCABULARY, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
-
-CONFIGS: dict[str, PreTrainedConfig] = {
-    "gpt2": GPT2Config(**GPT, initializer_range=0.3),
-    "gpt-j": GPTJConfig(**GPT, initializer_range=0.3, rotary_dim=4),
-    "gpt-neox": GPTNeoXConfig(**SIZES),
-    "opt": OPTConfig(**OPT, word_embed_proj_dim=16),
-    "opt-350m": OPTConfig(**OPT, word_embed_proj_dim=8, do_layer_norm_before=False),  # embeddings narrower than blocks
-    "llama": LlamaConfig(**GROUPED),
-    "mistral": MistralConfig(**NARROW, **SLIDING),
-    "qwen2": Qwen2Config(**GROUPED, **SLIDING, use_sliding_window=True, max_window_layers=1),
-    "qwen3": Qwen3Config(**NARROW),
-    "gemma2": Gemma2Config(**NARROW, **SLIDING),
-    "gemma3": Gemma3TextConfig(**NARROW, **SLIDING),
-    "phi": PhiConfig(**SIZES),
-    "phi3": Phi3Config(**GROUPED, **SLIDING),
-}
 PARTS: dict[str, tuple[str, str, set[str]]] = {  # blocks, down-projection, and the linear maps of layer 1's MLP
     "gpt2": ("transformer.h", "mlp.c_proj", {"mlp.c_fc", "mlp.c_proj"}),
     "gpt-j": ("transformer.h", "mlp.fc_out", {"mlp.fc_in", "mlp.fc_out"}),
@@ -118,8 +75,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def member(family: str, dtype: str, folder: Path, start_tokenizer: PreTrainedTokenizerFast) -> LanguageModel:
     """A random model of the family. Tests leave its weights alone."""
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[family]).to(getattr(torch, dtype))
+    model = random_model(family).to(getattr(torch, dtype))
     return LanguageModel(model, start_tokenizer, name=f"tiny-{family}", folder=folder)
 
 
@@ -131,8 +87,7 @@ def moments(member: LanguageModel, corpus: list[str]) -> Stats:
 @pytest.fixture(scope="session")
 def plain(family: str, folder: Path, start_tokenizer: PreTrainedTokenizerFast) -> LanguageModel:
     """The family's random model in float32, where that is enough."""
-    torch.manual_seed(0)
-    return LanguageModel(AutoModelForCausalLM.from_config(CONFIGS[family]), start_tokenizer, folder=folder)
+    return LanguageModel(random_model(family), start_tokenizer, folder=folder)
 
 
 def alone(lm: LanguageModel, ids: list[int], layer: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,7 +9,7 @@ import pytest
 from editlib import runs
 
 ROOT = Path(__file__).parents[1]
-SMALL = {"pilot": {"n": 3, "texts": "testbed-ppl-50"}, "anatomy": {}}
+SMALL = {"pilot": {"n": 3, "texts": "testbed-ppl-50"}, "anatomy": {}, "methods": {"n": 3, "timed": 1, "traced": 2}}
 CASE_COLUMNS = {
     "case_id", "method", "subject", "prompt", "target_new", "subject_tokens", "subject_position", "perplexity_mean",
     "perplexity_corpus", "perplexity_ratio", "numerator", "denominator", "denominator_consistent", "delta_norm",

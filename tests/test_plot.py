@@ -99,6 +99,29 @@ def test_many_layers_are_shown_without_numbers() -> None:
     assert not axes.texts and axes.images[0].get_array().shape == (1, 48)  # type: ignore[union-attr]
 
 
+def test_scores_has_a_panel_for_each_protocol_and_a_mark_for_each_mean() -> None:
+    rows = [
+        {"method": method, "protocol": protocol, "score": score, "mean": 0.5, "low": 0.25, "high": 1.0}
+        for method in ("ft", "rome")
+        for protocol in ("es", "em_tf")
+        for score in plot.SCORE_MARKS
+    ]
+    panels = plot.scores(pd.DataFrame(rows), wanted=0.9).axes
+    assert [axes.get_title(plt.rcParams["axes.titlelocation"]) for axes in panels] == ["es", "em_tf"]
+    for axes in panels:
+        marks = [line for line in axes.lines if len(line.get_xdata()) == 2 and line.get_linestyle() == "None"]  # type: ignore[arg-type]
+        assert [list(line.get_xdata()) for line in marks] == [[0.5, 0.5]] * 3  # type: ignore[arg-type]
+        assert [len(c.get_segments()) for c in axes.collections] == [2, 2, 2]  # type: ignore[attr-defined]
+
+
+def test_rises_has_a_strip_for_each_method_in_per_cent_and_loses_no_case(frame: pd.DataFrame) -> None:
+    (axes,) = plot.rises(frame.rename(columns={"arm": "method"}), collapse_ratio=5.0).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["rome", "c-rome"]
+    heights = sorted(points(axes)[:, 0].round(6))
+    assert heights == [0.0, 3.0, 7.0, 1230.0, 12300.0, 12300.0]
+    assert axes.lines[0].get_xdata().tolist() == pytest.approx([3.0, 1230.0])  # type: ignore[union-attr]  # the medians
+
+
 def test_anatomy_has_two_panels_for_each_model_and_a_line_for_each_layer() -> None:
     rows = [
         {"model": model, "layer": layer, "position": p, "residual_norm": 1 + p, "key_cosine": 0.5}

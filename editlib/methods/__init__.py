@@ -14,9 +14,10 @@ from editlib.methods.memit import MemitParams, memit
 from editlib.methods.mend import MendParams, mend
 from editlib.methods.presets import FLAVOURS, defaults
 from editlib.methods.r_rome import RRomeParams, r_rome
-from editlib.methods.rome import RomeParams, rome
+from editlib.methods.rome import RankOneParams, RomeParams, rome
 from editlib.model import LanguageModel, widened
 from editlib.stats import Stats
+from editlib.values import ValueParams
 from editlib.workspace import Workspace
 
 Params = RomeParams | RRomeParams | EmmetParams | MemitParams | FtParams | FtlParams | MendParams
@@ -96,6 +97,13 @@ def layers_of(params: Params) -> tuple[int, ...]:
 def needs_moments(params: Params) -> bool:
     """Whether second moments of the keys enter."""
     return isinstance(params, MemitParams) or getattr(params, "covariance", False)
+
+
+def searches(lm: LanguageModel, params: Params) -> list[tuple[int, str, ValueParams]]:
+    """The searches for v* a method makes: layer, name of the module whose output is sought, and how."""
+    if isinstance(params, MemitParams):
+        return [(params.layers[-1], f"{lm.layout.blocks}.{params.layers[-1]}", params)]
+    return [(params.layer, lm.layout.name(params.layer), params)] if isinstance(params, RankOneParams) else []
 
 
 def compute(

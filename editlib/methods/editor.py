@@ -147,7 +147,7 @@ def gradients(lm: LanguageModel, names: Sequence[str], rows: Sequence[Encoded]) 
     """
     ids, mask = pad([row.ids for row in rows], lm.device)
     with torch.enable_grad(), trace(lm.model, replace=dict.fromkeys(names, _tracked)) as seen:
-        losses, _ = target_scores(lm.model(input_ids=ids, attention_mask=mask).logits, rows)
+        losses, _ = target_scores(lm.model(input_ids=ids, attention_mask=lm.attended(mask)).logits, rows)
         deltas = torch.autograd.grad(losses.sum(), [seen[name].output for name in names])
     factors = {n: (d.float(), seen[n].input.detach().float()) for n, d in zip(names, deltas, strict=True)}
     return factors, losses.detach()

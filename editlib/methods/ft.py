@@ -73,7 +73,7 @@ def _loss(lm: LanguageModel, layer: int, delta: Tensor, rows: Sequence[Encoded],
     module = lm.down(layer)
     weight = (widened(lm.weight(layer)) + delta).to(lm.weight(layer).dtype)
     changed = {f"{lm.layout.name(layer)}.weight": weight.T if isinstance(module, Conv1D) else weight}
-    logits = functional_call(lm.model, changed, (), {"input_ids": ids, "attention_mask": mask}).logits
+    logits = functional_call(lm.model, changed, (), {"input_ids": ids, "attention_mask": lm.attended(mask)}).logits
     return torch.stack([_row_loss(logits[i], row, objective) for i, row in enumerate(rows)]).mean()
 
 

@@ -240,11 +240,11 @@ def attempt(lm: LanguageModel, editor: Editor, batch: Batch) -> Outcome:
     rows, n = [*batch.outer, *batch.local], len(batch.outer)
     ids, mask = pad([row.ids for row in rows], lm.device)
     with torch.no_grad():
-        unedited = lm.model(input_ids=ids[n:], attention_mask=mask[n:]).logits
+        unedited = lm.model(input_ids=ids[n:], attention_mask=lm.attended(mask[n:])).logits
     factors, _ = gradients(lm, editor.names, batch.inner)
     own = torch.tensor(batch.owners, device=lm.device)
     with changed(lm, {name: (left[own], right[own]) for name, (left, right) in editor(factors).items()}):
-        edited = lm.model(input_ids=ids, attention_mask=mask).logits
+        edited = lm.model(input_ids=ids, attention_mask=lm.attended(mask)).logits
     losses, exact = target_scores(edited[:n], batch.outer)
     real, answers = mask[n:].bool(), _answered(batch.local, mask[n:])
     before, after = (widened(logits[real]).log_softmax(-1) for logits in (unedited, edited[n:]))

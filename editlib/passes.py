@@ -1,0 +1,177 @@
+"""Forward passes that do less: some tokens, the upper blocks only, logits only where they are read."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicLayer
+
+from editlib.model import LanguageModel
+from editlib.perplexity import pad
+from editlib.trace import Seen, trace
+
+At = tuple[Tensor, Tensor]  # rows and columns
+
+
+class _Kept(DynamicLayer):
+    """Attention keys and values of earlier tokens at one layer; those of a pass are put behind them, not kept."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.keys, self.values, self.is_initialized = keys, values, True
+        self.new: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        self.new = key_states, value_states
+        return torch.cat([self.keys, key_states], -2), torch.cat([self.values, value_states], -2)
+
+
+@dataclass(frozen=True)
+class Past:
+    """Attention keys and values (rows, heads, tokens, width) of earlier tokens by layer; rows end at the right."""
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    mask: Tensor  # (rows, tokens), 0 before a row begins
+
+    def take(self, rows: Tensor) -> "Past":
+        """Some rows, in any order, as often as wanted."""
+        return Past(tuple((k[rows], v[rows]) for k, v in self.layers), self.mask[rows])
+
+    def with_new(self, new: "Past", *, first: int = 0) -> "Past":
+        """Earlier and new tokens, aligned again; layers before `first` are left out."""
+        mask = torch.cat([self.mask, new.mask], 1)
+        width = int(mask.sum(1).max())
+        order = mask.argsort(dim=1, stable=True)[:, mask.shape[1] - width :]
+        index = order[:, None, :, None]
+
+        def joined(old: Tensor, fresh: Tensor) -> Tensor:
+            both = torch.cat([old, fresh], 2)
+            return both.gather(2, index.expand(-1, both.shape[1], -1, both.shape[3]))
+
+        pairs = zip(self.layers, new.layers, strict=True)
+        layers = [(joined(k, fresh_k), joined(v, fresh_v)) for (k, v), (fresh_k, fresh_v) in pairs]
+        kept = layers[first:] or layers[-1:]
+        return Past((*(kept[0],) * (len(layers) - len(kept)), *kept), mask.gather(1, order))
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What a pass gives: logits where asked for, what modules saw, and attention keys and values of its tokens."""
+
+    logits: Tensor
+    seen: Mapping[str, Seen]
+    new: Past
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a pass starts: blocks before `below` are skipped, and block `below` is given `hidden`."""
+
+    below: int
+    hidden: Tensor  # (rows, tokens, width)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Right-padded token ids, and 1 where they are real."""
+
+    ids: Tensor  # (rows, tokens)
+    mask: Tensor
+
+    @classmethod
+    def of(cls, lm: LanguageModel, rows: Sequence[Sequence[int]]) -> "Tokens":
+        """Pad rows of ids."""
+        return cls(*pad(rows, lm.device))
+
+    def take(self, rows: Tensor) -> "Tokens":
+        """Some rows."""
+        return Tokens(self.ids[rows], self.mask[rows])
+
+
+@dataclass(frozen=True)
+class Passes:
+    """A model's partial passes; one token through it shows the widths of its past, and what its blocks return."""
+
+    lm: LanguageModel
+    empty: Past  # one row
+    in_tuple: bool
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, lm: LanguageModel) -> "Passes":
+        """Run one token through the model."""
+        first, types = f"{lm.layout.blocks}.0", list[bool]()
+        cache = Cache(layers=[DynamicLayer() for _ in range(lm.layers)])
+        handle = lm.model.get_submodule(first).register_forward_hook(lambda *seen: types.append(type(seen[2]) is tuple))
+        lm.model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=lm.device), past_key_values=cache, use_cache=True)
+        handle.remove()
+        layers = tuple((layer.keys[:, :, :0], layer.values[:, :, :0]) for layer in cache.layers)
+        return cls(lm, Past(layers, torch.zeros(1, 0, dtype=torch.long, device=lm.device)), types[0])
+
+    def nothing(self, rows: int) -> Past:
+        """The past of rows that begin now."""
+        return self.empty.take(torch.zeros(rows, dtype=torch.long, device=self.lm.device))
+
+    def run(
+        self,
+        tokens: Tokens,
+        past: Past | None = None,
+        *,
+        start: Start | None = None,
+        at: At | None = None,
+        names: Sequence[str] = (),
+        replace: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+    ) -> Pass:
+        """Run tokens behind their past; logits are read at the pairs `at` only.  # logits: (pairs, vocabulary)"""
+        past = past or self.nothing(len(tokens.ids))
+        kept = [_Kept(k, v) for k, v in past.layers]
+        behind = (tokens.mask.cumsum(1) - 1).clamp(min=0)  # padding repeats the last position
+        none = behind[:0, 0]
+        with ExitStack() as stack:
+            stack.enter_context(self._started(start))
+            stack.enter_context(_headed(self.lm, at or (none, none)))
+            seen = stack.enter_context(trace(self.lm.model, *names, replace=replace))
+            logits = self.lm.model(
+                input_ids=tokens.ids,
+                attention_mask=torch.cat([past.mask, self.lm.attended(tokens.mask)], 1),
+                position_ids=past.mask.sum(1, keepdim=True) + behind,
+                past_key_values=Cache(layers=list(kept)),
+                use_cache=True,
+            ).logits
+        new = tuple(layer.new or pair for layer, pair in zip(kept, past.layers, strict=True))
+        return Pass(logits, seen, Past(new, tokens.mask))
+
+    @contextmanager
+    def _started(self, start: Start | None) -> Iterator[None]:
+        """Let the blocks before the start pass on their input, and the last of them the start's hidden states."""
+        every: Any = self.lm.model.get_submodule(self.lm.layout.blocks)
+        blocks = list(every)[: start.below] if start else []
+        try:
+            for block in blocks:
+                block.forward = self._pass_on
+            if start and blocks:
+                blocks[-1].forward = lambda *_, **__: self._returned(start.hidden)
+            yield
+        finally:
+            for block in blocks:
+                del block.forward
+
+    def _pass_on(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
+        return self._returned(hidden_states)
+
+    def _returned(self, hidden: Tensor) -> Any:
+        return (hidden, None) if self.in_tuple else hidden
+
+
+@contextmanager
+def _headed(lm: LanguageModel, at: At) -> Iterator[None]:
+    """Give the head the hidden states at pairs of row and column alone."""
+    head: nn.Module = lm.model.get_output_embeddings()
+    handle = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][at],))
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,50 @@
+"""What the book tells a reader to type, typed."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from editlib import cli
+from editlib.methods.presets import PRESETS
+
+BOOK = Path(__file__).parents[2] / "book"
+PAGES = {path.stem: path.read_text("utf-8") for path in sorted(BOOK.glob("*.md"))}
+EXAMPLES = {name: blocks for name, text in PAGES.items() if (blocks := re.findall(r"```python\n(.*?)```", text, re.S))}
+COMMANDS = sorted(
+    {
+        " ".join(words[1:])
+        for text in PAGES.values()
+        for block in re.findall(r"```bash\n(.*?)```", text, re.S)
+        for line in block.replace("\\\n", " ").splitlines()
+        if (words := shlex.split(line, comments=True)) and words[0].endswith("editlib")
+    }
+)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_of_a_page_run_in_order_and_print_what_their_comments_say(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = "\n".join(EXAMPLES[name])
+    exec(compile(source, f"{name}.md", "exec"), {})
+    said = re.findall(r"print\(.*\)  # (.*)$", source, re.M)
+    assert capsys.readouterr().out.splitlines() == said
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_and_its_options_exist(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = command.split()
+    path = words[:2] if words[0] in ("data", "mend", "testbed") else words[:1]
+    assert cli.run_app([*path, "--help"]) == 0
+    usage = capsys.readouterr().out
+    assert [word for word in words if word.startswith("-") and word not in usage] == []
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_of_the_page_are_those_in_use(name: str) -> None:
+    preset = PRESETS[name]["any"]
+    layers = ", ".join(map(str, preset["memit"]["layers"]))
+    cells = [f"`{name}`", preset["rome"]["layer"], layers, preset["ft"]["layer"], preset["ft-l"]["layer"]]
+    assert f"| {' | '.join(map(str, cells))} |" in PAGES["methods"]

@@ -1,0 +1,244 @@
+"""The engine gives what the plain path gives, on every family, for any request; only the order of sums differs."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from families import CONFIGS, CONTEXTS, random_model
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from editlib import engine
+from editlib.edit import Edit, EditRequest
+from editlib.methods import compute
+from editlib.methods.rome import RomeParams
+from editlib.model import LanguageModel
+from editlib.passes import Passes, Past, Start, Tokens
+from editlib.perplexity import perplexity
+from editlib.values import ValueParams, optimise_value, read_keys
+from editlib.workspace import Workspace
+
+LAYER = 1
+SEARCH = ValueParams(steps=7, learning_rate=0.1, kl_weight=0.5, stop_loss=0.0, clamp=0.8)
+REQUESTS = [
+    EditRequest(prompt="{} is located in", subject="Zen", target_new="Ostrel"),
+    EditRequest(prompt="The town of {} is located in", subject="Brast Nolva", target_new="Daslo and Quint"),
+    EditRequest(prompt="Near the sea, since the long winter, lies {}", subject="Uvo", target_new="Parvo"),
+    EditRequest(prompt="Zen, yes {}, is in", subject="Zen", target_new="Ostrel xyz"),
+]
+TEXTS = ["Zen is located in Daslo, near the sea.", "Today.", "The town of Brast Nolva is known for its bells."]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model's folder with nothing in it but a few prefix contexts."""
+    place = tmp_path_factory.mktemp("prefixes")
+    (place / "prefixes.json").write_text(json.dumps({"contexts": CONTEXTS}))
+    return place
+
+
+@pytest.fixture(autouse=True)
+def whole(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Keep float64 models whole: some compute norms and attention in float32 whatever their dtype."""
+    if "single" not in request.fixturenames:
+        monkeypatch.setattr(torch, "float32", torch.float64)
+        monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def double(request: pytest.FixtureRequest, folder: Path, start_tokenizer: PreTrainedTokenizerFast) -> LanguageModel:
+    """A random model of each family in turn, in float64."""
+    return LanguageModel(random_model(request.param).double(), start_tokenizer, folder=folder)
+
+
+@pytest.fixture(scope="module")
+def single(double: LanguageModel, start_tokenizer: PreTrainedTokenizerFast) -> LanguageModel:
+    """The same model in float32."""
+    family = next(name for name, config in CONFIGS.items() if type(config) is type(double.model.config))
+    return LanguageModel(random_model(family), start_tokenizer, folder=double.folder)
+
+
+def near(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
+    return float((found - expected).norm()) <= tolerance * float(expected.norm())
+
+
+def names(lm: LanguageModel) -> list[str]:
+    """A down-projection, and a block."""
+    return [lm.layout.name(LAYER), f"{lm.layout.blocks}.{LAYER}"]
+
+
+# Partial passes
+
+
+def test_a_pass_behind_a_past_and_from_the_middle_is_the_whole_pass(double: LanguageModel) -> None:
+    rows = [double.tokenizer(text)["input_ids"] for text in TEXTS]
+    cuts, passes = (2, 0, 3), Passes.of(double)
+    block = f"{double.layout.blocks}.{LAYER}"
+    with torch.no_grad():
+        whole = [double.model(torch.tensor([row])).logits[0] for row in rows]
+        early = passes.run(Tokens.of(double, [row[: n or 1] for row, n in zip(rows, cuts, strict=True)])).new
+        known = torch.arange(early.mask.shape[1]) < torch.tensor(cuts)[:, None]
+        past = passes.nothing(3).with_new(Past(early.layers, known.long()))
+        tail = Tokens.of(double, [row[n:] for row, n in zip(rows, cuts, strict=True)])
+        at = torch.tensor([0, 1, 2]), torch.tensor([len(row) - n - 1 for row, n in zip(rows, cuts, strict=True)])
+        run = passes.run(tail, past, names=[block], at=at)
+        again = passes.run(tail, past, start=Start(LAYER + 1, run.seen[block].output), at=at)
+    for i, expected in enumerate(whole):
+        torch.testing.assert_close(run.logits[i], expected[-1])
+        torch.testing.assert_close(again.logits[i], expected[-1])
+
+
+def test_a_partial_pass_leaves_the_model_as_it_was(double: LanguageModel) -> None:
+    ids = torch.tensor([double.tokenizer(TEXTS[0])["input_ids"]])
+    passes = Passes.of(double)
+    with torch.no_grad():
+        before = double.model(ids).logits
+        with pytest.raises(RuntimeError):  # of the wrong width
+            passes.run(Tokens(ids, torch.ones_like(ids)), start=Start(2, torch.zeros(1, ids.shape[1], 3)))
+        assert torch.equal(double.model(ids).logits, before)
+
+
+# Keys and v*
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_searches_side_by_side_are_the_plain_ones(double: LanguageModel, which: int) -> None:
+    space, name = Workspace(double), names(double)[which]
+    space.prepare(LAYER, name, REQUESTS, SEARCH)
+    for request in REQUESTS:
+        keys, target = (
+            read_keys(double, LAYER, request, CONTEXTS),
+            optimise_value(double, name, request, CONTEXTS, SEARCH),
+        )
+        found = space.target(name, request, SEARCH)
+        assert near(space.keys(LAYER, request, "yang-2024").inputs, keys.inputs, 1e-8)
+        assert near(space.keys(LAYER, request, "yang-2024").outputs, keys.outputs, 1e-8)
+        assert near(found.start, target.start, 1e-8) and near(found.change, target.change, 1e-8)
+        assert found.losses == pytest.approx(target.losses, rel=1e-8)
+
+
+def test_in_single_precision_rounding_is_amplified_but_little(single: LanguageModel) -> None:
+    space, name = Workspace(single), names(single)[0]
+    space.prepare(LAYER, name, REQUESTS, SEARCH)
+    for request in REQUESTS:
+        target = optimise_value(single, name, request, CONTEXTS, SEARCH)
+        assert near(space.target(name, request, SEARCH).value, target.value, 1e-3)
+        assert space.target(name, request, SEARCH).losses == pytest.approx(target.losses, rel=1e-3)
+
+
+def test_every_search_stops_for_itself(lm: LanguageModel, folder: Path) -> None:
+    own = LanguageModel(lm.model, lm.tokenizer, folder=folder)
+    name = names(own)[0]
+    slow = replace(SEARCH, steps=14, learning_rate=0.02)
+    finals = [optimise_value(own, name, r, CONTEXTS, slow).losses for r in REQUESTS]
+    stop = sorted(losses[4] for losses in finals)[1] + 1e-4  # some stop before the others
+    search = replace(slow, stop_loss=stop)
+    expected = [optimise_value(own, name, r, CONTEXTS, search) for r in REQUESTS]
+    assert len({len(target.losses) for target in expected}) > 1
+    space = Workspace(own)
+    space.prepare(LAYER, name, REQUESTS, search)
+    for request, target in zip(REQUESTS, expected, strict=True):
+        found = space.target(name, request, search)
+        assert found.losses == pytest.approx(target.losses, rel=1e-3)
+        assert near(found.value, target.value, 1e-3)
+
+
+words = st.sampled_from("Zen Brast Nolva Uvo Daslo the town sea winter bells river today xyz".split())
+phrases = st.lists(words, min_size=1, max_size=4).map(" ".join)
+beginnings = st.lists(words, max_size=4).map(lambda found: "".join(f"{word} " for word in found))
+ends = st.lists(words, max_size=4).map(lambda found: "".join(f" {word}" for word in found))
+requests = st.builds(
+    lambda before, subject, after, new: EditRequest(prompt=f"{before}{{}}{after}", subject=subject, target_new=new),
+    beginnings, phrases, ends, phrases,
+)  # fmt: skip
+
+
+@settings(max_examples=12, phases=[Phase.explicit, Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batch=st.lists(requests, min_size=1, max_size=5, unique=True))
+def test_any_requests_side_by_side_are_found_as_alone(batch: list[EditRequest], doubles: list[LanguageModel]) -> None:
+    search = replace(SEARCH, steps=3)
+    for lm in doubles:
+        space, name = Workspace(lm), lm.layout.name(LAYER)
+        space.prepare(LAYER, name, batch, search)
+        for request in batch:
+            target = optimise_value(lm, name, request, CONTEXTS, search)
+            assert near(space.target(name, request, search).value, target.value, 1e-8)
+            assert space.target(name, request, search).losses == pytest.approx(target.losses, rel=1e-8)
+
+
+@pytest.fixture(scope="module")
+def doubles(folder: Path, start_tokenizer: PreTrainedTokenizerFast) -> list[LanguageModel]:
+    """One model that adds its MLP's output, and one with a norm behind it."""
+    return [LanguageModel(random_model(f).double(), start_tokenizer, folder=folder) for f in ("llama", "opt-350m")]
+
+
+def test_a_block_with_a_norm_behind_its_mlp_is_run_again(double: LanguageModel) -> None:
+    site = engine.site_of(Passes.of(double), LAYER)
+    again = double.model.config.model_type in ("gemma2", "gemma3_text") or not getattr(
+        double.model.config, "do_layer_norm_before", True
+    )
+    assert site == (engine.Site(LAYER, double.layout.name(LAYER)) if again else engine.Site(LAYER + 1, None))
+
+
+def test_a_batch_too_large_for_memory_is_halved(double: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, search = list[int](), engine.search
+
+    def small(*arguments: object) -> object:
+        batch = arguments[4]
+        sizes.append(len(batch))  # type: ignore[arg-type]
+        if sizes[-1] > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return search(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(engine, "search", small)
+    space, name = Workspace(double), names(double)[0]
+    space.prepare(LAYER, name, REQUESTS[:1] * 2 + [replace(REQUESTS[0], target_new="Daslo")], SEARCH)
+    assert sizes == [2, 1, 1]
+    expected = optimise_value(double, name, REQUESTS[0], CONTEXTS, SEARCH)
+    assert near(space.target(name, REQUESTS[0], SEARCH).value, expected.value, 1e-8)
+
+
+# Perplexity
+
+
+def edits(lm: LanguageModel) -> list[Edit]:
+    params = RomeParams(layer=LAYER, steps=2, covariance=False)
+    return [compute(lm, [request], method="rome", hparams=params) for request in REQUESTS]
+
+
+def test_perplexities_of_edits_are_those_of_written_weights(double: LanguageModel) -> None:
+    made = edits(double)
+    for edit, found in zip(made, Workspace(double).perplexities(made, TEXTS), strict=True):
+        with edit.applied(double):
+            expected = perplexity(double, TEXTS)
+        assert found.per_sentence == pytest.approx(expected.per_sentence, rel=1e-8)
+        assert (found.mean, found.corpus) == pytest.approx((expected.mean, expected.corpus), rel=1e-8)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_edits_of_other_weights_are_written_and_measured_from_there_on(double: LanguageModel, layer: int) -> None:
+    weight = next(name for name in double.mlp(layer) if name != double.layout.name(layer))
+    shape = double.model.get_parameter(f"{weight}.weight").shape
+    left, right = (torch.randn(n, 1, dtype=torch.float64) for n in sorted(shape, reverse=True))
+    flip = type(double.model.get_submodule(weight)).__name__ == "Conv1D"
+    out, into = (shape[1], shape[0]) if flip else (shape[0], shape[1])
+    left, right = torch.randn(out, 1).double() * 0.1, torch.randn(into, 1).double() * 0.1
+    edit = Edit("by hand", (REQUESTS[0],), {f"{weight}.weight": (left, right)}, {}, double.fingerprint)
+    (found,) = Workspace(double).perplexities([edit], TEXTS)
+    with edit.applied(double):
+        assert found.per_sentence == pytest.approx(perplexity(double, TEXTS).per_sentence, rel=1e-8)
+
+
+@pytest.mark.parametrize("size", [1e30, math.inf, math.nan])
+def test_an_edit_that_overflows_does_so_in_the_engine_too(single: LanguageModel, size: float) -> None:
+    out, into = single.weight(LAYER).shape
+    factors = torch.full((out, 1), size), torch.ones(into, 1)
+    edit = Edit("too large", (REQUESTS[0],), {f"{single.layout.name(LAYER)}.weight": factors}, {}, single.fingerprint)
+    (found,) = Workspace(single).perplexities([edit], TEXTS)
+    with edit.applied(single):
+        expected = perplexity(single, TEXTS)
+    assert found.per_sentence == pytest.approx(expected.per_sentence, rel=1e-2, nan_ok=True)
