@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import CONFIGS, CONTEXTS, random_model
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
@@ -157,7 +157,11 @@ requests = st.builds(
 )  # fmt: skip
 
 
-@settings(max_examples=12, phases=[Phase.explicit, Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=12,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(batch=st.lists(requests, min_size=1, max_size=5, unique=True))
 def test_any_requests_side_by_side_are_found_as_alone(batch: list[EditRequest], doubles: list[LanguageModel]) -> None:
     search = replace(SEARCH, steps=3)

@@ -25,9 +25,7 @@ def test_rome_and_c_rome_edit_a_real_model_with_counterfact() -> None:
     lm = el.load(str(MODEL))
     cases = data.cases(CASES)
     corpus = [text for case in cases for text in (case.request.text, *case.paraphrase_prompts)]
-    table = el.sweep(
-        lm, cases[:20], methods=["rome", "c-rome"], texts=data.texts(TEXTS), corpus=corpus, progress=False
-    )
+    table = el.sweep(lm, cases[:20], methods=["rome", "c-rome"], texts=data.texts(TEXTS), corpus=corpus, progress=False)
     assert len(table) == 40 and table["error"].isna().all()
     assert table["perplexity_mean"].map(math.isfinite).all()
     assert (table["delta_norm"] > 0).all()

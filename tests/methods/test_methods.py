@@ -1,7 +1,5 @@
 """What holds for every method: names, hyper-parameters, several requests, and edits on top of edits."""
 
-from typing import Any
-
 import pytest
 import torch
 
