@@ -159,7 +159,6 @@ requests = st.builds(
 
 @settings(
     max_examples=12,
-    phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(batch=st.lists(requests, min_size=1, max_size=5, unique=True))
