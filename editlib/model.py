@@ -79,17 +79,22 @@ class LanguageModel:
         limit: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         return limit
 
+    @property
+    def causal(self) -> bool:
+        """Whether the model predicts each token from those before."""
+        return not self.model.config.is_encoder_decoder and self.model.get_output_embeddings() is not None
+
     def attended(self, mask: Tensor) -> Tensor:
         """The attention mask for right-padded rows, given which tokens are real.
 
         In a causal model all may be seen: nothing looks at the padding behind it, whereas padding that may see
         nothing, as in short sliding windows, turns to nan and spreads.
         """
-        return mask if self.model.config.is_encoder_decoder else torch.ones_like(mask)
+        return torch.ones_like(mask) if self.causal else mask
 
     def require_causal(self) -> None:
         """Raise `EditlibError` unless the model predicts each token from those before, as edits and scores need."""
-        if self.model.config.is_encoder_decoder or self.model.get_output_embeddings() is None:
+        if not self.causal:
             raise EditlibError(
                 f"{self.name or 'the model'} ({type(self.model).__name__}) is no causal language model: its keys can "
                 "be read, but it cannot be edited or scored; use one such as GPT-2"

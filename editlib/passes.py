@@ -3,10 +3,13 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import gelu
+from transformers.activations import NewGELUActivation
 from transformers.cache_utils import Cache, DynamicLayer
 
 from editlib.model import LanguageModel
@@ -98,6 +101,7 @@ class Passes:
     lm: LanguageModel
     empty: Past  # one row
     in_tuple: bool
+    activations: tuple[nn.Module, ...]  # those that are one kernel in torch and eight in transformers
 
     @classmethod
     @torch.no_grad()
@@ -109,7 +113,8 @@ class Passes:
         lm.model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=lm.device), past_key_values=cache, use_cache=True)
         handle.remove()
         layers = tuple((layer.keys[:, :, :0], layer.values[:, :, :0]) for layer in cache.layers)
-        return cls(lm, Past(layers, torch.zeros(1, 0, dtype=torch.long, device=lm.device)), types[0])
+        slow = tuple(module for module in lm.model.modules() if isinstance(module, NewGELUActivation))
+        return cls(lm, Past(layers, torch.zeros(1, 0, dtype=torch.long, device=lm.device)), types[0], slow)
 
     def nothing(self, rows: int) -> Past:
         """The past of rows that begin now."""
@@ -132,6 +137,7 @@ class Passes:
         none = behind[:0, 0]
         with ExitStack() as stack:
             stack.enter_context(self._started(start))
+            stack.enter_context(_fused(self.activations))
             stack.enter_context(_headed(self.lm, at or (none, none)))
             seen = stack.enter_context(trace(self.lm.model, *names, replace=replace))
             logits = self.lm.model(
@@ -175,3 +181,15 @@ def _headed(lm: LanguageModel, at: At) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def _fused(activations: Sequence[nn.Module]) -> Iterator[None]:
+    """Let torch compute the tanh form of GELU in one go."""
+    try:
+        for module in activations:
+            module.forward = partial(gelu, approximate="tanh")
+        yield
+    finally:
+        for module in activations:
+            del module.forward
