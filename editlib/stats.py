@@ -21,9 +21,8 @@ from editlib.trace import trace
 
 WINDOW = 128  # tokens; every window starts at position 0, which large models treat unlike the others
 BATCH = 16  # windows a forward pass
-TOKENS_PER_DIMENSION = (
-    100  # ten are said to be enough (Minimal Precomputation, ACL Findings 2025); small models can afford more
-)
+TOKENS_PER_DIMENSION = 10  # enough for large models (Minimal Precomputation, ACL Findings 2025)
+LEAST_TOKENS = 64_000  # on the testbed, ten a dimension made collapses three times as deep as a hundred
 
 
 @dataclass(frozen=True)
@@ -124,10 +123,11 @@ def second_moments_of(
 ) -> Stats:
     """Second moments of some layers from the user's cache; what is missing is computed in one pass and put there.
 
-    `corpus` may be left out for testbed models, whose own prose is used. Raises `EditlibError` without a
-    corpus, if an edit is in force where they must be computed, or if a cached file is not what its name says.
+    `tokens` is ten a key dimension and at least 64,000 if not given, or all the corpus has. The corpus may be left
+    out for testbed models, whose own prose is used. Raises `EditlibError` without a corpus, if an edit is in force
+    where they must be computed, or if a cached file is not what its name says.
     """
-    tokens = tokens or TOKENS_PER_DIMENSION * lm.weight(layers[0]).shape[1]
+    tokens = tokens or max(TOKENS_PER_DIMENSION * lm.weight(layers[0]).shape[1], LEAST_TOKENS)
     windows = corpus_windows(lm, default_corpus(lm, tokens) if corpus is None else corpus, tokens)
     stem = cache_folder("stats") / f"{lm.fingerprint[:16]}-{_hash(windows)[:16]}"
     paths = {layer: stem.with_name(f"{stem.name}-{layer}.safetensors") for layer in layers}

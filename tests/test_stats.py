@@ -225,3 +225,20 @@ def test_an_edited_model_has_no_second_moments_of_its_own(own: LanguageModel, co
     own.weight(0)[0, 0] += 1
     with pytest.raises(EditlibError, match="^the model is edited; ask for its second moments before the edit"):
         second_moments_of(own, [1], corpus=[*corpus, "never seen before"])
+
+
+@pytest.mark.parametrize(("width", "expected"), [(640, 64_000), (3072, 64_000), (6400, 64_000), (16_384, 163_840)])
+def test_ten_tokens_a_dimension_but_never_few_are_asked_for(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, width: int, expected: int
+) -> None:
+    asked = list[int]()
+
+    def windows(lm: LanguageModel, texts: Sequence[str], tokens: int) -> torch.Tensor:
+        asked.append(tokens)
+        raise EditlibError("enough")
+
+    monkeypatch.setattr(stats_module, "corpus_windows", windows)
+    monkeypatch.setattr(LanguageModel, "weight", lambda *_: torch.empty(1, width, device="meta"))
+    with pytest.raises(EditlibError, match="enough"):
+        second_moments_of(lm, [1], corpus=["Zen"])
+    assert asked == [expected]

@@ -1,0 +1,571 @@
+"""What an edit costs: the plain path, as the released codes go it, beside the engine, and beside a floor of arithmetic.
+
+Both paths do the same ROME edits of the same requests on the same model, and measure perplexity on the same texts.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+from pathlib import Path
+from random import Random
+from statistics import fmean, median
+from time import perf_counter
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, kl_div
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, LlamaConfig, PreTrainedConfig
+from transformers.pytorch_utils import Conv1D
+
+from editlib import data
+from editlib.edit import Edit, EditRequest
+from editlib.errors import EditlibError
+from editlib.machine import hardware
+from editlib.methods import hparams_for, solve
+from editlib.methods.rome import RomeParams
+from editlib.model import DTYPES, LanguageModel, load, require_device, widened
+from editlib.perplexity import Perplexity, encode_texts, pad
+from editlib.prefixes import Flavour
+from editlib.spans import Encoded, encode
+from editlib.text import table
+from editlib.trace import trace
+from editlib.values import Keys, Target, ValueParams, encode_contexts
+from editlib.workspace import Workspace
+
+TESTBED = "testbed/anchored"  # lends random models its tokenizer, prefix contexts, cases and prose
+SHAPES: dict[str, PreTrainedConfig] = {
+    "gpt2": GPT2Config(n_layer=12, n_embd=768, n_head=12, n_positions=1024, vocab_size=50257),
+    "gpt2-xl": GPT2Config(n_layer=48, n_embd=1600, n_head=25, n_positions=1024, vocab_size=50257),
+    "gpt-j-6b": GPTJConfig(n_layer=28, n_embd=4096, n_head=16, rotary_dim=64, n_positions=2048, vocab_size=50400),
+    "llama-2-7b": LlamaConfig(
+        num_hidden_layers=32, hidden_size=4096, intermediate_size=11008, num_attention_heads=32,
+        max_position_embeddings=4096, vocab_size=32000,
+    ),
+}  # fmt: skip
+MODELS = ("testbed", *SHAPES)
+BATCH = 10  # texts at once on the plain path, as in the released code of both papers
+STAGES = {
+    "shared": "prefix contexts, lower layers of the texts",
+    "keys": "keys",
+    "values": "v*",
+    "solve": "the weight's change",
+    "perplexity": "perplexity",
+}
+PROCESS = Path("/proc/self")
+
+
+# -- what is measured -----------------------------------------------------------------------------------
+
+
+def model(name: str, *, dtype: str = "float32", device: str = "cpu") -> LanguageModel:
+    """The testbed's anchored twin, or a model of true shape with random weights, which needs no download.
+
+    Raises `EditlibError` for an unknown name or device, or before a model larger than the free memory is made.
+    """
+    if name not in MODELS:
+        raise EditlibError(f"bench model {name!r} is unknown; use one of {', '.join(MODELS)}")
+    if name not in SHAPES:
+        return load(TESTBED, dtype=dtype, device=device)
+    lender, config = load(TESTBED), SHAPES[name]
+    _require_memory(name, config, dtype, require_device(device))
+    with torch.random.fork_rng(), torch.device(device):
+        torch.manual_seed(0)
+        made = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
+    return LanguageModel(made, lender.tokenizer, name=name, folder=lender.folder)
+
+
+def _require_memory(name: str, config: PreTrainedConfig, dtype: str, device: str) -> None:
+    if dtype not in DTYPES:
+        raise EditlibError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
+    with torch.device("meta"):
+        needed = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype]).num_parameters() * DTYPES[dtype].itemsize
+    cuda = torch.device(device).type == "cuda"
+    free = torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
+    if needed > free:
+        raise EditlibError(
+            f"model {name} has {needed / 2**30:.1f} GiB of weights in {dtype}, and {free / 2**30:.1f} GiB of memory "
+            "are free; choose a smaller model or --dtype bfloat16"
+        )
+
+
+@dataclass(frozen=True)
+class Work:
+    """What both paths are given."""
+
+    lm: LanguageModel
+    requests: tuple[EditRequest, ...]
+    texts: tuple[str, ...]
+    params: RomeParams
+
+    @property
+    def name(self) -> str:
+        """The module whose output v* is."""
+        return self.lm.layout.name(self.params.layer)
+
+    @cached_property
+    def contexts(self) -> list[str]:
+        """The prefix contexts."""
+        return prefix_contexts(self.lm, flavour=self.params.contexts)
+
+    @cached_property
+    def searches(self) -> list[list["Span"]]:
+        """The texts of every request's search."""
+        return [spans(self.lm, request, self.contexts) for request in self.requests]
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Tokens of every text."""
+        return [len(row) for row in encode_texts(self.lm, self.texts)]
+
+    def only(self, first: int, end: int) -> "Work":
+        """The same with some of the requests."""
+        return replace(self, requests=self.requests[first:end])
+
+
+def work(
+    lm: LanguageModel,
+    *,
+    edits: int = 16,
+    texts: int = 50,
+    longest: int = 59,
+    before: int = 0,
+    steps: int | None = None,
+) -> Work:
+    """Requests and texts of the testbed for any model with its tokenizer; ROME's preset, without second moments.
+
+    Texts are pieces of its prose; their lengths grow as squares from a sixth of `longest` tokens to `longest`, about as
+    in ME-PPL-50 (50 texts, 1,328 tokens of GPT-2's, longest 59). `before` tokens of prose go before each prompt.
+    Every search takes all its steps: none stops early. Raises `EditlibError` for more edits than there are cases, or
+    a text or prompt longer than the model's context.
+    """
+    cases = data.cases("testbed")
+    if not 1 <= edits <= len(cases):
+        raise EditlibError(f"edits={edits} is out of range; the testbed has {len(cases)} cases")
+    Random(0).shuffle(cases)
+    prose = lm.tokenizer(" ".join(data.texts("testbed-ppl-1k")), add_special_tokens=False)["input_ids"]
+    ends = [before, *(round(longest * (1 + 5 * (i / max(texts - 1, 1)) ** 2) / 6) for i in range(texts))]
+    opening, *pieces = (lm.tokenizer.decode(prose[start:end]) for start, end in pairwise((0, *accumulate(ends))))
+    requests = [case.request for case in cases[:edits]]
+    if before:
+        requests = [replace(request, prompt=f"{opening.strip()} {request.prompt}") for request in requests]
+    chosen = {} if steps is None else {"steps": steps}
+    made = Work(
+        lm, tuple(requests), tuple(pieces), hparams_for(lm, "rome", covariance=False, stop_loss=0.0, **chosen)
+    )
+    most = max(*made.lengths, *(span.end for search in made.searches for span in search))
+    if lm.context is not None and most > lm.context:
+        raise EditlibError(f"before={before} makes prompts of {most} tokens, the model takes at most {lm.context}")
+    return made
+
+
+# -- the two paths --------------------------------------------------------------------------------------
+
+
+class Meter:
+    """What stages take of something that only grows, such as time."""
+
+    def __init__(self, read: Callable[[], float]) -> None:
+        self.read = read
+        self.spent: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Measure a block and add it to a stage."""
+        before = self.read()
+        yield
+        self.spent[stage] = self.spent.get(stage, 0) + self.read() - before
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a path gives for one request."""
+
+    target: Target
+    edit: Edit
+    perplexity: Perplexity
+
+
+Route = Callable[[Work, Meter], list[Outcome]]
+
+
+def engine(work: Work, meter: Meter) -> list[Outcome]:
+    """All requests at once, by a workspace that knows nothing yet."""
+    space, params = Workspace(work.lm), work.params
+    with meter("shared"):
+        space.rows(work.requests[0], params.contexts)  # runs the prefix contexts
+        space._texts(space._site(params.layer, block=False), work.texts, params.layer)
+    with meter("values"):
+        space.prepare(params.layer, work.name, work.requests, params)
+    with meter("solve"):
+        edits = [solve(space, "rome", [request], params) for request in work.requests]
+    with meter("perplexity"):
+        found = space.perplexities(edits, work.texts)
+    targets = [space.target(work.name, request, params) for request in work.requests]
+    return [Outcome(*each) for each in zip(targets, edits, found, strict=True)]
+
+
+def plain(work: Work, meter: Meter) -> list[Outcome]:
+    """One request after the other as the released codes do it, but without what only slows them down.
+
+    Whole forward passes over padded rows, scores over the whole vocabulary at every position in each step, the
+    weight written and restored, texts padded to the longest. Left out: waiting for the device in each step, slow
+    tokenizers, reading keys twice.
+    """
+    return [_plain_edit(work, request, meter) for request in work.requests]
+
+
+def _plain_edit(work: Work, request: EditRequest, meter: Meter) -> Outcome:
+    lm, params = work.lm, work.params
+    with meter("keys"):
+        keys = plain_keys(lm, params.layer, request, work.contexts)
+    with meter("values"):
+        target = plain_target(lm, work.name, request, work.contexts, params)
+    with meter("solve"):
+        edit = solve(_Known(lm, keys, target), "rome", [request], params)
+    with meter("perplexity"), edit.applied(lm):
+        found = plain_perplexity(lm, work.texts)
+    return Outcome(target, edit, found)
+
+
+class _Known(Workspace):
+    """A workspace for one request, whose keys and v* were found elsewhere."""
+
+    def __init__(self, lm: LanguageModel, keys: Keys, target: Target) -> None:
+        super().__init__(lm)
+        self._keys, self._target = keys, target
+
+    def keys(self, layer: int, request: EditRequest, flavour: Flavour) -> Keys:
+        return self._keys
+
+    def target(self, name: str, request: EditRequest, params: ValueParams) -> Target:
+        return self._target
+
+
+@torch.no_grad()
+def plain_keys(lm: LanguageModel, layer: int, request: EditRequest, contexts: Sequence[str]) -> Keys:
+    """Keys and values behind every context, read from whole forward passes."""
+    rows, name = encode_contexts(lm, request, contexts), lm.layout.name(layer)
+    ids, mask = pad([row.ids for row in rows], lm.device)
+    with trace(lm.model, name) as seen:
+        lm.model(input_ids=ids, attention_mask=lm.attended(mask), use_cache=False)
+    at = _last(rows, lm.device)
+    return Keys(widened(seen[name].input[at]), widened(seen[name].output[at]))
+
+
+def plain_target(
+    lm: LanguageModel, name: str, request: EditRequest, contexts: Sequence[str], params: ValueParams
+) -> Target:
+    """v* by whole forward passes and `log_softmax` at every position of every row in each step; takes every step."""
+    rows = encode_contexts(lm, request, contexts, target=request.target_new)
+    drift = encode(lm.tokenizer, "{} is a", request.subject)
+    ids, mask = pad([*(row.ids[:-1] for row in rows), drift.ids], lm.device)
+    wanted, share = _wanted(rows, ids)
+    at, end = _last([*rows, drift], lm.device), len(drift.ids) - 1
+    delta = torch.zeros(lm.weight(0).shape[0], device=lm.device, dtype=widened(torch.empty(0, dtype=lm.model.dtype)).dtype)
+    adam, losses = torch.optim.Adam([delta.requires_grad_()], lr=params.learning_rate), list[Tensor]()
+    v0 = reference = delta.detach()
+    for step in range(params.steps):
+        with trace(lm.model, replace={name: lambda output: output.index_put(at, delta.to(output.dtype), True)}) as seen:
+            logits = lm.model(input_ids=ids, attention_mask=lm.attended(mask), use_cache=False).logits
+        scores = widened(logits).log_softmax(-1)
+        if not step:
+            v0, reference = widened(seen[name].output[0, at[1][0]]).detach(), scores[-1, end].detach()
+        nll = -(share.to(scores) * scores.gather(2, wanted[:, :, None])[:, :, 0]).sum()
+        kl = kl_div(reference, scores[-1, end], log_target=True, reduction="sum")
+        loss = nll + params.kl_weight * kl + params.weight_decay * delta.norm() / v0.norm() ** 2
+        losses.append(loss.detach())
+        if step == params.steps - 1:
+            break
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        with torch.no_grad():
+            delta *= (params.clamp * v0.norm() / delta.norm()).clamp(max=1)
+    return Target(v0, delta.detach(), tuple(torch.stack(losses).tolist()))
+
+
+def _last(rows: Sequence[Encoded], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Row and position of every subject's last token."""
+    return torch.arange(len(rows), device=device), torch.tensor([row.last for row in rows], device=device)
+
+
+def _wanted(rows: Sequence[Encoded], ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The target token to predict at each position, and its weight in the loss.  # both the shape of `ids`"""
+    wanted, share = torch.zeros_like(ids), torch.zeros(ids.shape, device=ids.device, dtype=torch.float64)
+    for r, row in enumerate(rows):
+        length = len(row.ids) - row.target
+        wanted[r, row.target - 1 : len(row.ids) - 1] = torch.tensor(row.ids[row.target :], device=ids.device)
+        share[r, row.target - 1 : len(row.ids) - 1] = 1 / (length * len(rows))
+    return wanted, share
+
+
+@torch.no_grad()
+def plain_perplexity(lm: LanguageModel, texts: Sequence[str]) -> Perplexity:
+    """Perplexity with all texts padded to the longest, ten at a time, all their logits kept and scored."""
+    rows = encode_texts(lm, texts)
+    ids, mask = pad(rows, lm.device)
+    losses = []
+    for some, real in zip(ids.split(BATCH), mask.split(BATCH), strict=True):
+        logits = widened(lm.model(input_ids=some, attention_mask=lm.attended(real), use_cache=False).logits[:, :-1])
+        each = cross_entropy(logits.flatten(0, 1), some[:, 1:].flatten(), reduction="none").view(len(some), -1)
+        losses.append(each.where(real[:, 1:].bool(), 0).double().sum(1))
+    return Perplexity(torch.cat(losses).cpu().numpy(), mask[:, 1:].sum(1).cpu().numpy())
+
+
+# -- the floor ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model as far as arithmetic goes; a multiplication and an addition are two operations."""
+
+    blocks: int
+    linear: int  # weights in the linear maps of a block
+    attention: int  # width of all heads of a block together
+    head: int  # weights of the head
+
+    @classmethod
+    def of(cls, lm: LanguageModel) -> "Shape":
+        """Read off a model."""
+        block: Any = lm.model.get_submodule(lm.layout.blocks)[0]  # type: ignore[index]
+        linear = sum(m.weight.numel() for m in block.modules() if isinstance(m, nn.Linear | Conv1D))
+        config = lm.model.config.get_text_config()
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        head: Any = lm.model.get_output_embeddings()
+        return cls(lm.layers, linear, width * config.num_attention_heads, head.weight.numel())
+
+    def block(self, first: int, end: int) -> int:
+        """One block on the tokens `first` to `end` - 1 of a text, each of which looks at itself and all before it."""
+        tokens = end - first
+        return 2 * self.linear * tokens + 4 * self.attention * tokens * (first + end + 1) // 2
+
+
+@dataclass(frozen=True)
+class Span:
+    """A text of a search: tokens known from its prefix, index of the subject's last, tokens run, positions scored."""
+
+    known: int
+    last: int
+    end: int
+    scored: int
+
+
+def spans(lm: LanguageModel, request: EditRequest, contexts: Sequence[str]) -> list[Span]:
+    """The texts of a request's search: behind every context, then "{subject} is a"."""
+    rows = encode_contexts(lm, request, contexts, target=request.target_new)
+    drift = encode(lm.tokenizer, "{} is a", request.subject)
+    known = [_common(row.ids[: row.last], ids) for row, ids in zip(rows, _beginnings(lm, contexts), strict=True)]
+    found = [Span(n, row.last, len(row.ids) - 1, len(row.ids) - row.target) for n, row in zip(known, rows, strict=True)]
+    return [*found, Span(0, drift.last, len(drift.ids), 1)]
+
+
+def _beginnings(lm: LanguageModel, contexts: Sequence[str]) -> list[list[int]]:
+    """Token ids of what stands before the `{}` of each context."""
+    return [lm.tokenizer(context[: context.index("{}")].rstrip())["input_ids"] for context in contexts]
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two texts begin with alike."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def floor(
+    shape: Shape,
+    layer: int,
+    *,
+    searches: Sequence[Sequence[Span]],
+    contexts: Sequence[int],
+    texts: Sequence[int],
+    steps: int,
+) -> dict[str, float]:
+    """Operations per edit, by stage, of an exact method that runs whole blocks and shares what edits have in common.
+
+    Shared among edits: all blocks on the `contexts` (their lengths), blocks up to the edited one on the `texts`. A
+    search: all blocks on what stands between its prefix and the subject's last token, blocks up to the edited one from
+    there on; then `steps` forward and one fewer backward passes, which cost the same since no weight has a gradient,
+    of the blocks above from the subject's last token on, and of the head where it is read. Perplexity: the blocks above
+    and the head at every token but the last of each text. Norms, activations and the weight's change are not counted.
+    """
+    above, below = shape.blocks - layer - 1, layer + 1
+    shared = shape.blocks * sum(shape.block(0, n) for n in contexts) + below * sum(shape.block(0, n - 1) for n in texts)
+    values = 0
+    for span in (span for search in searches for span in search):
+        live = shape.block(span.last, span.end)
+        values += shape.blocks * shape.block(span.known, span.last) + below * live
+        values += (2 * steps - 1) * (above * live + 2 * shape.head * span.scored)
+    scored = sum(above * shape.block(0, n - 1) + 2 * shape.head * (n - 1) for n in texts)
+    return {"shared": shared / len(searches), "values": values / len(searches), "perplexity": scored}
+
+
+def floor_of(work: Work) -> dict[str, float]:
+    """The floor of some work."""
+    contexts = [len(ids) for ids in _beginnings(work.lm, work.contexts)]
+    return floor(
+        Shape.of(work.lm), work.params.layer,
+        searches=work.searches, contexts=contexts, texts=work.lengths, steps=work.params.steps,
+    )  # fmt: skip
+
+
+def matmul_rate(work: Work, *, seconds: float = 1.0) -> float:
+    """Operations per second of a product of the shape the searches make: live tokens in flight x width x d_in."""
+    right = work.lm.weight(work.params.layer).contiguous()
+    live = sum(span.end - span.last for search in work.searches for span in search)
+    left = torch.randn(live, len(right)).to(right)
+    clock, times = _clock(work.lm.device), list[float]()
+    while sum(times) < seconds:
+        started = clock()
+        torch.mm(left, right)
+        times.append(clock() - started)
+    return 2 * left.numel() * right.shape[1] / median(times)
+
+
+# -- measuring ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One go along a path: seconds per edit by stage, the most memory held, what came out."""
+
+    stages: dict[str, float]
+    peak: int | None  # bytes; None where the system does not tell
+    outcomes: list[Outcome]
+
+    @property
+    def seconds(self) -> float:
+        """Seconds per edit."""
+        return sum(self.stages.values())
+
+
+def timed(route: Route, work: Work) -> Timed:
+    """Go along a path once."""
+    work.lm.fingerprint  # noqa: B018  taken once for a model, not for an edit
+    meter, peak = Meter(_clock(work.lm.device)), _peak_from_now(work.lm.device)
+    outcomes = route(work, meter)
+    return Timed(_per_edit(meter, work), peak(), outcomes)
+
+
+def counted(route: Route, work: Work) -> dict[str, float]:
+    """Operations per edit by stage, as torch counts them: matrix products and attention, the latter not as causal."""
+    aten = torch.ops.aten
+    on_cpu = {
+        aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+    }
+    with FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
+        meter = Meter(counter.get_total_flops)
+        route(work, meter)
+    return _per_edit(meter, work)
+
+
+def profile(work: Work, *, rows: int = 10) -> list[dict[str, Any]]:
+    """The engine's most expensive operators: calls, seconds spent in them alone, share of all."""
+    cuda = work.lm.device.type == "cuda"
+    with torch.profiler.profile() as found:
+        engine(work, Meter(_clock(work.lm.device)))
+    spent = {
+        event.key: (event.count, (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e6)
+        for event in found.key_averages()
+    }
+    whole = sum(seconds for _, seconds in spent.values())
+    top = sorted(spent.items(), key=lambda item: item[1][1], reverse=True)[:rows]
+    return [{"operator": n, "calls": calls, "seconds": s, "share": s / whole} for n, (calls, s) in top]
+
+
+def _per_edit(meter: Meter, work: Work) -> dict[str, float]:
+    return {stage: spent / len(work.requests) for stage, spent in meter.spent.items()}
+
+
+def _clock(device: torch.device) -> Callable[[], float]:
+    """The time, once the device has done what it was asked for."""
+
+    def read() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return perf_counter()
+
+    return read
+
+
+def _peak_from_now(device: torch.device) -> Callable[[], int | None]:
+    """The most bytes held from now on: of a GPU what torch's tensors take, else all that the process has."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return lambda: torch.cuda.max_memory_allocated(device)
+    try:
+        PROCESS.joinpath("clear_refs").write_text("5")
+    except OSError:  # no Linux
+        return lambda: None
+    return lambda: int(re.findall(r"VmHWM:\s*(\d+) kB", PROCESS.joinpath("status").read_text())[0]) * 1024
+
+
+# -- the report -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Report:
+    """Both paths side by side; seconds and operations are per edit, seconds medians over all goes."""
+
+    work: Work
+    plain: list[Timed]  # one edit each
+    engine: list[Timed]  # all edits each
+    plain_operations: dict[str, float]
+    engine_operations: dict[str, float]
+    floor_operations: dict[str, float]
+    rate: float  # operations per second of one large product
+
+    def record(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        plain, fast = (median(go.seconds for go in goes) for goes in (self.plain, self.engine))
+        spent, least = sum(self.engine_operations.values()), sum(self.floor_operations.values())
+        return {
+            **_about(self.work),
+            "rounds": len(self.engine),
+            "plain_edits": len(self.plain) // len(self.engine),
+            "plain_seconds_per_edit": plain,
+            "engine_seconds_per_edit": fast,
+            "ratio": plain / fast,
+            "plain_flops_per_edit": sum(self.plain_operations.values()),
+            "flops_per_edit": spent,
+            "floor_flops_per_edit": least,
+            "flops_over_floor": spent / least,
+            "matmul_flops_per_second": self.rate,
+            "floor_seconds_per_edit": least / self.rate,
+            "time_over_floor": fast * self.rate / least,
+            "plain_peak_memory_bytes": _most(self.plain),
+            "peak_memory_bytes": _most(self.engine),
+            **self._differences(),
+            "stages": self.stages(),
+        }
+
+    def stages(self) -> dict[str, dict[str, float | None]]:
+        """Seconds and operations of both paths by stage, None where a path has no such stage."""
+        columns = {
+            "plain_seconds": _by_stage(self.plain), "engine_seconds": _by_stage(self.engine),
+            "plain_flops": self.plain_operations, "engine_flops": self.engine_operations,
+            "floor_flops": self.floor_operations,
+        }  # fmt: skip
+        return {stage: {name: column.get(stage) for name, column in columns.items()} for stage in STAGES}
+
+    def _differences(self) -> dict[str, float]:
+        """How far the paths' results are apart at most: rounding, if both do the same."""
+        fast = {outcome.edit.requests: outcome for outcome in self.engine[0].outcomes}
+        pairs = [(slow, fast[slow.edit.requests]) for go in self.plain for slow in go.outcomes]
+        values = [(a.target.value - b.target.value).norm() / a.target.value.norm() for a, b in pairs]
+        ratios = [b.perplexity.mean / a.perplexity.mean for a, b in pairs]
+        return {
+            "value_difference": float(torch.stack(values).max()),
+            "perplexity_difference": max(abs(ratio - 1) for ratio in ratios),
+        }
+
+    def table(self) -> str:
+        """The main things, for people."""
+        found = self.record()
+        stages: dict[str, dict[str, float | None]] = found["stages"]
+        rows = [[STAGES[stage], *(_scaled(name, value) for name, value in row.items())] for stage, row in stages.items()]
+        sums = [sum(row[name] or 0 for row in stages.values()) for name in stages["values"]]
+        ...

@@ -1,0 +1,101 @@
+"""A table kept in a folder: numbered parquet parts beside the plan that its rows follow from."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from editlib.errors import EditlibError
+from editlib.store import write_json
+
+PLAN = "_sweep.json"  # whoever reads a folder of parquet files passes over names that begin so, or with a dot
+ARROW = {
+    "int64": pa.int64(), "Int64": pa.int64(), "float64": pa.float64(), "str": pa.large_string(), "bool": pa.bool_(),
+    "object": pa.list_(pa.float64()),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a table whose columns have these kinds; without a folder, nothing is found and nothing is kept."""
+
+    folder: Path | None
+    plan: Mapping[str, Any]
+    kinds: Mapping[str, str]
+
+    @classmethod
+    def of(cls, out: str | Path | None, plan: Mapping[str, Any], kinds: Mapping[str, str], *, resume: bool) -> "Parts":
+        """Parts in a new folder, or with `resume` in one that has the same plan; raises `EditlibError` otherwise."""
+        if out is None:
+            return cls(None, plan, kinds)
+        parts = cls(Path(out), json.loads(json.dumps(plan)), kinds)  # tuples as lists, as they are read back
+        if check_folder(Path(out), resume=resume):
+            before = _read_plan(Path(out) / PLAN)
+            differs = next((key for key in parts.plan if before.get(key) != parts.plan[key]), None)
+            if differs:
+                raise EditlibError(f"output folder {out} holds a sweep that differs in its {differs}; choose another")
+        return parts
+
+    def file(self, number: int) -> Path | None:
+        """Where a part is kept."""
+        return self.folder / f"part-{number:05d}.parquet" if self.folder else None
+
+    def begin(self) -> None:
+        """Make the folder and write the plan, unless they are there; remove what an interrupted write left."""
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self.folder.glob("*.writing"):
+            leftover.unlink(missing_ok=True)
+        if not (self.folder / PLAN).is_file():
+            write_json(self.folder / PLAN, self.plan)
+
+    def read(self, number: int, rows: Mapping[str, Sequence[object]]) -> pd.DataFrame | None:
+        """A part, or None if it is missing, damaged, or not of these rows, given by the values of some columns."""
+        path = self.file(number)
+        if path is None or not path.is_file():
+            return None
+        try:
+            frame = pd.read_parquet(path, page_checksum_verification=True)
+            known = [(name, str(kind)) for name, kind in frame.dtypes.items()] == list(self.kinds.items())
+            return frame if known and all(frame[name].tolist() == list(rows[name]) for name in rows) else None
+        except Exception:  # the reader raises almost anything, by what is damaged
+            return None
+
+    def write(self, number: int, frame: pd.DataFrame) -> None:
+        """Write a part, aside and then renamed."""
+        path = self.file(number)
+        if path is None:
+            return
+        aside = path.with_name(f".{path.name}.{os.getpid()}.writing")
+        schema = pa.schema([(name, ARROW[kind]) for name, kind in self.kinds.items()])
+        frame.to_parquet(aside, schema=schema, write_page_checksum=True)
+        os.replace(aside, path)
+
+
+def check_folder(folder: Path, *, resume: bool) -> bool:
+    """Whether a folder holds a sweep to go on with; raises `EditlibError` if it cannot be used."""
+    if (folder / PLAN).is_file():
+        if not resume:
+            raise EditlibError(
+                f"output folder {folder} holds a sweep already; resume it (resume=True, --resume) or choose another"
+            )
+        return True
+    if folder.exists() and not folder.is_dir():
+        raise EditlibError(f"output {folder} is a file, not a folder; choose another")
+    if folder.exists() and any(path.suffix != ".writing" for path in folder.iterdir()):
+        raise EditlibError(f"output folder {folder} is not empty and holds no sweep; choose another")
+    return False
+
+
+def _read_plan(path: Path) -> dict[str, Any]:
+    try:
+        plan: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        return plan if isinstance(plan, dict) else {}
+    except ValueError as error:
+        raise EditlibError(f"{path} is damaged ({error}); choose another output folder") from error
