@@ -44,7 +44,7 @@ class Past:
         return Past(tuple((k[rows], v[rows]) for k, v in self.layers), self.mask[rows])
 
     def with_new(self, new: "Past", *, first: int = 0) -> "Past":
-        """Earlier and new tokens, aligned again; layers before `first` are left out."""
+        """Earlier and new tokens, aligned again; layers before `first`, which no pass will read, stand for nothing."""
         mask = torch.cat([self.mask, new.mask], 1)
         width = int(mask.sum(1).max())
         order = mask.argsort(dim=1, stable=True)[:, mask.shape[1] - width :]
@@ -54,10 +54,10 @@ class Past:
             both = torch.cat([old, fresh], 2)
             return both.gather(2, index.expand(-1, both.shape[1], -1, both.shape[3]))
 
-        pairs = zip(self.layers, new.layers, strict=True)
-        layers = [(joined(k, fresh_k), joined(v, fresh_v)) for (k, v), (fresh_k, fresh_v) in pairs]
-        kept = layers[first:] or layers[-1:]
-        return Past((*(kept[0],) * (len(layers) - len(kept)), *kept), mask.gather(1, order))
+        pairs = list(zip(self.layers, new.layers, strict=True))
+        first = min(first, len(pairs) - 1)
+        kept = [(joined(k, fresh_k), joined(v, fresh_v)) for (k, v), (fresh_k, fresh_v) in pairs[first:]]
+        return Past((*kept[:1] * first, *kept), mask.gather(1, order))
 
 
 @dataclass(frozen=True)
