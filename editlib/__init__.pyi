@@ -20,6 +20,7 @@ from .perplexity import Perplexity as Perplexity
 from .perplexity import perplexity as perplexity
 from .prefixes import prefix_contexts as prefix_contexts
 from .prefixes import test_prefixes as test_prefixes
+from .sequence import sequence as sequence
 from .stats import second_moment as second_moment
 from .sweep import sweep as sweep
 from .trace import trace as trace

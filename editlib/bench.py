@@ -3,21 +3,24 @@
 Both paths do the same ROME edits of the same requests on the same model, and measure perplexity on the same texts.
 """
 
+import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
 from random import Random
 from statistics import fmean, median
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, LlamaConfig, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
@@ -30,9 +33,9 @@ from editlib.methods import hparams_for, solve
 from editlib.methods.rome import RomeParams
 from editlib.model import DTYPES, LanguageModel, load, require_device, widened
 from editlib.perplexity import Perplexity, encode_texts, pad
-from editlib.prefixes import Flavour
+from editlib.prefixes import Flavour, prefix_contexts
 from editlib.spans import Encoded, encode
-from editlib.text import table
+from editlib.text import short, table
 from editlib.trace import trace
 from editlib.values import Keys, Target, ValueParams, encode_contexts
 from editlib.workspace import Workspace
@@ -153,10 +156,8 @@ def work(
     requests = [case.request for case in cases[:edits]]
     if before:
         requests = [replace(request, prompt=f"{opening.strip()} {request.prompt}") for request in requests]
-    chosen = {} if steps is None else {"steps": steps}
-    made = Work(
-        lm, tuple(requests), tuple(pieces), hparams_for(lm, "rome", covariance=False, stop_loss=0.0, **chosen)
-    )
+    chosen: dict[str, Any] = {} if steps is None else {"steps": steps}
+    made = Work(lm, tuple(requests), tuple(pieces), hparams_for(lm, "rome", covariance=False, stop_loss=0.0, **chosen))
     most = max(*made.lengths, *(span.end for search in made.searches for span in search))
     if lm.context is not None and most > lm.context:
         raise EditlibError(f"before={before} makes prompts of {most} tokens, the model takes at most {lm.context}")
@@ -190,6 +191,7 @@ class Outcome:
     perplexity: Perplexity
 
 
+T = TypeVar("T")
 Route = Callable[[Work, Meter], list[Outcome]]
 
 
@@ -266,11 +268,15 @@ def plain_target(
     ids, mask = pad([*(row.ids[:-1] for row in rows), drift.ids], lm.device)
     wanted, share = _wanted(rows, ids)
     at, end = _last([*rows, drift], lm.device), len(drift.ids) - 1
-    delta = torch.zeros(lm.weight(0).shape[0], device=lm.device, dtype=widened(torch.empty(0, dtype=lm.model.dtype)).dtype)
-    adam, losses = torch.optim.Adam([delta.requires_grad_()], lr=params.learning_rate), list[Tensor]()
+    delta = widened(torch.zeros_like(lm.weight(0)[:, 0])).requires_grad_()
+    adam, losses = torch.optim.Adam([delta], lr=params.learning_rate), list[Tensor]()
     v0 = reference = delta.detach()
+
+    def add(output: Tensor) -> Tensor:
+        return output.index_put(at, delta.to(output.dtype), accumulate=True)
+
     for step in range(params.steps):
-        with trace(lm.model, replace={name: lambda output: output.index_put(at, delta.to(output.dtype), True)}) as seen:
+        with trace(lm.model, replace={name: add}) as seen:
             logits = lm.model(input_ids=ids, attention_mask=lm.attended(mask), use_cache=False).logits
         scores = widened(logits).log_softmax(-1)
         if not step:
@@ -285,7 +291,7 @@ def plain_target(
         loss.backward()
         adam.step()
         with torch.no_grad():
-            delta *= (params.clamp * v0.norm() / delta.norm()).clamp(max=1)
+            delta.mul_((params.clamp * v0.norm() / delta.norm()).clamp(max=1))
     return Target(v0, delta.detach(), tuple(torch.stack(losses).tolist()))
 
 
@@ -332,7 +338,7 @@ class Shape:
     @classmethod
     def of(cls, lm: LanguageModel) -> "Shape":
         """Read off a model."""
-        block: Any = lm.model.get_submodule(lm.layout.blocks)[0]  # type: ignore[index]
+        block: Any = lm.model.get_submodule(lm.layout.blocks)[0]
         linear = sum(m.weight.numel() for m in block.modules() if isinstance(m, nn.Linear | Conv1D))
         config = lm.model.config.get_text_config()
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -416,12 +422,12 @@ def matmul_rate(work: Work, *, seconds: float = 1.0) -> float:
     right = work.lm.weight(work.params.layer).contiguous()
     live = sum(span.end - span.last for search in work.searches for span in search)
     left = torch.randn(live, len(right)).to(right)
-    clock, times = _clock(work.lm.device), list[float]()
-    while sum(times) < seconds:
-        started = clock()
+    clock = _clock(work.lm.device)
+    times = [clock()]
+    while times[-1] < times[0] + seconds:
         torch.mm(left, right)
-        times.append(clock() - started)
-    return 2 * left.numel() * right.shape[1] / median(times)
+        times.append(clock())
+    return 2 * left.numel() * right.shape[1] / median(after - before for before, after in pairwise(times))
 
 
 # -- measuring ------------------------------------------------------------------------------------------
@@ -453,8 +459,10 @@ def counted(route: Route, work: Work) -> dict[str, float]:
     """Operations per edit by stage, as torch counts them: matrix products and attention, the latter not as causal."""
     aten = torch.ops.aten
     on_cpu = {
-        aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+        aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: (
+            sdpa_backward_flop_count(g, q, k, v)
+        ),
     }
     with FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
         meter = Meter(counter.get_total_flops)
@@ -464,6 +472,7 @@ def counted(route: Route, work: Work) -> dict[str, float]:
 
 def profile(work: Work, *, rows: int = 10) -> list[dict[str, Any]]:
     """The engine's most expensive operators: calls, seconds spent in them alone, share of all."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler tells that it starts and stops
     cuda = work.lm.device.type == "cuda"
     with torch.profiler.profile() as found:
         engine(work, Meter(_clock(work.lm.device)))
@@ -564,8 +573,84 @@ class Report:
 
     def table(self) -> str:
         """The main things, for people."""
-        found = self.record()
-        stages: dict[str, dict[str, float | None]] = found["stages"]
-        rows = [[STAGES[stage], *(_scaled(name, value) for name, value in row.items())] for stage, row in stages.items()]
-        sums = [sum(row[name] or 0 for row in stages.values()) for name in stages["values"]]
-        ...
+        head = ["per edit", "plain, s", "engine, s", "plain, GFLOP", "engine, GFLOP", "floor, GFLOP"]
+        rows = [[STAGES[stage], *row.values()] for stage, row in self.stages().items()]
+        sums = [sum(value for value in column if value) for column in list(zip(*rows, strict=True))[1:]]
+        units = (1, 1, 1e9, 1e9, 1e9)
+        cells = [
+            [name, *(value and value / unit for value, unit in zip(numbers, units, strict=True))]
+            for name, *numbers in [*rows, ["together", *sums]]
+        ]
+        return f"{table([head, *cells])}\n\n{table(_facts(self.record()))}"
+
+
+def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """What a record says beside its stages, in words."""
+    rate = found["matmul_flops_per_second"] / 1e9
+    memory = [short(peak and peak / 2**30) for peak in (found["plain_peak_memory_bytes"], found["peak_memory_bytes"])]
+    return [
+        ("model", "{model}, {parameters:,} parameters, {dtype} on {device}, threads: {threads}".format(**found)),
+        ("searches", "{edits} at layer {layer}, {steps} steps, {contexts} contexts".format(**found)),
+        ("their tokens", "{row_tokens:.1f} a row, {live_tokens:.1f} from the subject's last on".format(**found)),
+        ("texts", "{texts} of {text_tokens:,} tokens, longest {longest_text}".format(**found)),
+        ("rounds", "{rounds}, each {plain_edits} plain and {edits} by the engine; seconds are medians".format(**found)),
+        ("ratio", "{ratio:.1f} times faster than plain".format(**found)),
+        ("arithmetic", "{flops_over_floor:.2f} times the floor".format(**found)),
+        ("time", "{:.2f} times the floor's at {:,.0f} GFLOP/s".format(found["time_over_floor"], rate)),
+        ("peak memory", "plain {} GiB, engine {} GiB".format(*memory)),
+        ("apart at most", "v* {value_difference:.1e}, perplexity {perplexity_difference:.1e}".format(**found)),
+    ]  # fmt: skip
+
+
+def bench(work: Work, *, plain_edits: int = 2, rounds: int = 1, progress: bool = False) -> Report:
+    """Go along both paths in turn, `rounds` times: some edits alone, then all side by side; before that, once along
+    each to count operations, which also warms up.
+
+    Raises `EditlibError` for more plain edits than edits.
+    """
+    if not 1 <= plain_edits <= len(work.requests):
+        raise EditlibError(f"plain_edits={plain_edits} is out of range; there are {len(work.requests)} edits")
+    alone = [work.only(i, i + 1) for i in range(plain_edits)]
+    with tqdm(total=(1 + rounds) + 1 + rounds * plain_edits, disable=not progress, unit="part") as bar:
+
+        def done(found: T) -> T:
+            bar.update()
+            return found
+
+        operations = done(counted(plain, alone[0])), done(counted(engine, work))
+        slow, fast = list[Timed](), list[Timed]()
+        for _ in range(rounds):
+            slow += [done(timed(plain, part)) for part in alone]
+            fast += [done(timed(engine, work))]
+    return Report(work, slow, fast, *operations, floor_of(work), matmul_rate(work))
+
+
+def _about(work: Work) -> dict[str, Any]:
+    """What was measured, and on what."""
+    lm, rows = work.lm, [span for search in work.searches for span in search]
+    return {
+        "model": lm.name,
+        "dtype": str(lm.model.dtype).removeprefix("torch."),
+        "device": str(lm.device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "hardware": hardware(),
+        "parameters": lm.model.num_parameters(),
+        "layer": work.params.layer,
+        "steps": work.params.steps,
+        "contexts": len(work.contexts),
+        "edits": len(work.requests),
+        "row_tokens": fmean(span.end for span in rows),
+        "live_tokens": fmean(span.end - span.last for span in rows),
+        "texts": len(work.texts),
+        "text_tokens": sum(work.lengths),
+        "longest_text": max(work.lengths),
+    }
+
+
+def _by_stage(goes: Sequence[Timed]) -> dict[str, float]:
+    return {stage: median(go.stages[stage] for go in goes) for stage in goes[0].stages}
+
+
+def _most(goes: Sequence[Timed]) -> int | None:
+    return max((go.peak for go in goes if go.peak is not None), default=None)

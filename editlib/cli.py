@@ -38,6 +38,10 @@ Root = Annotated[Path | None, typer.Option(help="The project's folder.  [default
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 
 
+class Interrupted(Exception):
+    """Ctrl-C, with what to do next."""
+
+
 def main() -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 the user's mistake (one line on stderr)."""
     sys.exit(run_app(sys.argv[1:]))
@@ -49,6 +53,8 @@ def run_app(arguments: Sequence[str]) -> int:
         status = app(_joined(arguments or ["--help"]), prog_name="editlib", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         status = 130
+    except Interrupted as error:
+        return _complain(error, 130)
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -186,16 +192,21 @@ def _texts(name: str | None, model: str) -> list[str] | None:
 
 
 def _load(model: str, *, dtype: str, device: str, revision: str | None) -> Any:
-    """The model, without the libraries' bars and warnings: an unreachable hub is one line, not one for each try."""
+    """The model, quietly."""
+    from editlib.model import load
+
+    _hush()
+    return load(model, dtype=dtype, device=device, revision=revision)
+
+
+def _hush() -> None:
+    """Do without the libraries' bars and warnings: an unreachable hub is one line, not one for each try."""
     import huggingface_hub
     import transformers
-
-    from editlib.model import load
 
     huggingface_hub.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    return load(model, dtype=dtype, device=device, revision=revision)
 
 
 def _check_new(path: Path | None) -> None:
@@ -287,6 +298,104 @@ def _layers_table(found: Any) -> str:
         ("P(true target)", f"{found.clean:.3g} clean, {found.corrupted:.3g} with the subject hidden"),
     ]
     return f"{effects}\n\n{table(facts)}"
+
+
+# -- sweep ---------------------------------------------------------------------------------------------
+
+
+@app.command()
+def sweep(
+    model: Annotated[str, typer.Option(help="testbed/anchored, testbed/control, a folder, or a hub id.")],
+    out: Annotated[Path, typer.Option(help="New folder for the table, or with --resume the one to go on with.")],
+    cases: Annotated[
+        str | None,
+        typer.Option("--data", help="Edit cases: a name or a path.  [default: testbed for testbed models]"),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="ft, ft-l, mend, rome, c-rome, p-rome, r-rome, memit or emmet; repeat for more.  "
+                          "[default: rome]"),
+    ] = None,
+    texts: Annotated[
+        str | None,
+        typer.Option(help="Texts to measure perplexity on: testbed-ppl-50, testbed-ppl-1k, or a JSON list of "
+                          "strings or ME-PPL records.  [default: testbed-ppl-50 for testbed models]"),
+    ] = None,
+    n: Annotated[int | None, typer.Option("-n", "--n", min=1, help="Cases to draw.  [default: all]")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the same sweep was interrupted.")] = False,
+    sequential: Annotated[
+        bool, typer.Option("--sequential", help="Edit on top of the edits before, instead of undoing each.")
+    ] = False,
+    every: Annotated[
+        int | None, typer.Option(min=1, help="With --sequential: edits from one measurement to the next.  [default: 1]")
+    ] = None,
+    no_scores: Annotated[bool, typer.Option("--no-scores", help="Leave the scores out, which is faster.")] = False,
+    per_sentence: Annotated[bool, typer.Option("--per-sentence", help="Keep each text's perplexity too.")] = False,
+    flavour: Annotated[
+        str | None, typer.Option(help="Settings of one lineage: meng-2022 or yang-2024.  [default: the equation's]")
+    ] = None,
+    hparam: Annotated[
+        list[str] | None,
+        typer.Option("-p", "--hparam", metavar="NAME VALUE", help="Set a hyper-parameter of all methods; repeat."),
+    ] = None,
+    stats: Annotated[Path | None, typer.Option(help="File with second moments made for this model.")] = None,
+    corpus: Annotated[Path | None, typer.Option(help="Texts (JSON list) for the second moments.")] = None,
+    collapse_ratio: Annotated[float, typer.Option(help="Collapsed from this many times unedited on.")] = 5.0,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    device: Device = "cpu",
+    revision: Annotated[str | None, typer.Option(help="Commit of a hub model, 40 digits.")] = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Edit many cases, and keep a table of what each edit does: perplexity, scores, diagnostics.
+
+    Each edit is undone before the next one, or with --sequential made on top of it. The folder is one parquet table;
+    after an interruption the same command with --resume goes on.
+
+    Example: editlib sweep --model testbed/anchored --method rome --method c-rome -n 100 --out rome
+    """
+    from editlib import data, methods
+    from editlib import stats as moments
+    from editlib.parts import check_folder
+    from editlib.sequence import sequence
+    from editlib.sequence import summary as of_sequences
+    from editlib.sweep import summary as of_edits
+    from editlib.sweep import sweep as single_edits
+
+    if every and not sequential:
+        raise EditlibError("--every is for --sequential; add that, or leave --every out")
+    if sequential and (no_scores or per_sentence):
+        raise EditlibError("--sequential keeps no scores and no sentences; leave --no-scores and --per-sentence out")
+    _check_new(None if out.exists() else out)
+    check_folder(out, resume=resume)
+    name = cases or ("testbed" if model.startswith("testbed/") else None)
+    if name is None:
+        raise EditlibError(f"no cases to edit {model} with; give --data NAME or PATH")
+    pool, measured = data.cases(name), _texts(texts, model)
+    if measured is None:
+        raise EditlibError(f"no texts to measure the perplexity of {model} on; give --texts NAME or FILE")
+    chosen = pool if n is None else data.draw(pool, n, seed=seed)
+    options: dict[str, Any] = {
+        "texts": measured, "out": out, "resume": resume, "progress": sys.stderr.isatty(),
+        "stats": moments.load(stats) if stats else None, "corpus": data.texts(corpus) if corpus else None,
+    }  # fmt: skip
+    lm = _load(model, dtype=dtype, device=device, revision=revision)
+    given = {"flavour": flavour} | _values(hparam or [])
+    variants = {one: methods.hparams_for(lm, one, **given) for one in method or ["rome"]}
+    try:
+        if sequential:
+            done = sequence(lm, chosen, methods=variants, every=every or 1, **options)
+        else:
+            options |= {"scores": not no_scores, "per_sentence": per_sentence}
+            done = single_edits(lm, chosen, methods=variants, **options)
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; {out} keeps what is done: give the same command with --resume") from None
+    found = (of_sequences if sequential else of_edits)(done, collapse_ratio=collapse_ratio)
+    rows = found.astype(object).where(found.notna(), None).to_dict("records")
+    if as_json:
+        return typer.echo(to_json({"model": model, "cases": len(chosen), "folder": str(out), "methods": rows}))
+    head = [name.replace("_", " ") for name in found.columns]
+    typer.echo(f"{table([head, *(list(row.values()) for row in rows)])}\n\ntable: {out}")
 
 
 # -- analyses and runs ---------------------------------------------------------------------------------
@@ -553,6 +662,54 @@ def _options(values: Mapping[str, object]) -> list[str]:
     """Options of a command line, without those that have no value."""
     pairs = [(f"--{name.replace('_', '-')}", str(value)) for name, value in values.items() if value is not None]
     return [part for pair in pairs for part in pair]
+
+
+# -- bench ---------------------------------------------------------------------------------------------
+
+
+@app.command()
+def bench(
+    model: Annotated[
+        str,
+        typer.Option(help="testbed, or gpt2, gpt2-xl, gpt-j-6b, llama-2-7b in their true shapes with random weights "
+                          "(nothing is downloaded)."),
+    ] = "testbed",
+    edits: Annotated[int, typer.Option(min=1, help="Edits the engine makes side by side.")] = 16,
+    plain_edits: Annotated[int, typer.Option(min=1, help="Edits made the plain way, one at a time.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="How often both are done in turn; seconds are medians.")] = 1,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of each search.  [default: the preset's]")] = None,
+    texts: Annotated[int, typer.Option(min=1, help="Texts that perplexity is measured on.")] = 50,
+    longest: Annotated[int, typer.Option(min=12, help="Tokens of the longest of them; the mean is 0.45 of it.")] = 59,
+    before: Annotated[int, typer.Option(min=0, help="Tokens of prose put before each prompt.")] = 0,
+    profiled: Annotated[
+        bool, typer.Option("--profile", help="Also show the engine's ten most expensive operators.")
+    ] = False,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Measure what a ROME edit costs: the plain way, as the released codes go it, beside the engine.
+
+    Both ways search v* for the same requests, edit, and measure perplexity on the same texts. Shown per edit: seconds
+    and operations of each stage, the least operations an exact method needs, peak memory, and how far the results are
+    apart.
+
+    Example: editlib bench --model gpt2 --edits 16
+    """
+    from editlib import bench
+
+    _hush()
+    work = bench.work(
+        bench.model(model, dtype=dtype, device=device),
+        edits=edits, steps=steps, texts=texts, longest=longest, before=before,
+    )  # fmt: skip
+    report = bench.bench(work, plain_edits=plain_edits, rounds=rounds, progress=sys.stderr.isatty())
+    operators = bench.profile(work) if profiled else []
+    if as_json:
+        return typer.echo(to_json(report.record() | ({"profile": operators} if profiled else {})))
+    rows = [list(operator.values()) for operator in operators]
+    shown = table([["operator", "calls", "seconds", "share"], *rows]) if rows else ""
+    typer.echo("\n\n".join(filter(None, [report.table(), shown])))
 
 
 # -- testbed -------------------------------------------------------------------------------------------

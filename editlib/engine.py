@@ -142,15 +142,16 @@ def batches(lm: LanguageModel, rows: Sequence[Sequence[Row]], site: Site) -> lis
     if not rows:
         return []
     groups = _alike([max(row.live for row in request) for request in rows], waste=0.15)
-    fitting = _free(lm.device) // max(_bytes(lm, request, site) for request in rows)
+    fitting = _budget(lm.device) // max(_bytes(lm, request, site) for request in rows)
     size = max(1, min(ROWS[lm.device.type] // max(map(len, rows)), fitting))
     return [group[i : i + size] for group in groups for i in range(0, len(group), size)]
 
 
-def _free(device: torch.device) -> int:
-    """A quarter of the memory that is free."""
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    return int(free // 4)
+def _budget(device: torch.device) -> int:
+    """An eighth of the machine's memory: what is free changes, and with it the batches and the last bits of rows."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory // 8)
+    return int(psutil.virtual_memory().total // 8)
 
 
 def _bytes(lm: LanguageModel, rows: Sequence[Row], site: Site) -> int:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from editlib.errors import EditlibError
 from editlib.store import write_json
+from editlib.text import finite
 
 PLAN = "_sweep.json"  # whoever reads a folder of parquet files passes over names that begin so, or with a dot
 ARROW = {
@@ -33,7 +34,7 @@ class Parts:
         """Parts in a new folder, or with `resume` in one that has the same plan; raises `EditlibError` otherwise."""
         if out is None:
             return cls(None, plan, kinds)
-        parts = cls(Path(out), json.loads(json.dumps(plan)), kinds)  # tuples as lists, as they are read back
+        parts = cls(Path(out), json.loads(json.dumps(finite(plan))), kinds)  # tuples as lists, as they are read back
         if check_folder(Path(out), resume=resume):
             before = _read_plan(Path(out) / PLAN)
             differs = next((key for key in parts.plan if before.get(key) != parts.plan[key]), None)
@@ -55,8 +56,12 @@ class Parts:
         if not (self.folder / PLAN).is_file():
             write_json(self.folder / PLAN, self.plan)
 
-    def read(self, number: int, rows: Mapping[str, Sequence[object]]) -> pd.DataFrame | None:
-        """A part, or None if it is missing, damaged, or not of these rows, given by the values of some columns."""
+    def read(self, wanted: Sequence[Mapping[str, Sequence[object]]]) -> dict[int, pd.DataFrame]:
+        """The parts that are there and whole, by number; `wanted` has the values of some columns of every part."""
+        found = ((number, self._whole(number, rows)) for number, rows in enumerate(wanted))
+        return {number: frame for number, frame in found if frame is not None}
+
+    def _whole(self, number: int, rows: Mapping[str, Sequence[object]]) -> pd.DataFrame | None:
         path = self.file(number)
         if path is None or not path.is_file():
             return None
@@ -67,15 +72,19 @@ class Parts:
         except Exception:  # the reader raises almost anything, by what is damaged
             return None
 
-    def write(self, number: int, frame: pd.DataFrame) -> None:
-        """Write a part, aside and then renamed."""
+    def write(self, number: int, rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+        """A part made of rows, also written, aside and then renamed; what a row lacks is missing there."""
+        made = list(rows)
+        frame = pd.DataFrame(
+            {name: pd.Series([row.get(name) for row in made], dtype=kind) for name, kind in self.kinds.items()}
+        )
         path = self.file(number)
-        if path is None:
-            return
-        aside = path.with_name(f".{path.name}.{os.getpid()}.writing")
-        schema = pa.schema([(name, ARROW[kind]) for name, kind in self.kinds.items()])
-        frame.to_parquet(aside, schema=schema, write_page_checksum=True)
-        os.replace(aside, path)
+        if path is not None:
+            aside = path.with_name(f".{path.name}.{os.getpid()}.writing")
+            schema = pa.schema([(name, ARROW[kind]) for name, kind in self.kinds.items()])
+            frame.to_parquet(aside, schema=schema, write_page_checksum=True)
+            os.replace(aside, path)
+        return frame
 
 
 def check_folder(folder: Path, *, resume: bool) -> bool:
@@ -95,7 +104,6 @@ def check_folder(folder: Path, *, resume: bool) -> bool:
 
 def _read_plan(path: Path) -> dict[str, Any]:
     try:
-        plan: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        return plan if isinstance(plan, dict) else {}
-    except ValueError as error:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
         raise EditlibError(f"{path} is damaged ({error}); choose another output folder") from error

@@ -2,41 +2,47 @@
 
 import hashlib
 import json
-import os
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import pandas as pd
+import torch
 from tqdm import tqdm
 
-from editlib import scores
+from editlib import scores as scoring
 from editlib.data import Case, subject_tokens
-from editlib.edit import Edit
+from editlib.edit import Edit, EditRequest
 from editlib.errors import EditlibError
 from editlib.methods import Params, hparams_for, layers_of, needs_moments, searches, solve
+from editlib.methods.mend import MendParams, editor_file
 from editlib.model import LanguageModel
-from editlib.perplexity import Perplexity, perplexity
+from editlib.parts import Parts
+from editlib.perplexity import Perplexity, encode_texts, perplexity
+from editlib.prefixes import prefix_contexts
 from editlib.stats import Stats
-from editlib.store import write_json
 from editlib.workspace import Workspace
 
+T = TypeVar("T")
+P = ParamSpec("P")
+
 PART = 64  # cases whose keys and values are worked out together, and written together
+HELD = 2**26  # numbers of edits' factors held at once: all of a part at rank one, but few of full rank
 NUMBERS = ("numerator", "denominator", "denominator_consistent", "delta_norm", "weight_norm")
-SCORES = tuple(f"{name}_{protocol}" for name in scores.SCORES for protocol in scores.PROTOCOLS)
-TEXT = ("subject", "prompt", "target_new", "target_true", "kind", "method", "error")
-COUNTS = ("subject_tokens", "subject_position", "subject_last", "steps")
+SCORES = tuple(f"{name}_{protocol}" for name in scoring.SCORES for protocol in scoring.PROTOCOLS)
+ABOUT = ("subject", "prompt", "target_new", "target_true", "subject_tokens", "subject_position", "subject_last", "kind")
 MEASURED = ("perplexity_mean", "perplexity_corpus", "perplexity_ratio", "target_probability")
-COLUMNS = (
-    "case_id", "subject", "prompt", "target_new", "target_true", *COUNTS[:3], "kind", "method",
-    *MEASURED, *SCORES, *NUMBERS, "steps", "seconds", "error",
-)  # fmt: skip
+COLUMNS = ("case_id", *ABOUT, "method", *MEASURED, *SCORES, *NUMBERS, "steps", "seconds", "error")
+SENTENCES = "perplexity_sentences"  # a list of floats, in the texts' order
 KINDS = (
-    {"case_id": "int64"} | dict.fromkeys(TEXT, "str") | dict.fromkeys(COUNTS, "Int64")
-    | dict.fromkeys((*MEASURED, *SCORES, *NUMBERS, "seconds"), "float64")
-)  # fmt: skip
+    dict.fromkeys(("subject", "prompt", "target_new", "target_true", "kind", "method", "error"), "str")
+    | dict.fromkeys(("subject_tokens", "subject_position", "subject_last", "steps"), "Int64")
+    | {"case_id": "int64", SENTENCES: "object"}
+)  # all others are float64
 
 
 def sweep(
@@ -47,6 +53,8 @@ def sweep(
     texts: Sequence[str],
     out: str | Path | None = None,
     resume: bool = False,
+    scores: bool = True,
+    per_sentence: bool = False,
     stats: Stats | None = None,
     corpus: Sequence[str] | None = None,
     prefixes: Sequence[str] = ("{}",),
@@ -55,27 +63,28 @@ def sweep(
     """Edit once for every case and method, measure perplexity on `texts` and the case's scores, undo; a tidy table.
 
     `methods` are names, run with the model's presets, or hyper-parameters by the name their rows should carry;
-    `prefixes` are put before the efficacy prompt. A case that fails is a row with its error. With `out`, every part of
-    the table is a file there as soon as it is done; `resume` goes on where an interrupted sweep stopped. Raises
-    `EditlibError` for an unknown method, no cases, no texts, or a folder that holds another sweep.
+    `prefixes` are put before the efficacy prompt. Without `scores`, their columns are nan, which is faster;
+    `per_sentence` adds each text's perplexity. A case that fails is a row with its error. With `out`, every part of the
+    table is a parquet file there as soon as it is done; `resume` goes on where an interrupted sweep stopped, with the
+    same rows but for `seconds`, and reads a finished one. Raises `EditlibError` for an unknown method, no cases, no
+    texts, or a folder that holds another sweep.
     """
-    if not cases:
-        raise EditlibError("no cases to edit; give at least one")
-    variants = dict(methods) if isinstance(methods, Mapping) else {m: hparams_for(lm, m) for m in methods}
-    if not variants:
-        raise EditlibError("no methods to edit with; give at least one")
-    unedited = perplexity(lm, texts).mean
-    folder = None if out is None else _folder(Path(out), _plan(lm, cases, variants, texts, prefixes), resume)
-    space = Workspace(lm, stats=stats, corpus=corpus)
-    job = Job(space, variants, texts, prefixes, unedited)
-    bar = tqdm(total=len(cases), desc=lm.name or "sweep", unit="case", disable=not progress)
-    frames = []
-    with bar:
-        for start in range(0, len(cases), PART):
-            part = cases[start : start + PART]
-            frames.append(_part(job, part, folder / f"part-{start // PART:05d}.parquet" if folder else None))
-            bar.update(len(part))
-    return pd.concat(frames, ignore_index=True)
+    variants = variants_of(lm, cases, methods, texts)
+    kinds = {name: KINDS.get(name, "float64") for name in (*COLUMNS, *([SENTENCES] if per_sentence else []))}
+    plan = plan_of(lm, cases, variants, texts, stats=stats, corpus=corpus)
+    more = {"scores": scores, "sentences": per_sentence, "prefixes": list(prefixes), "part": PART}
+    parts = Parts.of(out, {"sweep": "single edits"} | plan | more, kinds, resume=resume)
+    job = Job(Workspace(lm, stats=stats, corpus=corpus), variants, texts, prefixes, scores)
+    groups = [cases[start : start + PART] for start in range(0, len(cases), PART)]
+    frames = parts.read([_names(variants, group) for group in groups])
+    if len(frames) < len(groups):
+        job.space.load_moments(moment_layers(variants.values()))
+        parts.begin()
+    with bar(lm, len(cases), sum(len(groups[number]) for number in frames), "case", progress) as shown:
+        for number in sorted(set(range(len(groups))) - set(frames)):
+            frames[number] = parts.write(number, _rows(job, groups[number]))
+            shown.update(len(groups[number]))
+    return pd.concat([frames[number] for number in sorted(frames)], ignore_index=True)
 
 
 @dataclass(frozen=True)
@@ -86,76 +95,134 @@ class Job:
     variants: Mapping[str, Params]
     texts: Sequence[str]
     prefixes: Sequence[str]
-    unedited: float
+    scores: bool
+
+    @cached_property
+    def unedited(self) -> float:
+        """Mean perplexity of the unedited model."""
+        return perplexity(self.space.lm, self.texts).mean
 
 
-def _plan(
+# -- what single and sequential edits share ----------------------------------------------------------------
+
+
+def variants_of(
+    lm: LanguageModel, cases: Sequence[Case], methods: Sequence[str] | Mapping[str, Params], texts: Sequence[str]
+) -> dict[str, Params]:
+    """Hyper-parameters by the name of their rows; raises `EditlibError` if there is nothing to do or to measure."""
+    if not cases:
+        raise EditlibError("no cases to edit; give at least one")
+    variants = dict(methods) if isinstance(methods, Mapping) else {name: hparams_for(lm, name) for name in methods}
+    if not variants:
+        raise EditlibError("no methods to edit with; give at least one")
+    encode_texts(lm, texts)
+    return variants
+
+
+def plan_of(
     lm: LanguageModel,
     cases: Sequence[Case],
     variants: Mapping[str, Params],
     texts: Sequence[str],
-    prefixes: Sequence[str],
+    *,
+    stats: Stats | None,
+    corpus: Sequence[str] | None,
 ) -> dict[str, Any]:
-    """What a sweep's rows follow from."""
-    hparams = {name: {"kind": type(params).__name__, **asdict(params)} for name, params in variants.items()}
-    plan = {
-        "model": lm.fingerprint, "dtype": str(lm.model.dtype), "cases": _hash([asdict(case) for case in cases]),
-        "methods": hparams, "texts": _hash(list(texts)), "prefixes": list(prefixes), "part": PART,
+    """What rows follow from."""
+    moments = asdict(stats.header) if stats else None if corpus is None else _hash(corpus)
+    return {
+        "model": lm.fingerprint, "dtype": str(lm.model.dtype), "cases": _hash(map(asdict, cases)),
+        "methods": [[name, _said(lm, params)] for name, params in variants.items()],
+        "texts": _hash(texts), "moments": moments,
     }  # fmt: skip
-    return json.loads(json.dumps(plan))  # type: ignore[no-any-return]  # tuples as lists, as they are read back
 
 
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()
+def _said(lm: LanguageModel, params: Params) -> dict[str, Any]:
+    """Hyper-parameters, with the contents of the files they stand for."""
+    said = {"kind": type(params).__name__, **asdict(params)}
+    if isinstance(params, MendParams) and editor_file(lm, params).is_file():
+        said["editor_sha256"] = hashlib.sha256(editor_file(lm, params).read_bytes()).hexdigest()
+    flavours = {search.contexts for _, _, search in searches(lm, params)}
+    return said | {"prefix_contexts": [_hash(prefix_contexts(lm, flavour=flavour)) for flavour in flavours]}
 
 
-def _folder(folder: Path, plan: dict[str, Any], resume: bool) -> Path:
-    """The folder of a sweep, new or to be gone on with."""
-    path = folder / "sweep.json"
-    if not path.is_file():
-        if folder.exists() and any(folder.iterdir()):
-            raise EditlibError(f"output folder {folder} is not empty and holds no sweep; choose another")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, plan)
-        return folder
-    if not resume:
-        raise EditlibError(f"output folder {folder} holds a sweep already; resume it (resume=True) or choose another")
-    before = json.loads(path.read_text())
-    differs = next((key for key in plan if before.get(key) != plan[key]), None)
-    if differs:
-        raise EditlibError(f"output folder {folder} holds a sweep with another {differs}; choose another folder")
-    return folder
+def _hash(values: Iterable[Any]) -> str:
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(json.dumps(value, ensure_ascii=False).encode() + b"\n")
+    return digest.hexdigest()
 
 
-def _part(job: Job, cases: Sequence[Case], path: Path | None) -> pd.DataFrame:
-    """A part of the table: read if it is there, else made and written, aside first."""
-    if path and path.is_file():
-        return pd.read_parquet(path)
-    job.space.forget_requests()
-    job.space.load_moments(sorted({i for p in job.variants.values() if needs_moments(p) for i in layers_of(p)}))
-    frame = pd.DataFrame(_rows(job, cases), columns=list(COLUMNS)).astype(KINDS)
-    if path:
-        aside = path.with_name(f"{path.name}.{os.getpid()}.writing")
-        frame.to_parquet(aside)
-        os.replace(aside, path)
-    return frame
+def moment_layers(variants: Iterable[Params]) -> list[int]:
+    """The layers whose second moments are needed."""
+    return sorted({layer for params in variants if needs_moments(params) for layer in layers_of(params)})
+
+
+def bar(lm: LanguageModel, total: int, done: int, unit: str, progress: bool) -> "tqdm[Any]":
+    """A progress bar whose rate is that of all the work done now: parts are read at once, and written in bursts."""
+    return tqdm(total=total, initial=done, desc=lm.name or "sweep", unit=unit, smoothing=0, disable=not progress)
+
+
+def about(case: Case) -> dict[str, Any]:
+    """What a row says of its case before anything can fail."""
+    return {"case_id": case.case_id} | {name: getattr(case.request, name) for name in ABOUT[:4]}
+
+
+def about_subject(lm: LanguageModel, request: EditRequest) -> dict[str, Any]:
+    """What a row says of the subject's tokens; raises `EditlibError` if they cannot be located."""
+    found = subject_tokens(lm, request)
+    return dict(zip(ABOUT[4:], (found.count, found.first, found.last, found.kind), strict=True))
+
+
+def attempt(work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T | str:
+    """What work gives, or in one line why it failed; a machine without memory is no case's fault, and passes."""
+    try:
+        return work(*arguments, **options)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except EditlibError as error:
+        return str(error)
+    except Exception as error:
+        return " ".join(f"{type(error).__name__.strip('_')}: {error}".split())
+
+
+def prepare(space: Workspace, params: Params, requests: Sequence[EditRequest]) -> None:
+    """Keys and values of requests, for every search a method makes, unless they are known."""
+    for layer, name, search in searches(space.lm, params):
+        space.prepare(layer, name, requests, search)
+
+
+def edit_of(space: Workspace, name: str, params: Params, request: EditRequest) -> Edit:
+    """One request's edit, prepared alone if that was not done yet."""
+    prepare(space, params, [request])
+    return solve(space, name, [request], params)
+
+
+# -- single edits ------------------------------------------------------------------------------------------
+
+
+def _names(variants: Mapping[str, Params], cases: Sequence[Case]) -> dict[str, list[object]]:
+    """The columns that tell rows apart."""
+    return {
+        "case_id": [case.case_id for case in cases for _ in variants],
+        "method": [name for _ in cases for name in variants],
+    }
 
 
 def _rows(job: Job, cases: Sequence[Case]) -> Iterator[dict[str, Any]]:
     """Rows of some cases, in their order."""
-    started = time.perf_counter()
+    unedited, started = job.unedited, time.perf_counter()
+    job.space.forget_requests()
     looked = [_look(job, case) for case in cases]
-    fine = [look for look in looked if look.error is None]
-    _prepare(job, fine)
-    edits = {(id(look), name): _solve(job, look, name) for look in fine for name in job.variants}
-    good = {key: edit for key, edit in edits.items() if isinstance(edit, Edit)}
-    measured = dict(zip(good, job.space.perplexities(list(good.values()), job.texts), strict=True))
-    shared = (time.perf_counter() - started) / max(1, len(cases) * len(job.variants))
-    for look in looked:
-        for name in job.variants:
-            key = id(look), name
-            edit = edits.get(key, look.error)
-            yield _row(job, look, name, edit, measured.get(key), shared)
+    requests = [look.case.request for look in looked if look.error is None]
+    for params in job.variants.values():
+        attempt(prepare, job.space, params, requests)  # where this fails, each is prepared alone, and fails alone
+    shared = (time.perf_counter() - started) / (len(cases) * len(job.variants))
+    for batch in _batches(job, looked):
+        for trial in batch:
+            begun = time.perf_counter()
+            row = _row(job, trial, unedited)
+            yield row | {"seconds": shared + trial.seconds + time.perf_counter() - begun}
 
 
 @dataclass(frozen=True)
@@ -164,53 +231,103 @@ class Look:
 
     case: Case
     about: dict[str, Any]
-    before: scores.Reading | None = None
+    before: scoring.Reading | None = None
     error: str | None = None
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A case's edit by one method and its perplexity, or why there is none; and the seconds both took."""
+
+    look: Look
+    method: str
+    edit: Edit | str
+    measured: Perplexity | str = ""
+    seconds: float = 0.0
+
+
 def _look(job: Job, case: Case) -> Look:
-    request, lm = case.request, job.space.lm
-    about = {"case_id": case.case_id, "subject": request.subject, "prompt": request.prompt}
-    about |= {"target_new": request.target_new, "target_true": request.target_true}
-    try:
-        tokens = subject_tokens(lm, request)
-        for params in job.variants.values():
-            for _, _, search in searches(lm, params):
-                job.space.rows(request, search.contexts)
-        before = scores.read(lm, case, prefixes=job.prefixes)
-    except EditlibError as error:
-        return Look(case, about, error=str(error))
-    about |= {"subject_tokens": tokens.count, "subject_position": tokens.first}
-    return Look(case, about | {"subject_last": tokens.last, "kind": tokens.kind}, before)
+    said = about(case)
+    found = attempt(_described, job, case)
+    return Look(case, said, error=found) if isinstance(found, str) else Look(case, said | found[0], found[1])
 
 
-def _prepare(job: Job, looked: Sequence[Look]) -> None:
-    """Keys and values of all cases, for every search a method makes."""
-    requests = [look.case.request for look in looked]
+def _described(job: Job, case: Case) -> tuple[dict[str, Any], scoring.Reading | None]:
+    """What is said of the subject, and the unedited model's replies if they are scored."""
+    lm = job.space.lm
+    found = about_subject(lm, case.request)
     for params in job.variants.values():
-        for layer, name, search in searches(job.space.lm, params):
-            job.space.prepare(layer, name, requests, search)
+        for _, _, search in searches(lm, params):
+            job.space.rows(case.request, search.contexts)  # raises if it cannot be located
+    return found, scoring.read(lm, case, prefixes=job.prefixes) if job.scores else None
 
 
-def _solve(job: Job, look: Look, name: str) -> Edit | str:
-    """The edit of a case by one method, or why there is none."""
-    try:
-        return solve(job.space, name, [look.case.request], job.variants[name])
-    except EditlibError as error:
-        return str(error)
+def _batches(job: Job, looked: Sequence[Look]) -> Iterator[list[Trial]]:
+    """Edits of all cases by all methods with their perplexities, as many at a time as memory should hold."""
+    batch, held = list[Trial](), 0
+    for look in looked:
+        for name, params in job.variants.items():
+            started = time.perf_counter()
+            work = partial(edit_of, job.space, name, params, look.case.request)
+            edit = attempt(work) if look.error is None else look.error
+            batch.append(Trial(look, name, edit, seconds=time.perf_counter() - started))
+            held += 0 if isinstance(edit, str) else sum(t.numel() for pair in edit.factors.values() for t in pair)
+            if held > HELD:
+                yield _measured(job, batch)
+                batch, held = [], 0
+    yield _measured(job, batch)
 
 
-def _row(
-    job: Job, look: Look, name: str, edit: Edit | str | None, measured: Perplexity | None, shared: float
-) -> dict[str, Any]:
+def _measured(job: Job, trials: Sequence[Trial]) -> list[Trial]:
+    """Trials with their perplexities, measured side by side; one by one where that fails."""
     started = time.perf_counter()
-    row = look.about | {"method": name}
-    if not isinstance(edit, Edit) or measured is None or look.before is None:
-        return row | {"error": edit, "seconds": shared}
-    with edit.applied(job.space.lm):
-        after = scores.read(job.space.lm, look.before.prompts)
-        probability = scores.target_probability(job.space.lm, look.case.request, look.case.request.target_new)
-    row |= {"perplexity_mean": measured.mean, "perplexity_corpus": measured.corpus}
-    row |= {"perplexity_ratio": measured.mean / job.unedited, "target_probability": probability}
-    row |= scores.score(look.case, look.before, after) | {key: edit.diagnostics[key] for key in (*NUMBERS, "steps")}
-    return row | {"seconds": shared + time.perf_counter() - started, "error": None}
+    edits = [trial.edit for trial in trials if isinstance(trial.edit, Edit)]
+    together = attempt(job.space.perplexities, edits, job.texts)
+    found = iter([attempt(_alone, job, edit) for edit in edits] if isinstance(together, str) else together)
+    each = (time.perf_counter() - started) / max(1, len(edits))
+    return [
+        replace(trial, measured=next(found), seconds=trial.seconds + each) if isinstance(trial.edit, Edit) else trial
+        for trial in trials
+    ]
+
+
+def _alone(job: Job, edit: Edit) -> Perplexity:
+    return job.space.perplexities([edit], job.texts)[0]
+
+
+def _row(job: Job, trial: Trial, unedited: float) -> dict[str, Any]:
+    row = trial.look.about | {"method": trial.method}
+    if isinstance(trial.edit, str):
+        return row | {"error": trial.edit}
+    row |= {name: trial.edit.diagnostics[name] for name in (*NUMBERS, "steps")}
+    if isinstance(trial.measured, str):
+        return row | {"error": trial.measured}
+    row |= perplexities(trial.measured, unedited) | {SENTENCES: trial.measured.per_sentence}
+    said = attempt(_replies, job, trial.look, trial.edit)
+    return row | ({"error": said} if isinstance(said, str) else said)
+
+
+def perplexities(measured: Perplexity, unedited: float) -> dict[str, float]:
+    """Columns of a perplexity."""
+    found = measured.mean, measured.corpus, measured.mean / unedited
+    return dict(zip(MEASURED[:3], found, strict=True))
+
+
+def _replies(job: Job, look: Look, edit: Edit) -> dict[str, float]:
+    """What the edited model says of the case, and how that scores."""
+    lm, request = job.space.lm, look.case.request
+    with edit.applied(lm):
+        said = {"target_probability": scoring.target_probability(lm, request, request.target_new)}
+        after = scoring.read(lm, look.before.prompts) if look.before else None
+    return said | (scoring.score(look.case, look.before, after) if look.before and after else {})
+
+
+def summary(table: pd.DataFrame, *, collapse_ratio: float = 5.0) -> pd.DataFrame:
+    """A row per method: edits, failed ones, perplexity over unedited (nan counts as infinite), collapses, seconds."""
+    done = table["error"].isna()
+    ratio = table["perplexity_ratio"].fillna(math.inf).where(done)
+    judged = table.assign(failed=~done, ratio=ratio, collapsed=ratio >= collapse_ratio)
+    return judged.groupby("method", sort=False, as_index=False).agg(
+        edits=("failed", "size"), failed=("failed", "sum"), median_ratio=("ratio", "median"),
+        max_ratio=("ratio", "max"), collapsed=("collapsed", "sum"), seconds_per_edit=("seconds", "mean"),
+    )  # fmt: skip

@@ -9,7 +9,12 @@ import pytest
 from editlib import runs
 
 ROOT = Path(__file__).parents[1]
-SMALL = {"pilot": {"n": 3, "texts": "testbed-ppl-50"}, "anatomy": {}, "methods": {"n": 3, "timed": 1, "traced": 2}}
+SMALL = {
+    "pilot": {"n": 3, "texts": "testbed-ppl-50"},
+    "anatomy": {},
+    "methods": {"n": 3, "timed": 1, "traced": 2},
+    "performance": {"edits": 2, "plain_edits": 1, "longest": 60, "before": 8, "n": 3, "reference": 100},
+}
 CASE_COLUMNS = {
     "case_id", "method", "subject", "prompt", "target_new", "subject_tokens", "subject_position", "perplexity_mean",
     "perplexity_corpus", "perplexity_ratio", "numerator", "denominator", "denominator_consistent", "delta_norm",

@@ -3,21 +3,25 @@
 import importlib
 import math
 from dataclasses import replace
+from weakref import ref
 
+import killed
 import pandas as pd
 import pytest
 import torch
 
 import editlib
-from editlib.data import Case
-from editlib.edit import EditRequest
+from editlib.data import Case, subject_tokens
+from editlib.edit import Edit, EditRequest
 from editlib.errors import EditlibError
 from editlib.methods import compute
+from editlib.methods.ft import FtParams
 from editlib.methods.rome import RomeParams
 from editlib.model import LanguageModel
 from editlib.perplexity import perplexity
 from editlib.stats import second_moments_of
 from editlib.sweep import sweep
+from editlib.workspace import Workspace
 
 sweep_module = importlib.import_module("editlib.sweep")  # `editlib.sweep` itself is the function
 COLUMNS = (  # design.md, section 6
@@ -127,6 +131,158 @@ def test_a_failing_case_is_a_row_with_its_error(
     assert failed["perplexity_mean"].isna().all()
     assert fine["error"].isna().all()
     assert fine["perplexity_mean"].notna().all()
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (EditlibError("the subject is lost"), "the subject is lost"),
+        (RuntimeError("no luck\nat all"), "RuntimeError: no luck at all"),
+        (torch.linalg.LinAlgError("singular"), "LinAlgError: singular"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(sweep_module, "solve"), (Workspace, "prepare"), (sweep_module.scoring, "target_probability")],
+)
+def test_whatever_one_case_raises_is_its_error_alone(
+    gpt2: LanguageModel,
+    cases: list[Case],
+    texts: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    raised: Exception,
+    said: str,
+    owner: object,
+    name: str,
+) -> None:
+    work = getattr(owner, name)
+
+    def failing(*arguments: object) -> object:
+        if cases[0].request in arguments or any(cases[0].request in a for a in arguments if isinstance(a, list)):
+            raise raised
+        return work(*arguments)
+
+    variants = {name: replace(params, covariance=False) for name, params in VARIANTS.items()}
+    expected = sweep(gpt2, cases[1:], methods=variants, texts=texts, progress=False)
+    monkeypatch.setattr(owner, name, failing)
+    table = sweep(gpt2, cases, methods=variants, texts=texts, progress=False)
+    assert table["error"][:2].tolist() == [said] * 2 and table["error"][2:].isna().all()
+    numbers = ["perplexity_mean", "target_probability", "denominator", "steps"]
+    pd.testing.assert_frame_equal(table[2:].reset_index()[numbers], expected[numbers], rtol=1e-3)
+
+
+def test_an_edit_that_cannot_be_measured_leaves_the_others_alone(
+    gpt2: LanguageModel, cases: list[Case], texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = sweep_module.Workspace.perplexities
+
+    def failing(space: object, edits: list[Edit], texts: list[str]) -> object:
+        if any(edit.requests[0].subject == "Zen" and edit.method == "rome" for edit in edits):
+            raise ValueError("too large")
+        return measure(space, edits, texts)
+
+    monkeypatch.setattr(sweep_module.Workspace, "perplexities", failing)
+    variants = {name: replace(params, covariance=False) for name, params in VARIANTS.items()}
+    table = sweep(gpt2, cases, methods=variants, texts=texts, progress=False)
+    assert table["error"].fillna("").tolist() == ["ValueError: too large", "", "", ""]
+    assert table["perplexity_mean"].notna().tolist() == [False, True, True, True]
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, MemoryError, torch.OutOfMemoryError])
+def test_what_is_no_cases_fault_stops_the_sweep(
+    gpt2: LanguageModel,
+    cases: list[Case],
+    texts: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    raised: type[BaseException],
+) -> None:
+    def stop(*_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(sweep_module, "solve", stop)
+    with pytest.raises(raised):
+        sweep(gpt2, cases, methods={"rome": replace(SEARCH, covariance=False)}, texts=texts, progress=False)
+
+
+def test_scores_may_be_left_out(
+    lm: LanguageModel, table: pd.DataFrame, cases: list[Case], texts: list[str], corpus: list[str]
+) -> None:
+    bare = sweep(lm, cases, methods=VARIANTS, texts=texts, corpus=corpus, scores=False, progress=False)
+    left_out = [*sweep_module.SCORES]
+    assert bare[left_out].isna().all(axis=None) and table["efficacy_es"].notna().any()
+    others = [name for name in table.columns if name not in (*left_out, "seconds")]
+    pd.testing.assert_frame_equal(bare[others], table[others], check_exact=True)
+
+
+def test_every_sentences_perplexity_is_there_if_wanted(
+    gpt2: LanguageModel, cases: list[Case], texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"methods": {"rome": replace(SEARCH, covariance=False)}, "texts": texts, "progress": False}
+    plain = sweep(gpt2, cases, **options)
+    monkeypatch.setattr(sweep_module, "subject_tokens", lambda lm, request: _only("Zen", lm, request))
+    table = sweep(gpt2, cases, per_sentence=True, **options)
+    sentences, failed = table["perplexity_sentences"]
+    assert len(sentences) == len(texts) and failed is None
+    assert sentences.mean() == table["perplexity_mean"][0] == pytest.approx(plain["perplexity_mean"][0], rel=1e-3)
+    assert "perplexity_sentences" not in plain
+
+
+def _only(subject: str, lm: LanguageModel, request: EditRequest) -> object:
+    if request.subject != subject:
+        raise EditlibError("nowhere")
+    return subject_tokens(lm, request)
+
+
+def test_edits_of_full_rank_are_measured_a_few_at_a_time(
+    gpt2: LanguageModel, cases: list[Case], texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"methods": {"ft": FtParams(layer=1, steps=2)}, "texts": texts, "progress": False}
+    together = sweep(gpt2, cases, **options)
+    measure, sizes = sweep_module.Workspace.perplexities, list[int]()
+    monkeypatch.setattr(sweep_module, "HELD", 0)
+    monkeypatch.setattr(sweep_module.Workspace, "perplexities", lambda *a: (sizes.append(len(a[1])), measure(*a))[1])
+    table = sweep(gpt2, cases, **options)
+    assert max(sizes) == 1 < len(cases)
+    assert table["perplexity_mean"].tolist() == pytest.approx(together["perplexity_mean"].tolist(), rel=1e-4)
+
+
+def test_nothing_of_a_part_is_kept_for_the_next(
+    gpt2: LanguageModel, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edits, alive, forget = list[ref[Edit]](), list[int](), sweep_module.Workspace.forget_requests
+
+    def solved(*arguments: object) -> Edit:
+        edits.append(ref(edit := sweep_solve(*arguments)))
+        return edit
+
+    def forgetting(space: Workspace) -> None:
+        forget(space)
+        alive.append(len(space._found) + sum(edit() is not None for edit in edits))
+
+    sweep_solve = sweep_module.solve
+    monkeypatch.setattr(sweep_module, "PART", 2)
+    monkeypatch.setattr(sweep_module, "solve", solved)
+    monkeypatch.setattr(sweep_module.Workspace, "forget_requests", forgetting)
+    methods = {"rome": replace(SEARCH, covariance=False), "ft": FtParams(layer=1, steps=1)}
+    sweep(gpt2, killed.cases(7), methods=methods, texts=texts, progress=False)
+    assert len(edits) == 14 and alive == [0, 0, 0, 0]
+
+
+def test_a_summary_counts_failures_and_collapses() -> None:
+    nothing = {"perplexity_ratio": math.nan, "seconds": 1.0}
+    rows = [
+        {"method": "rome", "perplexity_ratio": 1.0, "seconds": 2.0, "error": None},
+        {"method": "rome", "perplexity_ratio": 5.0, "seconds": 2.0, "error": None},
+        {"method": "rome", **nothing, "error": None},  # a result: the model is beyond numbers
+        {"method": "rome", **nothing, "error": "nowhere"},
+        {"method": "ft", **nothing, "error": "nowhere"},
+    ]
+    found = sweep_module.summary(pd.DataFrame(rows), collapse_ratio=5.0).to_dict("records")
+    assert found[0] == {
+        "method": "rome", "edits": 4, "failed": 1, "median_ratio": 5.0, "max_ratio": math.inf, "collapsed": 2,
+        "seconds_per_edit": 1.5,
+    }  # fmt: skip
+    assert (found[1]["failed"], found[1]["collapsed"]) == (1, 0) and math.isnan(found[1]["median_ratio"])
 
 
 def test_columns_are_there_even_if_every_case_fails(

@@ -1,0 +1,290 @@
+"""Both paths give the same; operations are counted and bounded below as worked out by hand."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from families import CONTEXTS, random_model
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from editlib import bench
+from editlib.bench import Shape, Span, Work
+from editlib.edit import Edit, EditRequest
+from editlib.errors import EditlibError
+from editlib.methods import hparams_for
+from editlib.methods.rome import RomeParams
+from editlib.model import LanguageModel
+from editlib.perplexity import perplexity
+from editlib.values import optimise_value, read_keys
+
+PARAMS = RomeParams(layer=1, steps=6, learning_rate=0.1, kl_weight=0.5, stop_loss=0.0, clamp=0.8, covariance=False)
+REQUESTS = (
+    EditRequest(prompt="{} is located in", subject="Zen", target_new="Ostrel"),
+    EditRequest(prompt="The town of {} is located in", subject="Brast Nolva", target_new="Daslo and Quint"),
+    EditRequest(prompt="Near the sea, since the long winter, lies {}", subject="Uvo", target_new="Parvo"),
+)
+TEXTS = ("Zen is located in Daslo, near the sea.", "Today.", "The town of Brast Nolva is known for its bells.")
+TINY = {"n_layer": 3, "n_embd": 16, "n_head": 2}
+
+
+def folder(place: Path, contexts: list[str]) -> Path:
+    """A model's folder with nothing in it but prefix contexts."""
+    (place / "prefixes.json").write_text(json.dumps({"contexts": contexts}))
+    return place
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def work(request: pytest.FixtureRequest, tmp_path: Path, start_tokenizer: PreTrainedTokenizerFast) -> Work:
+    """Three edits of a tiny random model."""
+    lm = LanguageModel(random_model(request.param), start_tokenizer, folder=folder(tmp_path, CONTEXTS))
+    return Work(lm, REQUESTS, TEXTS, PARAMS)
+
+
+@pytest.fixture
+def double(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Work:
+    """The same of one whose norms keep float64."""
+    lm = LanguageModel(random_model("gpt2").double(), tokenizer, folder=folder(tmp_path, CONTEXTS))
+    return Work(lm, REQUESTS, TEXTS, PARAMS)
+
+
+def meter() -> bench.Meter:
+    return bench.Meter(lambda: 0.0)
+
+
+def near(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
+    return float((found - expected).norm()) <= tolerance * float(expected.norm())
+
+
+# Models and work
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "layer"),
+    [("gpt2", 124_439_808, 5), ("gpt2-xl", 1_557_611_200, 17), ("gpt-j-6b", 6_050_882_784, 5),
+     ("llama-2-7b", 6_738_415_616, 5)],
+)  # fmt: skip
+def test_random_models_have_the_published_shapes(
+    name: str, parameters: int, layer: int, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    with torch.device("meta"):
+        lm = LanguageModel(AutoModelForCausalLM.from_config(bench.SHAPES[name]), tokenizer)
+    assert lm.model.num_parameters() == parameters
+    assert hparams_for(lm, "rome").layer == layer
+    whole = lm.model.get_submodule(lm.layout.blocks).parameters()
+    assert Shape.of(lm).blocks * Shape.of(lm).linear == sum(p.numel() for p in whole if p.ndim == 2)
+
+
+def test_a_random_model_is_always_the_same_and_uses_no_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = type(bench.SHAPES["gpt2"])(**TINY)
+    monkeypatch.setitem(bench.SHAPES, "gpt2", config)
+    torch.manual_seed(7)
+    one, expected = bench.model("gpt2"), torch.rand(1)
+    torch.manual_seed(8)
+    assert bench.model("gpt2").fingerprint == one.fingerprint
+    torch.manual_seed(7)
+    assert torch.rand(1) == expected
+    assert bench.model("gpt2", dtype="bfloat16").model.dtype == torch.bfloat16
+    assert len(bench.work(one, edits=1).contexts) == 21
+
+
+def test_a_model_larger_than_memory_is_refused_before_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = type("Memory", (), {"available": 2**34})
+    monkeypatch.setattr(bench.psutil, "virtual_memory", lambda: free)
+    with pytest.raises(EditlibError, match=r"gpt-j-6b has 22.5 GiB of weights in float32, and 16.0 GiB .* bfloat16"):
+        bench.model("gpt-j-6b")
+
+
+def test_unknown_models_and_types_are_named() -> None:
+    with pytest.raises(EditlibError, match="bench model 'gpt3' is unknown; use one of testbed, gpt2"):
+        bench.model("gpt3")
+    with pytest.raises(EditlibError, match="dtype 'int3' is unknown"):
+        bench.model("gpt2", dtype="int3")
+
+
+def test_the_work_is_about_that_of_the_papers() -> None:
+    lm = bench.model("testbed")
+    made, fewer = bench.work(lm, edits=16), bench.work(lm, edits=3)
+    assert len(made.texts) == 50 and max(made.lengths) == 59 and abs(sum(made.lengths) - 1328) < 20
+    assert len(set(made.texts)) == 50 and len(set(made.requests)) == 16
+    assert fewer.requests == made.requests[:3] and fewer.texts == made.texts
+    assert len(made.contexts) == 21 and not made.params.covariance and made.params.stop_loss == 0
+    longer = bench.work(lm, edits=3, before=40, steps=2)
+    for short, long in zip(fewer.searches, longer.searches, strict=True):
+        assert [row.end + 40 for row in short[:-1]] == pytest.approx([row.end for row in long[:-1]], abs=2)
+        assert [row.end - row.last for row in short] == [row.end - row.last for row in long]
+    assert longer.params.steps == 2
+
+
+def test_work_a_model_cannot_take_is_refused() -> None:
+    lm = bench.model("testbed")
+    with pytest.raises(EditlibError, match=r"before=120 makes prompts of 1\d\d tokens, the model takes at most 128"):
+        bench.work(lm, before=120)
+    with pytest.raises(EditlibError, match="the model takes at most 128"):
+        bench.work(lm, longest=200)
+    with pytest.raises(EditlibError, match="edits=1001 is out of range; the testbed has 1000 cases"):
+        bench.work(lm, edits=1001)
+
+
+# Both paths
+
+
+def test_the_plain_path_is_the_packages_own(double: Work) -> None:
+    lm, name = double.lm, double.name
+    for request, found in zip(REQUESTS, bench.plain(double, meter()), strict=True):
+        keys = bench.plain_keys(lm, 1, request, CONTEXTS)
+        assert near(keys.inputs, read_keys(lm, 1, request, CONTEXTS).inputs, 1e-12)
+        target = optimise_value(lm, name, request, CONTEXTS, PARAMS)
+        assert near(found.target.value, target.value, 1e-8)
+        assert found.target.losses == pytest.approx(target.losses, rel=1e-8)
+        with found.edit.applied(lm):
+            expected = perplexity(lm, TEXTS)
+        assert found.perplexity.per_sentence == pytest.approx(expected.per_sentence, rel=1e-8)
+        assert found.perplexity.counts.tolist() == expected.counts.tolist()
+
+
+def test_both_paths_give_the_same(double: Work) -> None:
+    assert_same(double, 1e-8)
+
+
+def test_both_paths_give_the_same_in_single_precision(work: Work) -> None:
+    assert_same(work, 1e-3)
+
+
+def assert_same(work: Work, tolerance: float) -> None:
+    pairs = zip(REQUESTS, bench.plain(work, meter()), bench.engine(work, meter()), strict=True)
+    for request, slow, fast in pairs:
+        assert slow.edit.requests == fast.edit.requests == (request,)
+        assert near(fast.target.value, slow.target.value, tolerance)
+        assert len(fast.target.losses) == len(slow.target.losses) == PARAMS.steps
+        assert fast.target.losses == pytest.approx(slow.target.losses, rel=tolerance)
+        assert fast.perplexity.per_sentence == pytest.approx(slow.perplexity.per_sentence, rel=tolerance)
+
+
+def test_the_plain_path_leaves_the_weights_as_they_were(work: Work) -> None:
+    bench.plain(work, meter())
+    assert replace(work.lm).fingerprint == work.lm.fingerprint
+
+
+def test_padding_does_not_spoil_the_perplexity_of_an_edit_that_overflows(work: Work) -> None:
+    lm = work.lm
+    out, into = lm.weight(1).shape
+    factors = torch.full((out, 1), 1e30), torch.ones(into, 1)
+    edit = Edit("too large", (REQUESTS[0],), {f"{work.name}.weight": factors}, {}, lm.fingerprint)
+    with edit.applied(lm):
+        found, expected = bench.plain_perplexity(lm, TEXTS), perplexity(lm, TEXTS)
+    assert found.per_sentence == pytest.approx(expected.per_sentence, rel=1e-2, nan_ok=True)
+
+
+# Operations
+
+
+def test_a_block_is_counted_by_hand() -> None:
+    shape = Shape(blocks=3, linear=100, attention=10, head=1000)
+    assert shape.block(0, 1) == 2 * 100 + 4 * 10
+    assert shape.block(2, 4) == 2 * (2 * 100) + 4 * 10 * (3 + 4)  # the third token sees 3, the fourth 4
+
+
+def test_the_floor_is_counted_by_hand() -> None:
+    shape = Shape(blocks=3, linear=100, attention=0, head=1000)
+    searches = [[Span(known=2, last=5, end=7, scored=1)], [Span(known=0, last=0, end=1, scored=1)]]
+    found = bench.floor(shape, 1, searches=searches, contexts=[4], texts=[3, 2], steps=2)
+    shared = 200 * (3 * 4 + 2 * (2 + 1))  # three blocks on the context; two on all but the last token of the texts
+    first = 200 * (3 * 3 + 2 * 2) + 200 * (2 * 1)  # three tokens before the subject's last, then two; only one
+    passes = 3 * (200 * 2 + 2000) + 3 * (200 * 1 + 2000)  # two forward, one backward; one block above, one head
+    assert found == {
+        "shared": shared / 2,
+        "values": (first + passes) / 2,
+        "perplexity": 200 * (2 + 1) + 2000 * (2 + 1),
+    }
+
+
+def test_a_search_is_known_up_to_the_end_of_its_prefix(double: Work) -> None:
+    lm = double.lm
+    beginning = len(lm.tokenizer("Because the long winter.")["input_ids"])
+    prompt, subject, target = (len(lm.tokenizer(text)["input_ids"]) for text in (" The town of", " Brast Nolva", " is"))
+    request = EditRequest(prompt="The town of {}", subject="Brast Nolva", target_new="is")
+    rows = bench.spans(lm, request, ["{}", "Because the long winter. {}"])
+    assert rows[1] == Span(beginning, beginning + prompt + subject - 1, beginning + prompt + subject, target)
+    assert rows[0].known == rows[2].known == 0 and rows[2].scored == 1 and rows[2].end > rows[2].last
+
+
+def test_what_torch_counts_is_what_the_shape_says(work: Work, tmp_path: Path) -> None:
+    lm = replace(work.lm, folder=folder(tmp_path, ["{}"]))
+    found = bench.counted(bench.plain, Work(lm, REQUESTS[:1], TEXTS[:1], PARAMS))
+    shape, keys = Shape.of(lm), len(lm.tokenizer(REQUESTS[0].text)["input_ids"])
+    pairs = 4 * shape.attention * keys**2  # torch does not leave out what a causal mask hides
+    assert found["keys"] == shape.blocks * (2 * shape.linear * keys + pairs) + 2 * shape.head * keys
+
+
+def test_the_engine_is_between_the_floor_and_the_plain_path(work: Work) -> None:
+    least, fast, slow = bench.floor_of(work), bench.counted(bench.engine, work), bench.counted(bench.plain, work)
+    assert all(least[stage] < fast[stage] for stage in least)
+    assert fast["values"] + fast["perplexity"] < slow["values"] + slow["perplexity"]
+
+
+# The report
+
+
+def test_the_report_says_what_was_measured(work: Work) -> None:
+    report = bench.bench(work, plain_edits=2, rounds=2)
+    found = json.loads(json.dumps(report.record()))
+    assert (len(report.plain), len(report.engine)) == (4, 2)
+    assert (found["edits"], found["plain_edits"], found["rounds"], found["texts"]) == (3, 2, 2, 3)
+    assert found["ratio"] == found["plain_seconds_per_edit"] / found["engine_seconds_per_edit"]
+    assert found["plain_seconds_per_edit"] == np.median([go.seconds for go in report.plain])
+    assert found["flops_per_edit"] == sum(bench.counted(bench.engine, work).values())
+    assert found["floor_flops_per_edit"] == sum(bench.floor_of(work).values())
+    assert found["floor_seconds_per_edit"] == found["floor_flops_per_edit"] / found["matmul_flops_per_second"]
+    assert found["value_difference"] < 1e-3 and found["perplexity_difference"] < 1e-3
+    assert found["stages"]["keys"]["engine_seconds"] is None and found["stages"]["values"]["plain_seconds"] > 0
+    text = report.table()
+    assert all(name in text for name in bench.STAGES.values())
+    assert f"{found['ratio']:.1f} times" in text and f"{found['flops_over_floor']:.2f} times the floor" in text
+
+
+def test_differences_are_shown(work: Work) -> None:
+    report = bench.bench(work, plain_edits=1)
+    (go,) = report.engine
+    off = replace(go.outcomes[0], target=replace(go.outcomes[0].target, change=go.outcomes[0].target.change * 0))
+    wrong = replace(report, engine=[replace(go, outcomes=[off, *go.outcomes[1:]])])
+    assert wrong.record()["value_difference"] > 0.01 > report.record()["value_difference"]
+
+
+def test_more_plain_edits_than_edits_are_refused(work: Work) -> None:
+    with pytest.raises(EditlibError, match="plain_edits=4 is out of range; there are 3 edits"):
+        bench.bench(work, plain_edits=4)
+
+
+def test_the_peak_of_memory_is_that_of_one_go(work: Work) -> None:
+    if not bench.PROCESS.joinpath("clear_refs").exists():
+        pytest.skip("only Linux tells")
+
+    def heavy(_work: Work, _meter: bench.Meter) -> list[bench.Outcome]:
+        torch.ones(2**27)  # half a GiB
+        return []
+
+    large, small = (bench.timed(route, work).peak for route in (heavy, lambda *_: []))
+    assert large is not None and small is not None
+    assert large - small > 0.9 * 2**29
+
+
+def test_where_the_system_does_not_tell_the_peak_it_is_left_open(
+    work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "PROCESS", tmp_path / "nowhere")
+    report = bench.bench(work, plain_edits=1)
+    assert report.record()["peak_memory_bytes"] is None and "engine – GiB" in report.table()
+
+
+def test_the_profile_has_the_most_expensive_operators_first(work: Work) -> None:
+    rows = bench.profile(work, rows=5)
+    seconds = [row["seconds"] for row in rows]
+    assert len(rows) == 5 and seconds == sorted(seconds, reverse=True)
+    assert 0 < sum(row["share"] for row in rows) <= 1 and all(row["calls"] > 0 for row in rows)
+    whole = bench.profile(work, rows=10_000)
+    assert math.isclose(sum(row["share"] for row in whole), 1)
+    assert {"aten::mm", "aten::addmm"} & {row["operator"] for row in whole}

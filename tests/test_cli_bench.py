@@ -1,0 +1,64 @@
+"""`editlib bench`: the table, the JSON, the profile, and every mistake in one line."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from editlib.cli import TESTBED, run_app
+
+pytestmark = pytest.mark.skipif(
+    not (TESTBED / "anchored" / "card.json").is_file(), reason="the twins are not trained yet"
+)
+SMALL = ["bench", "--edits", "2", "--plain-edits", "1", "--steps", "2", "--texts", "4"]
+
+Mistake = Callable[..., str]
+
+
+@pytest.fixture
+def mistake(capsys: pytest.CaptureFixture[str]) -> Mistake:
+    """Run a command line that must fail as a mistake and return its one line."""
+
+    def run(*arguments: object) -> str:
+        status = run_app(["bench", *map(str, arguments)])
+        printed = capsys.readouterr()
+        assert (status, printed.out, printed.err.count("\n")) == (2, "", 1), printed.err
+        return printed.err
+
+    return run
+
+
+def test_it_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_app(["bench", "--help"]) == 0
+    assert "Example: editlib bench --model gpt2 --edits 16" in " ".join(capsys.readouterr().out.split())
+
+
+def test_it_prints_stages_ratio_and_profile(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_app([*SMALL, "--profile"]) == 0
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert printed.err == "" and lines[0].startswith("per edit") and "together" in printed.out
+    assert "times faster than plain" in printed.out and "times the floor" in printed.out
+    head = next(i for i, line in enumerate(lines) if line.startswith("operator"))
+    assert len(lines[head + 1 :]) == 10
+
+
+def test_json_holds_the_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_app([*SMALL, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["model"], found["edits"], found["plain_edits"], found["steps"]) == ("testbed/anchored", 2, 1, 2)
+    assert found["ratio"] == found["plain_seconds_per_edit"] / found["engine_seconds_per_edit"]
+    assert 0 < found["floor_flops_per_edit"] < found["flops_per_edit"] < found["plain_flops_per_edit"]
+    assert "peak_memory_bytes" in found and "profile" not in found
+    assert found["value_difference"] < 1e-3 and found["perplexity_difference"] < 1e-3
+
+
+def test_mistakes_are_named(mistake: Mistake) -> None:
+    assert "bench model 'gpt3' is unknown; use one of testbed, gpt2" in mistake("--model", "gpt3")
+    assert "plain_edits=3 is out of range; there are 2 edits" in mistake("--edits", 2, "--plain-edits", 3)
+    assert "edits=2000 is out of range" in mistake("--edits", 2000)
+    assert "device 'abacus' is not available" in mistake("--model", "gpt2", "--device", "abacus")
+    assert "the model takes at most 128" in mistake("--longest", 400)
+    assert "before=120 makes prompts of" in mistake("--before", 120)
+    assert "dtype 'float8' is unknown" in mistake("--dtype", "float8")
+    assert "see editlib bench --help" in mistake("--rounds", 0)

@@ -1,0 +1,145 @@
+"""`editlib sweep`: the table, the folder, going on after an interruption, and every mistake in one line."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from editlib.cli import TESTBED, run_app
+from editlib.parts import Parts
+
+pytestmark = pytest.mark.skipif(
+    not (TESTBED / "anchored" / "card.json").is_file(), reason="the twins are not trained yet"
+)
+MODEL = "testbed/anchored"
+
+Mistake = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("texts") / "texts.json"
+    path.write_text(json.dumps(["The mayor opened the bridge.", "She moved to the city last year."]))
+    return path
+
+
+def arguments(out: Path, texts: Path, *more: str) -> list[str]:
+    """A small sweep without second moments."""
+    quick = ["-p", "steps", "2", "-p", "covariance", "false", "-n", "3", "--no-scores"]
+    return ["sweep", "--model", MODEL, "--out", str(out), "--texts", str(texts), *quick, *more]
+
+
+def sequential(out: Path, texts: Path, *more: str) -> list[str]:
+    return [word for word in arguments(out, texts, "--sequential", *more) if word != "--no-scores"]
+
+
+@pytest.fixture
+def mistake(capsys: pytest.CaptureFixture[str]) -> Mistake:
+    """Run a command line that must fail as a mistake and return its one line."""
+
+    def run(*words: object) -> str:
+        capsys.readouterr()
+        status = run_app([str(word) for word in words])
+        printed = capsys.readouterr()
+        assert (status, printed.out, printed.err.count("\n")) == (2, "", 1), printed.err
+        return printed.err
+
+    return run
+
+
+def test_it_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_app(["sweep", "--help"]) == 0
+    assert "Example: editlib sweep --model testbed/anchored" in " ".join(capsys.readouterr().out.split())
+
+
+def test_it_ends_with_a_line_per_method_and_the_folder(
+    tmp_path: Path, texts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "rome"
+    assert run_app(arguments(out, texts, "--method", "rome", "--method", "c-rome", "--seed", "1")) == 0
+    printed = capsys.readouterr()
+    lines = [line.split() for line in printed.out.splitlines()]
+    assert printed.err == "" and lines[0][:5] == ["method", "edits", "failed", "median", "ratio"]
+    assert [line[:3] for line in lines[1:3]] == [["rome", "3", "0"], ["c-rome", "3", "0"]]
+    assert printed.out.endswith(f"table: {out}\n")
+    table = pd.read_parquet(out)
+    assert table["method"].tolist() == ["rome", "c-rome"] * 3 and table["efficacy_es"].isna().all()
+
+
+def test_scores_and_sentences_can_be_had(tmp_path: Path, texts: Path) -> None:
+    words = [word for word in arguments(tmp_path / "out", texts, "--per-sentence") if word != "--no-scores"]
+    assert run_app(words) == 0
+    table = pd.read_parquet(tmp_path / "out")
+    assert table["efficacy_es"].notna().all() and table["perplexity_sentences"].map(len).tolist() == [2, 2, 2]
+
+
+def test_json_holds_the_summary(tmp_path: Path, texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_app(arguments(tmp_path / "out", texts, "--collapse-ratio", "0", "--json")) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {key: found[key] for key in ("model", "cases", "folder")} == {
+        "model": MODEL, "cases": 3, "folder": str(tmp_path / "out"),
+    }  # fmt: skip
+    (rome,) = found["methods"]
+    assert (rome["method"], rome["edits"], rome["failed"], rome["collapsed"]) == ("rome", 3, 0, 3)
+    assert rome["max_ratio"] >= rome["median_ratio"] > 0
+
+
+def test_edits_can_be_made_on_top_of_each_other(
+    tmp_path: Path, texts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert run_app(sequential(out, texts, "--every", "2", "--collapse-ratio", "0", "--json")) == 0
+    (rome,) = json.loads(capsys.readouterr().out)["methods"]
+    assert (rome["edits"], rome["collapsed_at"]) == (3, 0)
+    assert pd.read_parquet(out)["measured"].tolist() == [True, False, True, False]
+    assert run_app(sequential(out, texts, "--every", "2", "--collapse-ratio", "1e9", "--resume")) == 0
+    printed = capsys.readouterr().out
+    assert "collapsed at" in printed and printed.splitlines()[1].split()[5] == "–"
+
+
+@pytest.mark.parametrize("words", [arguments, sequential])
+def test_an_interruption_says_in_one_line_how_to_go_on(
+    words: Callable[..., list[str]], tmp_path: Path, texts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Parts, "write", interrupted)
+        assert run_app(words(out, texts)) == 130
+    printed = capsys.readouterr()
+    said = f"editlib: interrupted; {out} keeps what is done: give the same command with --resume\n"
+    assert (printed.out, printed.err) == ("", said)
+    assert run_app(words(out, texts, "--resume")) == 0
+    assert pd.read_parquet(out)["error"].isna().all()
+
+
+def test_mistakes_are_named(mistake: Mistake, tmp_path: Path, texts: Path) -> None:
+    out, full = tmp_path / "out", tmp_path / "full"
+    full.mkdir()
+    (full / "thesis.txt").write_text("")
+    assert "Missing option '--out'" in mistake("sweep", "--model", MODEL)
+    assert "method 'rom' is unknown; use one of ft" in mistake(*arguments(out, texts, "--method", "rom"))
+    assert "'step' is unknown" in mistake(*arguments(out, texts, "-p", "step", "2"))
+    assert "n=9999 is out of range" in mistake(*arguments(out, texts, "-n", "9999"))
+    assert "--every is for --sequential" in mistake(*arguments(out, texts, "--every", "2"))
+    assert "--sequential keeps no scores" in mistake(*arguments(out, texts, "--sequential"))
+    assert "nowhere.json" in mistake(*arguments(out, texts, "--data", "nowhere.json"))
+    assert "nowhere.json" in mistake(*arguments(out, tmp_path / "nowhere.json"))
+    assert f"no cases to edit {full} with; give --data" in mistake("sweep", "--model", full, "--out", out)
+    lonely = mistake("sweep", "--model", full, "--data", "testbed", "--out", out)
+    assert f"no texts to measure the perplexity of {full} on; give --texts" in lonely
+    assert f"output folder {full} is not empty and holds no sweep" in mistake(*arguments(full, texts, "--resume"))
+    assert "is no writable folder" in mistake(*arguments(full / "thesis.txt" / "out", texts))
+    assert not out.exists()  # no mistake leaves anything behind
+
+
+def test_a_folder_is_not_used_twice_unawares(mistake: Mistake, tmp_path: Path, texts: Path) -> None:
+    out = tmp_path / "out"
+    assert run_app(arguments(out, texts)) == 0
+    assert f"{out} holds a sweep already; resume it (resume=True, --resume)" in mistake(*arguments(out, texts))
+    assert "differs in its cases; choose another" in mistake(*arguments(out, texts, "--seed", "1", "--resume"))
+    assert "differs in its sweep; choose another" in mistake(*sequential(out, texts, "--resume"))

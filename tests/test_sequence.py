@@ -1,0 +1,258 @@
+"""Edits on top of each other in a table."""
+
+import importlib
+import json
+import math
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import killed
+import pandas as pd
+import pytest
+import torch
+
+from editlib.data import Case
+from editlib.edit import EditRequest
+from editlib.errors import EditlibError
+from editlib.methods import compute
+from editlib.methods.ft import FtParams
+from editlib.methods.memit import MemitParams
+from editlib.methods.rome import RomeParams
+from editlib.model import LanguageModel
+from editlib.parts import Parts
+from editlib.perplexity import perplexity
+from editlib.prefixes import prefix_contexts
+from editlib.sequence import COLUMNS, sequence
+from editlib.stats import Stats
+
+sequence_module = importlib.import_module("editlib.sequence")
+SEARCH = RomeParams(layer=1, steps=3)
+METHODS = {
+    "c-rome": replace(SEARCH, keys="prefixed"),
+    "memit": MemitParams(layers=(0, 1), steps=3, moment_weight=10),
+    "ft": FtParams(layer=1, steps=2, learning_rate=0.05),
+}
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[Case]:
+    asked = [("Zen", "Ostrel"), ("Brast Nolva", "Daslo"), ("Uvo", "Parvo"), ("Marend", "Quint"), ("Triskel", "Daslo")]
+    return [
+        Case(10 + i, EditRequest(prompt="{} is located in", subject=subject, target_new=target))
+        for i, (subject, target) in enumerate(asked)
+    ]
+
+
+@pytest.fixture(scope="module")
+def texts(corpus: list[str]) -> list[str]:
+    return corpus[:6]
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps a part."""
+    monkeypatch.setattr(sequence_module, "PART", 2)
+
+
+def weights(lm: LanguageModel) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in lm.model.state_dict().items()}
+
+
+def restored(lm: LanguageModel, before: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, before[name]) for name, value in lm.model.state_dict().items())
+
+
+def same(found: pd.DataFrame, expected: pd.DataFrame) -> bool:
+    """Whether two tables are equal to the last bit but for the time they took."""
+    pd.testing.assert_frame_equal(found.drop(columns="seconds"), expected.drop(columns="seconds"), check_exact=True)
+    return True
+
+
+# What is measured
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_edits_accumulate_as_in_nested_blocks(
+    own: LanguageModel, cases: list[Case], texts: list[str], moments: Stats, method: str
+) -> None:
+    before, params = weights(own), METHODS[method]
+    table = sequence(own, cases, methods={method: params}, texts=texts, stats=moments, progress=False)
+    assert restored(own, before)
+    unedited = perplexity(own, texts)
+    assert table["perplexity_mean"][0] == pytest.approx(unedited.mean, rel=1e-5)
+    with ExitStack() as stack:
+        for case, (_, row) in zip(cases, table[1:].iterrows(), strict=True):
+            edit = compute(own, [case.request], method=method, hparams=params, stats=moments)
+            stack.enter_context(edit.applied(own))
+            measured = perplexity(own, texts)
+            assert row["perplexity_mean"] == pytest.approx(measured.mean, rel=1e-3)
+            assert row["perplexity_corpus"] == pytest.approx(measured.corpus, rel=1e-3)
+            assert row["perplexity_ratio"] == pytest.approx(measured.mean / unedited.mean, rel=1e-3)
+            for name in ("delta_norm", "weight_norm", "steps"):
+                assert row[name] == pytest.approx(edit.diagnostics[name], rel=1e-3)
+
+
+def test_there_is_a_row_for_the_unedited_model_and_for_every_edit(
+    gpt2: LanguageModel, cases: list[Case], texts: list[str]
+) -> None:
+    search = {"rome": replace(SEARCH, covariance=False)}
+    table = sequence(gpt2, cases, methods=search, texts=texts, every=2, progress=False)
+    assert tuple(table.columns) == COLUMNS
+    assert table["step"].tolist() == [0, 1, 2, 3, 4, 5] and table["case_id"][1:].tolist() == [10, 11, 12, 13, 14]
+    assert table["measured"].tolist() == [True, False, True, False, True, False]
+    assert table["perplexity_mean"].notna().tolist() == table["measured"].tolist()
+    assert table["perplexity_ratio"][0] == 1 and table["denominator"][1:].notna().all() and table["error"].isna().all()
+    assert table["subject"][1:].tolist() == [case.request.subject for case in cases] and pd.isna(table["subject"][0])
+
+
+def test_measuring_seldom_changes_no_edit(gpt2: LanguageModel, cases: list[Case], texts: list[str]) -> None:
+    search = {"rome": replace(SEARCH, covariance=False)}
+    often, seldom = (
+        sequence(gpt2, cases, methods=search, texts=texts, every=every, progress=False) for every in (1, 5)
+    )
+    numbers = ["delta_norm", "denominator", "target_probability"]
+    pd.testing.assert_frame_equal(often[numbers], seldom[numbers], check_exact=True)
+    assert often["perplexity_mean"][5] == seldom["perplexity_mean"][5]
+
+
+def test_methods_are_sequences_of_their_own(
+    lm: LanguageModel, cases: list[Case], texts: list[str], moments: Stats
+) -> None:
+    options = {"texts": texts, "stats": moments, "progress": False}
+    alone = [sequence(lm, cases, methods={name: params}, **options) for name, params in METHODS.items()]
+    assert same(sequence(lm, cases, methods=METHODS, **options), pd.concat(alone, ignore_index=True))
+
+
+def test_contexts_and_moments_are_the_unedited_models(
+    own: LanguageModel, cases: list[Case], texts: list[str], corpus: list[str], moments: Stats
+) -> None:
+    contexts = prefix_contexts(own)
+    search = {"rome": replace(SEARCH, layer=0)}
+    table = sequence(own, cases, methods=search, texts=texts, corpus=corpus, progress=False)
+    assert table["error"].isna().all() and prefix_contexts(own) == contexts
+
+
+def test_nan_is_a_measured_result(own: LanguageModel, cases: list[Case], texts: list[str]) -> None:
+    own.weight(1).mul_(math.nan)
+    table = sequence(own, cases[:1], methods={"ft": METHODS["ft"]}, texts=texts, every=1, progress=False)
+    assert table["measured"].all() and table["perplexity_mean"].isna().all() and table["error"].isna().all()
+
+
+# What can go wrong
+
+
+def test_a_failing_edit_is_a_row_and_changes_nothing(
+    own: LanguageModel, cases: list[Case], texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, edit_of = weights(own), sequence_module.edit_of
+
+    def failing(*arguments: object) -> object:
+        if arguments[3] == cases[1].request:
+            raise torch.linalg.LinAlgError("no luck\nat all")
+        return edit_of(*arguments)
+
+    monkeypatch.setattr(sequence_module, "edit_of", failing)
+    search = {"rome": replace(SEARCH, covariance=False)}
+    table = sequence(own, cases, methods=search, texts=texts, progress=False)
+    assert table["error"].fillna("").tolist() == ["", "", "LinAlgError: no luck at all", "", "", ""]
+    assert table["perplexity_mean"][2] == table["perplexity_mean"][1] and table["measured"].all()
+    without = sequence(own, [cases[0], *cases[2:]], methods=search, texts=texts, progress=False)
+    assert table["perplexity_mean"][5] == without["perplexity_mean"][4]
+    assert restored(own, before)
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, MemoryError, torch.OutOfMemoryError])
+def test_an_interruption_restores_the_weights_and_can_be_gone_on_from(
+    own: LanguageModel, cases: list[Case], texts: list[str], raised: type[BaseException], tmp_path: Path
+) -> None:
+    before, edit_of = weights(own), sequence_module.edit_of
+
+    def stopping(*arguments: object) -> object:
+        if arguments[3] == cases[3].request:
+            raise raised
+        return edit_of(*arguments)
+
+    methods = {"rome": replace(SEARCH, covariance=False), "ft": METHODS["ft"]}
+    options = {"methods": methods, "texts": texts, "progress": False}
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(raised):
+        patch.setattr(sequence_module, "edit_of", stopping)
+        sequence(own, cases, out=tmp_path / "out", **options)
+    assert restored(own, before)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "_sweep.json", "_weights-00002.safetensors", "part-00000.parquet", "part-00001.parquet",
+    }  # fmt: skip
+    whole = sequence(own, cases, **options)
+    assert same(sequence(own, cases, out=tmp_path / "out", resume=True, **options), whole)
+    assert same(pd.read_parquet(tmp_path / "out"), whole) and restored(own, before)
+    assert not list((tmp_path / "out").glob("_weights*"))  # of no use any more
+
+
+def test_going_on_computes_only_what_is_missing(
+    gpt2: LanguageModel, cases: list[Case], texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit_of, write, edited = sequence_module.edit_of, Parts.write, list[str]()
+
+    def counted(*arguments: object) -> object:
+        edited.append(arguments[3].subject)  # type: ignore[attr-defined]
+        return edit_of(*arguments)
+
+    def stopping(parts: Parts, number: int, rows: list[dict[str, object]]) -> pd.DataFrame:
+        if number == 2:
+            raise KeyboardInterrupt
+        return write(parts, number, rows)
+
+    options = {"methods": {"rome": replace(SEARCH, covariance=False)}, "texts": texts, "out": tmp_path / "out"}
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Parts, "write", stopping)
+        sequence(gpt2, cases, progress=False, **options)
+    monkeypatch.setattr(sequence_module, "edit_of", counted)
+    table = sequence(gpt2, cases, resume=True, progress=False, **options)
+    assert edited == [case.request.subject for case in cases[3:]]  # steps 4 and 5
+    monkeypatch.setattr(gpt2.model, "forward", None)  # a finished one is only read
+    assert same(sequence(gpt2, cases, resume=True, progress=False, **options), table)
+
+
+@pytest.mark.parametrize("damaged", ["_weights-00002.safetensors", "part-00000.parquet"])
+def test_what_is_damaged_is_computed_again(
+    gpt2: LanguageModel, cases: list[Case], texts: list[str], damaged: str, tmp_path: Path
+) -> None:
+    write = Parts.write
+
+    def stopping(parts: Parts, number: int, rows: list[dict[str, object]]) -> pd.DataFrame:
+        if number == 2:
+            raise KeyboardInterrupt
+        return write(parts, number, rows)
+
+    options = {"methods": {"rome": replace(SEARCH, covariance=False)}, "texts": texts, "progress": False}
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Parts, "write", stopping)
+        sequence(gpt2, cases, out=tmp_path / "out", **options)
+    path = tmp_path / "out" / damaged
+    path.write_bytes(path.read_bytes()[:-10])
+    table = sequence(gpt2, cases, out=tmp_path / "out", resume=True, **options)
+    assert same(table, sequence(gpt2, cases, **options)) and same(pd.read_parquet(tmp_path / "out"), table)
+
+
+def test_mistakes_are_refused(gpt2: LanguageModel, cases: list[Case], texts: list[str], tmp_path: Path) -> None:
+    options = {"methods": {"ft": METHODS["ft"]}, "texts": texts, "out": tmp_path / "out", "progress": False}
+    with pytest.raises(EditlibError, match=r"^every=0 is out of range; measure after every 1 edit or more$"):
+        sequence(gpt2, cases, every=0, **options)
+    with pytest.raises(EditlibError, match=r"^no cases to edit"):
+        sequence(gpt2, [], **options)
+    assert not (tmp_path / "out").exists()
+    sequence(gpt2, cases, **options)
+    with pytest.raises(EditlibError, match="differs in its every"):
+        sequence(gpt2, cases, every=2, resume=True, **options)
+
+
+def test_a_killed_sequence_loses_and_repeats_nothing(gpt2: LanguageModel, texts: list[str], tmp_path: Path) -> None:
+    gpt2.model.save_pretrained(tmp_path / "model")
+    gpt2.tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "prefixes.json").write_text(json.dumps({"contexts": ["{}", "Today. {}"]}))
+    (tmp_path / "model" / "texts.json").write_text(json.dumps(texts))
+    hits = killed.run_whole_and_killed(killed.sequential_edits, tmp_path / "model", tmp_path, kills=3)
+    table = pd.read_parquet(tmp_path / "killed")
+    assert same(table, pd.read_parquet(tmp_path / "whole"))
+    assert table["step"].tolist() == [*range(31)] * 2 and table["error"].isna().all()
+    assert hits >= 1  # else it was not disturbed
