@@ -3,10 +3,11 @@
 Both paths do the same ROME edits of the same requests on the same model, and measure perplexity on the same texts.
 """
 
+import ctypes
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -55,7 +56,7 @@ BATCH = 10  # texts at once on the plain path, as in the released code of both p
 STAGES = {
     "shared": "prefix contexts, lower layers of the texts",
     "keys": "keys",
-    "values": "v*",
+    "values": "v* (engine: and keys)",
     "solve": "the weight's change",
     "perplexity": "perplexity",
 }
@@ -125,9 +126,15 @@ class Work:
         """Tokens of every text."""
         return [len(row) for row in encode_texts(self.lm, self.texts)]
 
-    def only(self, first: int, end: int) -> "Work":
-        """The same with some of the requests."""
-        return replace(self, requests=self.requests[first:end])
+    def first(self, edits: int) -> "Work":
+        """The same with the first few requests."""
+        return replace(self, requests=self.requests[:edits])
+
+    def alone(self, edits: int) -> list["Work"]:
+        """The same with one request, for a few of them, spread evenly over their lengths."""
+        order = sorted(range(len(self.requests)), key=lambda i: max(span.end for span in self.searches[i]))
+        chosen = [order[(2 * i + 1) * len(order) // (2 * edits)] for i in range(edits)]
+        return [replace(self, requests=self.requests[i : i + 1]) for i in chosen]
 
 
 def work(
@@ -141,18 +148,20 @@ def work(
 ) -> Work:
     """Requests and texts of the testbed for any model with its tokenizer; ROME's preset, without second moments.
 
-    Texts are pieces of its prose; their lengths grow as squares from a sixth of `longest` tokens to `longest`, about as
-    in ME-PPL-50 (50 texts, 1,328 tokens of GPT-2's, longest 59). `before` tokens of prose go before each prompt.
-    Every search takes all its steps: none stops early. Raises `EditlibError` for more edits than there are cases, or
-    a text or prompt longer than the model's context.
+    They are of the papers' size. Searches have about 17 tokens a row, 20 with padding, 4 from the subject's last on, as
+    have COUNTERFACT's requests in GPT-2's tokens behind prefixes of 7 and 12. Texts are pieces of prose whose lengths
+    grow as squares from a sixth of `longest` tokens to `longest`, about as in ME-PPL-50 (50 texts, 1,328 tokens,
+    longest 59). `before` tokens of prose go before each prompt. Every search takes all its steps.
+
+    Raises `EditlibError` for more edits than there are cases, or a text or prompt longer than the model's context.
     """
     cases = data.cases("testbed")
     if not 1 <= edits <= len(cases):
         raise EditlibError(f"edits={edits} is out of range; the testbed has {len(cases)} cases")
     Random(0).shuffle(cases)
     prose = lm.tokenizer(" ".join(data.texts("testbed-ppl-1k")), add_special_tokens=False)["input_ids"]
-    ends = [before, *(round(longest * (1 + 5 * (i / max(texts - 1, 1)) ** 2) / 6) for i in range(texts))]
-    opening, *pieces = (lm.tokenizer.decode(prose[start:end]) for start, end in pairwise((0, *accumulate(ends))))
+    lengths = [before, *(round(longest * (1 + 5 * (i / max(texts - 1, 1)) ** 2) / 6) for i in range(texts))]
+    opening, *pieces = (lm.tokenizer.decode(prose[start:end]) for start, end in pairwise((0, *accumulate(lengths))))
     requests = [case.request for case in cases[:edits]]
     if before:
         requests = [replace(request, prompt=f"{opening.strip()} {request.prompt}") for request in requests]
@@ -505,6 +514,8 @@ def _peak_from_now(device: torch.device) -> Callable[[], int | None]:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return lambda: torch.cuda.max_memory_allocated(device)
+    with suppress(AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)  # give back what was freed, or it counts as held
     try:
         PROCESS.joinpath("clear_refs").write_text("5")
     except OSError:  # no Linux
@@ -604,20 +615,20 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 def bench(work: Work, *, plain_edits: int = 2, rounds: int = 1, progress: bool = False) -> Report:
     """Go along both paths in turn, `rounds` times: some edits alone, then all side by side; before that, once along
-    each to count operations, which also warms up.
+    each to count operations (plain: those of an edit of median length), which also warms up.
 
     Raises `EditlibError` for more plain edits than edits.
     """
     if not 1 <= plain_edits <= len(work.requests):
         raise EditlibError(f"plain_edits={plain_edits} is out of range; there are {len(work.requests)} edits")
-    alone = [work.only(i, i + 1) for i in range(plain_edits)]
+    alone = work.alone(plain_edits)
     with tqdm(total=(1 + rounds) + 1 + rounds * plain_edits, disable=not progress, unit="part") as bar:
 
         def done(found: T) -> T:
             bar.update()
             return found
 
-        operations = done(counted(plain, alone[0])), done(counted(engine, work))
+        operations = done(counted(plain, *work.alone(1))), done(counted(engine, work))
         slow, fast = list[Timed](), list[Timed]()
         for _ in range(rounds):
             slow += [done(timed(plain, part)) for part in alone]

@@ -54,6 +54,7 @@ import numpy as np
 import pandas as pd
 import torch
 from IPython.display import Markdown
+from matplotlib.ticker import LogLocator
 
 import editlib as el
 from editlib import bench, data, plot, stats
@@ -68,7 +69,7 @@ report = bench.bench(work, plain_edits=plain_edits, rounds=rounds)
 found = report.record()
 Markdown(
     f"`{found['model']}`: {found['parameters']:,} parameters, {found['dtype']} on {found['device']}, "
-    f"{found['threads']} threads, torch {found['torch']}. {edits} edits of layer {found['layer']}, {found['steps']} steps each, "
+    f"threads: {found['threads']}, torch {found['torch']}. {edits} edits of layer {found['layer']}, {found['steps']} steps each, "
     f"{found['contexts']} prefix contexts, {found['row_tokens']:.1f} tokens a row, {found['live_tokens']:.1f} of them from the "
     f"subject's last on. {found['texts']} texts of {found['text_tokens']:,} tokens, the longest of {found['longest_text']}."
 )
@@ -118,7 +119,7 @@ Markdown(
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Left, how many times faster than the plain path the engine is by the number of edits side by side; right, peak memory of both paths."}}
 def together(count: int) -> dict[str, float]:
-    goes = [bench.timed(bench.engine, work.only(0, count)) for _ in range(rounds)]
+    goes = [bench.timed(bench.engine, work.first(count)) for _ in range(rounds)]
     seconds = median(go.seconds for go in goes)
     peak = max(go.peak or np.nan for go in goes)
     return {"edits": count, "seconds": seconds, "ratio": found["plain_seconds_per_edit"] / seconds, "peak": peak}
@@ -133,7 +134,7 @@ left.axhline(1, color=PLAIN, ls="--")
 left.set(ylabel="Times faster than plain", ylim=(0, None))
 right.plot(flight["edits"], flight["peak"] / 2**30, "o-", color=ENGINE, label="engine")
 right.axhline((found["plain_peak_memory_bytes"] or np.nan) / 2**30, color=PLAIN, ls="--", label="plain")
-right.set(ylabel="Peak memory, GiB", ylim=(0, None))
+right.set(ylabel="Peak memory, GiB", ylim=(0, 1.1 * right.get_ylim()[1]))
 for axes in (left, right):
     axes.set(xscale="log", xlabel="Edits side by side")
     axes.set_xticks(counts, counts)
@@ -159,7 +160,7 @@ Markdown(
 def lengths(names: list[str], **options: int) -> dict[str, float]:
     longer = bench.work(lm, edits=edits, **options)
     row = dict(options)
-    for path, route, part in (("plain", bench.plain, longer.only(0, 1)), ("engine", bench.engine, longer)):
+    for path, route, part in (("plain", bench.plain, *longer.alone(1)), ("engine", bench.engine, longer)):
         spent = bench.timed(route, part).stages
         row[path] = sum(spent.get(name, 0) for name in names)
     return row
@@ -174,9 +175,9 @@ figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
 for axes, frame, name in zip(panels, (searching, scoring), ("before", "longest"), strict=True):
     for path, color in (("plain", PLAIN), ("engine", ENGINE)):
         axes.plot(frame[name], frame[path], "o-", color=color, label=path)
-    axes.set(yscale="log")
+    axes.set(ylim=(0, None))
 panels[0].set(xlabel="Tokens before the prompt", ylabel="Seconds per search")
-panels[1].set(xlabel="Tokens of the longest text", ylabel="Seconds per measured perplexity")
+panels[1].set(xlabel="Tokens of the longest text", ylabel="Seconds per perplexity")
 figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
 figure.savefig("figures/lengths.png")
 
@@ -270,6 +271,8 @@ for axes, (column, label) in zip(panels, columns.items(), strict=True):
             axes.axhline(line["rise_reference"].iloc[0], color=plot.COLORS[kind], ls=":")
     axes.set(xscale="log", yscale="log", ylabel=label, xlabel="Tokens per key dimension")
     axes.set_xticks(sizes, sizes)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if column == "direction" else (1,)))
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
 figure.legend(*panels[0].get_legend_handles_labels(), title="Subject", loc="outside lower center", ncols=3)
 figure.savefig("figures/moments.png")

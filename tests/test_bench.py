@@ -119,6 +119,18 @@ def test_the_work_is_about_that_of_the_papers() -> None:
     assert longer.params.steps == 2
 
 
+def test_plain_edits_are_spread_over_the_lengths() -> None:
+    made = bench.work(bench.model("testbed"), edits=16)
+    sizes = sorted(max(span.end for span in search) for search in made.searches)
+    two = [max(span.end for span in one.searches[0]) for one in made.alone(2)]
+    assert two == [sizes[4], sizes[12]] and len({one.requests for one in made.alone(16)}) == 16
+    assert [max(span.end for span in one.searches[0]) for one in made.alone(1)] == [sizes[8]]
+    rows = [span for search in made.searches for span in search]
+    assert np.mean(sizes) == pytest.approx(20, rel=0.1)
+    assert np.mean([span.end for span in rows]) == pytest.approx(17, rel=0.1)
+    assert np.mean([span.end - span.last for span in rows]) == pytest.approx(4.1, rel=0.1)
+
+
 def test_work_a_model_cannot_take_is_refused() -> None:
     lm = bench.model("testbed")
     with pytest.raises(EditlibError, match=r"before=120 makes prompts of 1\d\d tokens, the model takes at most 128"):
@@ -249,8 +261,8 @@ def test_the_report_says_what_was_measured(work: Work) -> None:
 def test_differences_are_shown(work: Work) -> None:
     report = bench.bench(work, plain_edits=1)
     (go,) = report.engine
-    off = replace(go.outcomes[0], target=replace(go.outcomes[0].target, change=go.outcomes[0].target.change * 0))
-    wrong = replace(report, engine=[replace(go, outcomes=[off, *go.outcomes[1:]])])
+    off = [replace(one, target=replace(one.target, change=one.target.change * 0)) for one in go.outcomes]
+    wrong = replace(report, engine=[replace(go, outcomes=off)])
     assert wrong.record()["value_difference"] > 0.01 > report.record()["value_difference"]
 
 
