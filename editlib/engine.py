@@ -318,12 +318,16 @@ def _curves(losses: Tensor, counted: Tensor) -> list[list[float]]:
 # -- perplexity -------------------------------------------------------------------------------------------
 
 
+PARTS = slice(None, -1), slice(1, None)  # what is run of a text, and what is predicted
+
+
 @dataclass(frozen=True)
 class Bucket:
     """Texts of like length, with what the blocks below a site make of them."""
 
     index: list[int]  # of the texts
-    tokens: Tokens
+    tokens: Tokens  # all but the last one
+    targets: Tensor  # all but the first one, (texts, tokens)
     base: Tensor | None
     keys: Tensor | None  # (texts, tokens, d_in) of the edited layer, if one is
 
@@ -348,10 +352,14 @@ def _buckets(passes: Passes, site: Site, rows: Sequence[Sequence[int]], layer: i
     kept = kept_name(passes.lm, site)
     down = [] if layer is None else [passes.lm.layout.name(layer)]
     for index in _alike([len(row) for row in rows], waste=0.05):
-        tokens = Tokens.of(passes.lm, [rows[i] for i in index])
-        seen = passes.run(tokens, names=[*kept, *down]).seen if kept or down else {}
+        tokens, targets = (Tokens.of(passes.lm, [rows[i][part] for i in index]) for part in PARTS)
+        seen = passes.run(tokens, names=[*kept, *down], stop=True).seen if kept or down else {}
         yield Bucket(
-            index, tokens, seen[kept[0]].output if kept else None, widened(seen[down[0]].input) if down else None
+            index,
+            tokens,
+            targets.ids,
+            seen[kept[0]].output if kept else None,
+            widened(seen[down[0]].input) if down else None,
         )
 
 
@@ -400,9 +408,9 @@ def _scored(passes: Passes, site: Site, bucket: Bucket, moved: Tensor) -> NDArra
     n = len(moved) // texts
     tokens = bucket.tokens.take(torch.arange(texts, device=moved.device).repeat(n))
     start, replaced = site.enter(None if bucket.base is None else bucket.base.repeat(n, 1, 1), moved)
-    row, column = tokens.mask[:, 1:].nonzero(as_tuple=True)
+    row, column = tokens.mask.nonzero(as_tuple=True)
     logits = widened(passes.run(tokens, start=start, replace=replaced, at=(row, column)).logits)
-    losses = cross_entropy(logits, tokens.ids[row, column + 1], reduction="none").double()
+    losses = cross_entropy(logits, bucket.targets[row % texts, column], reduction="none").double()
     summed = torch.zeros(n * texts, dtype=torch.float64, device=row.device).index_add(0, row, losses)
     return summed.view(n, texts).cpu().numpy()
 

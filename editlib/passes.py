@@ -129,17 +129,21 @@ class Passes:
         at: At | None = None,
         names: Sequence[str] = (),
         replace: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+        stop: bool = False,
     ) -> Pass:
-        """Run tokens behind their past; logits are read at the pairs `at` only.  # logits: (pairs, vocabulary)"""
+        """Run tokens behind their past; logits (pairs, vocabulary) are read at the pairs `at` only.
+
+        With `stop` the pass ends once the modules `names` have run, without logits.
+        """
         past = past or self.nothing(len(tokens.ids))
         kept = [_Kept(k, v) for k, v in past.layers]
         behind = (tokens.mask.cumsum(1) - 1).clamp(min=0)  # padding repeats the last position
-        none = behind[:0, 0]
+        none, logits = behind[:0, 0], torch.empty(0)
         with ExitStack() as stack:
             stack.enter_context(self._started(start))
             stack.enter_context(_fused(self.activations))
             stack.enter_context(_headed(self.lm, at or (none, none)))
-            seen = stack.enter_context(trace(self.lm.model, *names, replace=replace))
+            seen = stack.enter_context(trace(self.lm.model, *names, replace=replace, stop=stop))
             logits = self.lm.model(
                 input_ids=tokens.ids,
                 attention_mask=torch.cat([past.mask, self.lm.attended(tokens.mask)], 1),

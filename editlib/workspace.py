@@ -10,7 +10,7 @@ from torch import Tensor
 from editlib import engine
 from editlib.edit import Edit, EditRequest
 from editlib.errors import EditlibError
-from editlib.model import LanguageModel
+from editlib.model import LanguageModel, widened
 from editlib.passes import Passes
 from editlib.perplexity import Perplexity, perplexity
 from editlib.prefixes import Flavour, prefix_contexts
@@ -96,6 +96,11 @@ class Workspace:
         """
         self.load_moments([layer])
         return torch.cholesky_solve(keys.double(), self._factors[layer])
+
+    def weight_norm(self, name: str) -> float:
+        """Frobenius norm of a weight."""
+        weight = self.lm.model.get_parameter(name)
+        return _once(self._kept, ("norm", name), lambda: widened(weight).double().norm().item())
 
     def load_moments(self, layers: Sequence[int]) -> None:
         """Get the second moments of several layers, in one pass over the corpus where they are not known."""

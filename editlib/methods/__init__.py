@@ -1,5 +1,6 @@
 """The editing methods by name, and `compute`, which makes an `Edit` with any of them."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -15,7 +16,7 @@ from editlib.methods.mend import MendParams, mend
 from editlib.methods.presets import FLAVOURS, defaults
 from editlib.methods.r_rome import RRomeParams, r_rome
 from editlib.methods.rome import RankOneParams, RomeParams, rome
-from editlib.model import LanguageModel, widened
+from editlib.model import LanguageModel
 from editlib.stats import Stats
 from editlib.values import ValueParams
 from editlib.workspace import Workspace
@@ -132,14 +133,12 @@ def solve(space: Workspace, name: str, requests: Sequence[EditRequest], params: 
     function = next(method.function for method in METHODS.values() if method.hparams is type(params))
     factors, found = function(space, requests, params)
     edit = Edit(name, tuple(requests), factors, asdict(params), space.lm.fingerprint)
-    return replace(edit, diagnostics=NUMBERS | found | _norms(space.lm, edit))
+    return replace(edit, diagnostics=NUMBERS | found | _norms(space, edit))
 
 
 NUMBERS = {"numerator": None, "denominator": None, "denominator_consistent": None}  # not every method has them
 
 
-def _norms(lm: LanguageModel, edit: Edit) -> dict[str, float]:
-    weights = [lm.model.get_parameter(name) for name in edit.factors]
-    whole = sum(widened(weight).double().square().sum().item() for weight in weights) ** 0.5
-    delta = edit.norm()
+def _norms(space: Workspace, edit: Edit) -> dict[str, float]:
+    whole, delta = math.hypot(*map(space.weight_norm, edit.factors)), edit.norm()
     return {"delta_norm": delta, "weight_norm": whole, "relative_delta_norm": delta / whole}
