@@ -100,7 +100,7 @@ class Workspace:
     def weight_norm(self, name: str) -> float:
         """Frobenius norm of a weight."""
         weight = self.lm.model.get_parameter(name)
-        return _once(self._kept, ("norm", name), lambda: widened(weight).double().norm().item())
+        return _once(self._kept, ("norm", name), lambda: float(widened(weight).double().norm()))
 
     def load_moments(self, layers: Sequence[int]) -> None:
         """Get the second moments of several layers, in one pass over the corpus where they are not known."""
