@@ -106,18 +106,29 @@ def default_window(layers: int) -> int:
 
 @torch.no_grad()
 def known(lm: LanguageModel, requests: Sequence[EditRequest], *, n: int) -> list[Encoded]:
-    """The first `n` requests, encoded, whose true target is the model's greedy continuation of the prompt."""
+    """The first `n` requests, encoded, whose true target is the model's greedy continuation of the prompt.
+
+    Requests whose subject or target cannot be located are not known.
+    """
     found: list[Encoded] = []
-    asked = [(request, request.target_true) for request in requests if request.target_true]
+    asked = [request for request in requests if request.target_true]
     for start in range(0, len(asked), PROMPTS):
-        batch = asked[start : start + PROMPTS]
-        rows = [encode(lm.tokenizer, r.prompt, r.subject, target=target) for r, target in batch]
+        rows = [row for request in asked[start : start + PROMPTS] if (row := _encoded(lm, request))]
+        if not rows:
+            continue
         ids, mask = pad([row.ids for row in rows], lm.device)
         best = lm.model(input_ids=ids, attention_mask=lm.attended(mask)).logits.argmax(-1).tolist()
         found += [row for row, guess in zip(rows, best, strict=True) if _continues(row, guess)]
         if len(found) >= n:
             break
     return found[:n]
+
+
+def _encoded(lm: LanguageModel, request: EditRequest) -> Encoded | None:
+    try:
+        return encode(lm.tokenizer, request.prompt, request.subject, target=request.target_true or "")
+    except EditlibError:
+        return None
 
 
 def _continues(row: Encoded, guess: Sequence[int]) -> bool:

@@ -31,7 +31,7 @@ def encode(
     """Encode `template` with its `{}` filled by `subject`, then a space and `target` if there is one.
 
     A token belongs to the subject when it holds at least one of its characters. Raises `EditlibError` if no
-    token does, if the target has none, or if either has characters the tokenizer does not know.
+    token does, if the target has none, or if the tokenizer does not know or loses characters.
     """
     prompt = template.replace("{}", subject, 1)
     text = f"{prompt} {target}" if target else prompt
@@ -46,6 +46,8 @@ def encode(
     first_target = _overlap(offsets, len(prompt), len(text)) if target else (len(offsets), 0)
     if first_target is None or (target and span[1] >= first_target[1]):
         raise EditlibError(f"target {target!r} has no token of its own after {prompt!r}; give another target")
+    if max(offsets, default=(0, 0))[1] < len(text.rstrip()):  # seen in tokenizers that drop what they do not know
+        raise EditlibError(f"the tokenizer loses characters of {text!r}; is this request for another model?")
     ids, first = tuple(encoding["input_ids"]), max(first_target[0], span[1])
     for text, tokens in ((subject, ids[slice(*span)]), (target, ids[first:] if target else ())):
         if tokenizer.unk_token_id in tokens:

@@ -199,3 +199,15 @@ def test_noise_hides_a_testbed_models_facts_and_restoring_brings_them_back() -> 
     found = causal_trace(load("testbed/anchored"), [case.request for case in cases("testbed")[:20]], n=8, samples=3)
     assert found.clean > 0.8 > 0.3 > found.corrupted
     assert found.effects[DECIDING].max() > 0.2
+
+
+def test_facts_that_cannot_be_located_are_left_out(knower: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def located(tokenizer: object, prompt: str, subject: str, **options: str) -> Encoded:
+        if subject == "Zen":
+            raise EditlibError("nowhere")
+        return encode(tokenizer, prompt, subject, **options)  # type: ignore[arg-type]
+
+    whole = known(knower, FACTS, n=9)
+    monkeypatch.setattr(causal, "encode", located)
+    assert known(knower, FACTS, n=9) == [row for row, fact in zip(whole, FACTS, strict=True) if fact.subject != "Zen"]
+    assert known(knower, [UNKNOWN], n=9) == []

@@ -263,3 +263,12 @@ def test_characters_the_tokenizer_does_not_know_are_refused(subject: str, target
     message = rf"^'{unknown}' has characters the tokenizer does not know \(\[UNK\]\); is this request for another model"
     with pytest.raises(EditlibError, match=message):
         encode(tokenizer, "{} is in", subject, target=target)
+
+
+def test_a_tokenizer_that_drops_characters_is_found_out() -> None:
+    letters = {letter: i for i, letter in enumerate(" aeilnsDo")}
+    dropping = Tokenizer(models.BPE(letters, []))  # no unknown token: what it lacks is gone, and offsets shift
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=dropping)
+    assert encode(tokenizer, "{} is in", "ali", target="Dasl").subject
+    with pytest.raises(EditlibError, match="^the tokenizer loses characters of 'alī is in Dasl'; is this request for"):
+        encode(tokenizer, "{} is in", "alī", target="Dasl")
