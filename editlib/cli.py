@@ -279,13 +279,12 @@ def _draw(found: Any, path: Path) -> None:
     import matplotlib
 
     from editlib import plot
+    from editlib.store import aside
 
-    aside = path.with_name(f"{path.stem}.{os.getpid()}.writing{path.suffix}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), aside(path) as place:
         plot.theme()
-        plot.layers(found.effects, proposed=found.proposed).savefig(aside)
-    os.replace(aside, path)
+        plot.layers(found.effects, proposed=found.proposed).savefig(place, format=path.suffix[1:])
 
 
 def _layers_table(found: Any) -> str:

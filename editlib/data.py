@@ -1,7 +1,6 @@
 """Edit cases and texts by name or path: files read and checked record by record, and where to get them."""
 
 import hashlib
-import os
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,6 +18,7 @@ from editlib.model import LanguageModel
 from editlib.records import records
 from editlib.sources import SHIPPED, SOURCES, Source
 from editlib.spans import encode
+from editlib.store import aside
 
 CASE_FORMS = ("counterfact", "zsre", "easyedit")
 
@@ -133,12 +133,8 @@ def import_file(name: str, path: str | Path) -> Reading:
     that of the source. It may hold fewer or more records."""
     source = _source(name)
     reading = _verified(source, Path(path))
-    aside = source.path.with_name(f"{source.path.name}.{os.getpid()}.writing")
-    try:
-        shutil.copyfile(path, aside)
-        os.replace(aside, source.path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with aside(source.path) as place:
+        shutil.copyfile(path, place)
     return reading
 
 

@@ -1,7 +1,6 @@
 """A table kept in a folder: numbered parquet parts beside the plan that its rows follow from."""
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 
 from editlib.errors import EditlibError
-from editlib.store import write_json
+from editlib.store import aside, write_json
 from editlib.text import finite
 
 PLAN = "_sweep.json"  # whoever reads a folder of parquet files passes over names that begin so, or with a dot
@@ -80,10 +79,9 @@ class Parts:
         )
         path = self.file(number)
         if path is not None:
-            aside = path.with_name(f".{path.name}.{os.getpid()}.writing")
             schema = pa.schema([(name, ARROW[kind]) for name, kind in self.kinds.items()])
-            frame.to_parquet(aside, schema=schema, write_page_checksum=True)
-            os.replace(aside, path)
+            with aside(path) as place:
+                frame.to_parquet(place, schema=schema, write_page_checksum=True)
         return frame
 
 

@@ -22,12 +22,12 @@ from editlib.data import Case
 from editlib.edit import EditRequest
 from editlib.errors import EditlibError
 from editlib.methods import Params, layers_of
-from editlib.methods.editor import write_tensors
 from editlib.model import LanguageModel
 from editlib.parts import Parts
 from editlib.passes import Passes
 from editlib.perplexity import Perplexity
 from editlib.stats import Stats, second_moments_of
+from editlib.store import write_tensors
 from editlib.sweep import (
     ABOUT,
     KINDS,

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -11,12 +10,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from editlib.errors import EditlibError
 from editlib.model import LanguageModel
-from editlib.store import cache_folder
+from editlib.store import cache_folder, write_tensors
 from editlib.trace import trace
 
 WINDOW = 128  # tokens; every window starts at position 0, which large models treat unlike the others
@@ -45,14 +43,11 @@ class Stats:
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file, aside and then renamed; raises `EditlibError` if it cannot be written."""
         path = Path(path)
-        aside = path.with_name(f"{path.name}.{os.getpid()}.writing")
         tensors = {str(layer): moment for layer, moment in self.moments.items()}
         try:
-            save_file(tensors, aside, metadata={"header": json.dumps(asdict(self.header))})
-            os.replace(aside, path)
+            return write_tensors(path, tensors, {"header": json.dumps(asdict(self.header))})
         except (OSError, SafetensorError) as error:
             raise EditlibError(f"statistics file {path} cannot be written: {error}; choose another place") from error
-        return path
 
     def require(self, lm: LanguageModel, layer: int) -> Tensor:
         """The moment of one layer, refused with `EditlibError` if it was made for another model or lacks the layer."""

@@ -7,7 +7,6 @@ o, α and the normalisation are each weight's own. Source: Mitchell et al. 2022,
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -16,13 +15,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from editlib.errors import EditlibError
 from editlib.model import LanguageModel, oriented, widened
 from editlib.perplexity import pad
 from editlib.spans import Encoded
+from editlib.store import write_tensors
 from editlib.trace import trace
 
 TokenFactors = dict[str, tuple[Tensor, Tensor]]  # by module: left (rows, tokens, d_out), right (rows, tokens, d_in)
@@ -194,14 +193,6 @@ class EditorHeader:
 def save_editor(path: Path, header: EditorHeader, tensors: Mapping[str, Tensor]) -> Path:
     """Write one safetensors file, aside and then renamed."""
     return write_tensors(path, tensors, {"header": json.dumps(asdict(header))})
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> Path:
-    """Write a safetensors file, aside and then renamed."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}.writing")
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, aside, metadata=metadata)
-    os.replace(aside, path)
-    return path
 
 
 def load_editor(path: str | Path, lm: LanguageModel) -> tuple[Editor, EditorHeader]:

@@ -33,11 +33,11 @@ from editlib.methods.editor import (
     save_editor,
     shapes,
     target_scores,
-    write_tensors,
 )
 from editlib.model import LanguageModel, widened
 from editlib.perplexity import pad
 from editlib.spans import Encoded, encode, encode_text
+from editlib.store import write_tensors
 
 T = TypeVar("T")
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -30,7 +30,7 @@ from editlib.errors import EditlibError
 from editlib.machine import hardware
 from editlib.model import LanguageModel
 from editlib.perplexity import perplexity
-from editlib.store import write_json
+from editlib.store import write_json, write_tensors
 from editlib.testbed.cases import build_prefixes
 from editlib.testbed.prose import documents, held_out_sentences, held_out_texts
 from editlib.testbed.tokenizer import train_tokenizer
@@ -146,12 +146,10 @@ def _checkpoint(
     path: Path, recipe: Recipe, model: GPT2LMHeadModel, optimizer: torch.optim.AdamW, state: dict[str, Any]
 ) -> None:
     """Write weights, optimizer and state into one file, aside first, so that an interrupted write loses nothing."""
-    aside = path.with_name(path.name + ".writing")
     path.parent.mkdir(parents=True, exist_ok=True)
     moments = {f"{i}.{k}": v for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
     weights = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
-    save_file(weights | moments, aside, metadata={"state": json.dumps({"recipe": asdict(recipe)} | state)})
-    os.replace(aside, path)
+    write_tensors(path, weights | moments, {"state": json.dumps({"recipe": asdict(recipe)} | state)})
 
 
 def _resume(path: Path, recipe: Recipe, model: GPT2LMHeadModel, optimizer: torch.optim.AdamW) -> dict[str, Any]:
