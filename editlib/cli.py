@@ -191,6 +191,16 @@ def _texts(name: str | None, model: str) -> list[str] | None:
     return data.texts(name) if name else None
 
 
+def _cases(name: str | None, model: str, *, lacking: str) -> list[Any]:
+    """Edit cases by name, for testbed models their own if none is given; `lacking` says what is missing without."""
+    from editlib import data
+
+    name = name or ("testbed" if model.startswith("testbed/") else None)
+    if name is None:
+        raise EditlibError(f"{lacking}; give --data NAME or PATH")
+    return data.cases(name)
+
+
 def _load(model: str, *, dtype: str, device: str, revision: str | None) -> Any:
     """The model, quietly."""
     from editlib.model import load
@@ -252,14 +262,10 @@ def layers(
     """
     from random import Random
 
-    from editlib import data
     from editlib.causal import causal_trace
 
     _check_figure(out)
-    name = cases or ("testbed" if model.startswith("testbed/") else None)
-    if name is None:
-        raise EditlibError(f"no facts to trace {model} on; give --data NAME or PATH")
-    pool = [case.request for case in data.cases(name)]
+    pool = [case.request for case in _cases(cases, model, lacking=f"no facts to trace {model} on")]
     Random(seed).shuffle(pool)
     lm = _load(model, dtype=dtype, device=device, revision=revision)
     found = causal_trace(lm, pool, n=n, window=window, seed=seed, progress=sys.stderr.isatty())
@@ -367,10 +373,7 @@ def sweep(
         raise EditlibError("--sequential keeps no scores and no sentences; leave --no-scores and --per-sentence out")
     _check_new(None if out.exists() else out)
     check_folder(out, resume=resume)
-    name = cases or ("testbed" if model.startswith("testbed/") else None)
-    if name is None:
-        raise EditlibError(f"no cases to edit {model} with; give --data NAME or PATH")
-    pool, measured = data.cases(name), _texts(texts, model)
+    pool, measured = _cases(cases, model, lacking=f"no cases to edit {model} with"), _texts(texts, model)
     if measured is None:
         raise EditlibError(f"no texts to measure the perplexity of {model} on; give --texts NAME or FILE")
     chosen = pool if n is None else data.draw(pool, n, seed=seed)
