@@ -19,26 +19,22 @@ from typing import Any, TypeVar
 
 import psutil
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, kl_div
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, LlamaConfig, PreTrainedConfig
-from transformers.pytorch_utils import Conv1D
 
-from editlib import data
+from editlib import data, plainpath
 from editlib.edit import Edit, EditRequest
 from editlib.errors import EditlibError
+from editlib.floor import Shape, Span, beginnings, floor, spans
 from editlib.machine import hardware
 from editlib.methods import hparams_for, solve
 from editlib.methods.rome import RomeParams
-from editlib.model import DTYPES, LanguageModel, load, require_device, widened
-from editlib.perplexity import Perplexity, encode_texts, pad
+from editlib.model import DTYPES, LanguageModel, load, require_device
+from editlib.perplexity import Perplexity, encode_texts
 from editlib.prefixes import Flavour, prefix_contexts
-from editlib.spans import Encoded, encode
 from editlib.text import short, table
-from editlib.trace import trace
-from editlib.values import Keys, Target, ValueParams, encode_contexts
+from editlib.values import Keys, Target, ValueParams
 from editlib.workspace import Workspace
 
 TESTBED = "testbed/anchored"  # lends random models its tokenizer, prefix contexts, cases and prose
@@ -221,25 +217,20 @@ def engine(work: Work, meter: Meter) -> list[Outcome]:
 
 
 def plain(work: Work, meter: Meter) -> list[Outcome]:
-    """One request after the other as the released codes do it, but without what only slows them down.
-
-    Whole forward passes over padded rows, scores over the whole vocabulary at every position in each step, the
-    weight written and restored, texts padded to the longest. Left out: waiting for the device in each step, slow
-    tokenizers, reading keys twice.
-    """
+    """One request after the other, the weight written and restored."""
     return [_plain_edit(work, request, meter) for request in work.requests]
 
 
 def _plain_edit(work: Work, request: EditRequest, meter: Meter) -> Outcome:
     lm, params = work.lm, work.params
     with meter("keys"):
-        keys = plain_keys(lm, params.layer, request, work.contexts)
+        keys = plainpath.keys(lm, params.layer, request, work.contexts)
     with meter("values"):
-        target = plain_target(lm, work.name, request, work.contexts, params)
+        target = plainpath.target(lm, work.name, request, work.contexts, params)
     with meter("solve"):
         edit = solve(_Known(lm, keys, target), "rome", [request], params)
     with meter("perplexity"), edit.applied(lm):
-        found = plain_perplexity(lm, work.texts)
+        found = plainpath.perplexity(lm, work.texts)
     return Outcome(target, edit, found)
 
 
@@ -257,169 +248,9 @@ class _Known(Workspace):
         return self._target
 
 
-@torch.no_grad()
-def plain_keys(lm: LanguageModel, layer: int, request: EditRequest, contexts: Sequence[str]) -> Keys:
-    """Keys and values behind every context, read from whole forward passes."""
-    rows, name = encode_contexts(lm, request, contexts), lm.layout.name(layer)
-    ids, mask = pad([row.ids for row in rows], lm.device)
-    with trace(lm.model, name) as seen:
-        lm.model(input_ids=ids, attention_mask=lm.attended(mask), use_cache=False)
-    at = _last(rows, lm.device)
-    return Keys(widened(seen[name].input[at]), widened(seen[name].output[at]))
-
-
-def plain_target(
-    lm: LanguageModel, name: str, request: EditRequest, contexts: Sequence[str], params: ValueParams
-) -> Target:
-    """v* by whole forward passes and `log_softmax` at every position of every row in each step; takes every step."""
-    rows = encode_contexts(lm, request, contexts, target=request.target_new)
-    drift = encode(lm.tokenizer, "{} is a", request.subject)
-    ids, mask = pad([*(row.ids[:-1] for row in rows), drift.ids], lm.device)
-    wanted, share = _wanted(rows, ids)
-    at, end = _last([*rows, drift], lm.device), len(drift.ids) - 1
-    delta = widened(torch.zeros_like(lm.weight(0)[:, 0])).requires_grad_()
-    adam, losses = torch.optim.Adam([delta], lr=params.learning_rate), list[Tensor]()
-    v0 = reference = delta.detach()
-
-    def add(output: Tensor) -> Tensor:
-        return output.index_put(at, delta.to(output.dtype), accumulate=True)
-
-    for step in range(params.steps):
-        with trace(lm.model, replace={name: add}) as seen:
-            logits = lm.model(input_ids=ids, attention_mask=lm.attended(mask), use_cache=False).logits
-        scores = widened(logits).log_softmax(-1)
-        if not step:
-            v0, reference = widened(seen[name].output[0, at[1][0]]).detach(), scores[-1, end].detach()
-        nll = -(share.to(scores) * scores.gather(2, wanted[:, :, None])[:, :, 0]).sum()
-        kl = kl_div(reference, scores[-1, end], log_target=True, reduction="sum")
-        loss = nll + params.kl_weight * kl + params.weight_decay * delta.norm() / v0.norm() ** 2
-        losses.append(loss.detach())
-        if step == params.steps - 1:
-            break
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
-        with torch.no_grad():
-            delta.mul_((params.clamp * v0.norm() / delta.norm()).clamp(max=1))
-    return Target(v0, delta.detach(), tuple(torch.stack(losses).tolist()))
-
-
-def _last(rows: Sequence[Encoded], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Row and position of every subject's last token."""
-    return torch.arange(len(rows), device=device), torch.tensor([row.last for row in rows], device=device)
-
-
-def _wanted(rows: Sequence[Encoded], ids: Tensor) -> tuple[Tensor, Tensor]:
-    """The target token to predict at each position, and its weight in the loss.  # both the shape of `ids`"""
-    wanted, share = torch.zeros_like(ids), torch.zeros(ids.shape, device=ids.device, dtype=torch.float64)
-    for r, row in enumerate(rows):
-        length = len(row.ids) - row.target
-        wanted[r, row.target - 1 : len(row.ids) - 1] = torch.tensor(row.ids[row.target :], device=ids.device)
-        share[r, row.target - 1 : len(row.ids) - 1] = 1 / (length * len(rows))
-    return wanted, share
-
-
-@torch.no_grad()
-def plain_perplexity(lm: LanguageModel, texts: Sequence[str]) -> Perplexity:
-    """Perplexity with all texts padded to the longest, ten at a time, all their logits kept and scored."""
-    rows = encode_texts(lm, texts)
-    ids, mask = pad(rows, lm.device)
-    losses = []
-    for some, real in zip(ids.split(BATCH), mask.split(BATCH), strict=True):
-        logits = widened(lm.model(input_ids=some, attention_mask=lm.attended(real), use_cache=False).logits[:, :-1])
-        each = cross_entropy(logits.flatten(0, 1), some[:, 1:].flatten(), reduction="none").view(len(some), -1)
-        losses.append(each.where(real[:, 1:].bool(), 0).double().sum(1))
-    return Perplexity(torch.cat(losses).cpu().numpy(), mask[:, 1:].sum(1).cpu().numpy())
-
-
-# -- the floor ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A model as far as arithmetic goes; a multiplication and an addition are two operations."""
-
-    blocks: int
-    linear: int  # weights in the linear maps of a block
-    attention: int  # width of all heads of a block together
-    head: int  # weights of the head
-
-    @classmethod
-    def of(cls, lm: LanguageModel) -> "Shape":
-        """Read off a model."""
-        block: Any = lm.model.get_submodule(lm.layout.blocks)[0]
-        linear = sum(m.weight.numel() for m in block.modules() if isinstance(m, nn.Linear | Conv1D))
-        config = lm.model.config.get_text_config()
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        head: Any = lm.model.get_output_embeddings()
-        return cls(lm.layers, linear, width * config.num_attention_heads, head.weight.numel())
-
-    def block(self, first: int, end: int) -> int:
-        """One block on the tokens `first` to `end` - 1 of a text, each of which looks at itself and all before it."""
-        tokens = end - first
-        return 2 * self.linear * tokens + 4 * self.attention * tokens * (first + end + 1) // 2
-
-
-@dataclass(frozen=True)
-class Span:
-    """A text of a search: tokens known from its prefix, index of the subject's last, tokens run, positions scored."""
-
-    known: int
-    last: int
-    end: int
-    scored: int
-
-
-def spans(lm: LanguageModel, request: EditRequest, contexts: Sequence[str]) -> list[Span]:
-    """The texts of a request's search: behind every context, then "{subject} is a"."""
-    rows = encode_contexts(lm, request, contexts, target=request.target_new)
-    drift = encode(lm.tokenizer, "{} is a", request.subject)
-    known = [_common(row.ids[: row.last], ids) for row, ids in zip(rows, _beginnings(lm, contexts), strict=True)]
-    found = [Span(n, row.last, len(row.ids) - 1, len(row.ids) - row.target) for n, row in zip(known, rows, strict=True)]
-    return [*found, Span(0, drift.last, len(drift.ids), 1)]
-
-
-def _beginnings(lm: LanguageModel, contexts: Sequence[str]) -> list[list[int]]:
-    """Token ids of what stands before the `{}` of each context."""
-    return [lm.tokenizer(context[: context.index("{}")].rstrip())["input_ids"] for context in contexts]
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two texts begin with alike."""
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-
-
-def floor(
-    shape: Shape,
-    layer: int,
-    *,
-    searches: Sequence[Sequence[Span]],
-    contexts: Sequence[int],
-    texts: Sequence[int],
-    steps: int,
-) -> dict[str, float]:
-    """Operations per edit, by stage, of an exact method that runs whole blocks and shares what edits have in common.
-
-    Shared among edits: all blocks on the `contexts` (their lengths), blocks up to the edited one on the `texts`. A
-    search: all blocks on what stands between its prefix and the subject's last token, blocks up to the edited one from
-    there on; then `steps` forward and one fewer backward passes, which cost the same since no weight has a gradient,
-    of the blocks above from the subject's last token on, and of the head where it is read. Perplexity: the blocks above
-    and the head at every token but the last of each text. Norms, activations and the weight's change are not counted.
-    """
-    above, below = shape.blocks - layer - 1, layer + 1
-    shared = shape.blocks * sum(shape.block(0, n) for n in contexts) + below * sum(shape.block(0, n - 1) for n in texts)
-    values = 0
-    for span in (span for search in searches for span in search):
-        live = shape.block(span.last, span.end)
-        values += shape.blocks * shape.block(span.known, span.last) + below * live
-        values += (2 * steps - 1) * (above * live + 2 * shape.head * span.scored)
-    scored = sum(above * shape.block(0, n - 1) + 2 * shape.head * (n - 1) for n in texts)
-    return {"shared": shared / len(searches), "values": values / len(searches), "perplexity": scored}
-
-
 def floor_of(work: Work) -> dict[str, float]:
     """The floor of some work."""
-    contexts = [len(ids) for ids in _beginnings(work.lm, work.contexts)]
+    contexts = [len(ids) for ids in beginnings(work.lm, work.contexts)]
     return floor(
         Shape.of(work.lm), work.params.layer,
         searches=work.searches, contexts=contexts, texts=work.lengths, steps=work.params.steps,

@@ -42,6 +42,11 @@ class Site:
     below: int  # blocks skipped
     changed: str | None
 
+    @property
+    def above(self) -> int:
+        """The first block that is changed by its input alone."""
+        return self.below + (self.changed is not None)
+
     def enter(self, base: Tensor | None, change: Tensor) -> tuple[Start | None, Replace]:
         """How to start from kept outputs (rows, tokens, width) with a change of the first tokens (rows, n, width)."""
 
@@ -96,7 +101,7 @@ def run_prefixes(passes: Passes, contexts: Sequence[str]) -> Prefixes:
     ids = ((), *(tuple(passes.lm.tokenizer(text)["input_ids"]) for text in texts))
     tokens = Tokens.of(passes.lm, [row or (0,) for row in ids])
     real = torch.tensor([[bool(row)] for row in ids], device=passes.lm.device) & tokens.mask.bool()
-    new = passes.run(tokens).new
+    new = passes.run(tokens, above=0).new
     return Prefixes(tuple(contexts), ids, passes.nothing(len(ids)).with_new(Past(new.layers, real.long())))
 
 
@@ -190,7 +195,8 @@ class Live:
         """NLL of every search's target, and log-probabilities after "{subject} is a" of the searches with rows here."""
         start, changes = site.enter(self.base, delta[self.owner][:, None])
         at = torch.cat([self.scored[:, :2], self.drift])
-        run = passes.run(self.tokens, self.past, start=start, replace=changes, at=(at[:, 0], at[:, 1]))
+        read = at[:, 0], at[:, 1]
+        run = passes.run(self.tokens, self.past, start=start, replace=changes, at=read, above=site.above)
         logits = widened(run.logits)
         nll = cross_entropy(logits[: len(self.scored)], self.scored[:, 2], reduction="none") * self.weights.to(logits)
         owners = self.owner[self.scored[:, 0]]
@@ -231,30 +237,45 @@ def search(
 def _read(
     passes: Passes, site: Site, layer: int, name: str, batch: Sequence[Sequence[Row]], prefixes: Prefixes
 ) -> tuple[Live, Tensor, Tensor, Tensor]:
-    """One pass over what follows the prefixes: live rows; keys, values (both requests x contexts); v0 (requests)."""
+    """What follows the prefixes, run up to the site and, before the subject's last token, above it too.
+
+    Live rows; keys, values (both requests x contexts); v0 (requests).
+    """
     lm, rows = passes.lm, [row for request in batch for row in request]
     device, down, kept = lm.device, lm.layout.name(layer), kept_name(lm, site)
     tokens = Tokens.of(lm, [row.encoded.ids[row.skipped : row.end] for row in rows])
     past = prefixes.past.take(torch.tensor([row.prefix for row in rows], device=device))
-    run = passes.run(tokens, past, names=[down, name, *kept])
+    seen = passes.run(tokens, past, names=[down, name, *kept], stop=True).seen
+    base = seen[kept[0]].output if kept else None
     last = torch.tensor([row.encoded.last - row.skipped for row in rows], device=device)
     here = torch.arange(len(rows), device=device)
     columns = torch.arange(tokens.ids.shape[1], device=device)
-    earlier = past.with_new(Past(run.new.layers, (columns < last[:, None]).long()), first=site.below)
+    earlier = _earlier(passes, site, tokens, past, last, base)
     length = torch.tensor([row.live for row in rows], device=device)
     offsets = torch.arange(max(row.live for row in rows), device=device)
     index = here[:, None], (last[:, None] + offsets).clamp(max=len(columns) - 1)
     live = _live(
         rows, [len(request) for request in batch],
         Tokens(tokens.ids[index], (offsets < length[:, None]).long()),
-        earlier, run.seen[kept[0]].output[index] if kept else None,
+        earlier, None if base is None else base[index],
     )  # fmt: skip
     ends = torch.tensor([len(request) for request in batch], device=device).cumsum(0)
     stated = torch.ones(len(rows), dtype=torch.bool, device=device)
     stated[ends - 1] = False  # "{subject} is a" is no context
     firsts = torch.cat([ends[:1] * 0, ends[:-1]])
-    at_last = {module: (widened(s.input[here, last]), widened(s.output[here, last])) for module, s in run.seen.items()}
+    at_last = {module: (widened(s.input[here, last]), widened(s.output[here, last])) for module, s in seen.items()}
     return live, at_last[down][0][stated], at_last[down][1][stated], at_last[name][1][firsts]
+
+
+def _earlier(passes: Passes, site: Site, tokens: Tokens, past: Past, last: Tensor, base: Tensor | None) -> Past:
+    """The past with the tokens before `last` in the blocks that a pass from the site runs."""
+    width = int(last.max())
+    if not width:
+        return past
+    before = (torch.arange(width, device=last.device) < last[:, None]).long()
+    start = None if base is None or site.below == passes.lm.layers else Start(site.below, base[:, :width])
+    new = passes.run(Tokens(tokens.ids[:, :width], before), past, start=start, above=site.above).new
+    return past.with_new(new, first=site.below)
 
 
 def _live(rows: Sequence[Row], sizes: Sequence[int], tokens: Tokens, past: Past, base: Tensor | None) -> Live:
@@ -408,8 +429,8 @@ def _scored(passes: Passes, site: Site, bucket: Bucket, moved: Tensor) -> NDArra
     n = len(moved) // texts
     tokens = bucket.tokens.take(torch.arange(texts, device=moved.device).repeat(n))
     start, replaced = site.enter(None if bucket.base is None else bucket.base.repeat(n, 1, 1), moved)
-    row, column = tokens.mask.nonzero(as_tuple=True)
-    logits = widened(passes.run(tokens, start=start, replace=replaced, at=(row, column)).logits)
+    row, column = tokens.real
+    logits = widened(passes.run(tokens, start=start, replace=replaced, at=tokens.real, above=site.above).logits)
     losses = cross_entropy(logits, bucket.targets[row % texts, column], reduction="none").double()
     summed = torch.zeros(n * texts, dtype=torch.float64, device=row.device).index_add(0, row, losses)
     return summed.view(n, texts).cpu().numpy()

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -93,6 +93,12 @@ class Tokens:
         """Some rows."""
         return Tokens(self.ids[rows], self.mask[rows])
 
+    @cached_property
+    def real(self) -> At:
+        """Where they are real."""
+        row, column = self.mask.nonzero(as_tuple=True)
+        return row, column
+
 
 @dataclass(frozen=True)
 class Passes:
@@ -130,19 +136,24 @@ class Passes:
         names: Sequence[str] = (),
         replace: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
         stop: bool = False,
+        above: int | None = None,
     ) -> Pass:
         """Run tokens behind their past; logits (pairs, vocabulary) are read at the pairs `at` only.
 
-        With `stop` the pass ends once the modules `names` have run, without logits.
+        With `stop` the pass ends once the modules `names` have run, without logits. From block `above` on MLPs are run
+        on real tokens alone, and in the last block only where logits are read; no module in there can be named.
         """
         past = past or self.nothing(len(tokens.ids))
         kept = [_Kept(k, v) for k, v in past.layers]
         behind = (tokens.mask.cumsum(1) - 1).clamp(min=0)  # padding repeats the last position
         none, logits = behind[:0, 0], torch.empty(0)
+        read = at or (none, none)
         with ExitStack() as stack:
             stack.enter_context(self._started(start))
             stack.enter_context(_fused(self.activations))
-            stack.enter_context(_headed(self.lm, at or (none, none)))
+            stack.enter_context(_headed(self.lm, read))
+            for layer in range(self.lm.layers if above is None else above, self.lm.layers):
+                self._thin(stack, layer, tokens, read if layer == self.lm.layers - 1 else tokens.real)
             seen = stack.enter_context(trace(self.lm.model, *names, replace=replace, stop=stop))
             logits = self.lm.model(
                 input_ids=tokens.ids,
@@ -169,6 +180,12 @@ class Passes:
             for block in blocks:
                 del block.forward
 
+    def _thin(self, stack: ExitStack, layer: int, tokens: Tokens, needed: At) -> None:
+        """Run a layer's MLP only where it is needed; blocks that have no module of that kind stay as they are."""
+        name = self.lm.layout.name(layer).rpartition(".")[0]
+        if name != f"{self.lm.layout.blocks}.{layer}" and len(needed[0]) < tokens.ids.numel():
+            stack.enter_context(_only(self.lm.model.get_submodule(name), needed))
+
     def _pass_on(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
         return self._returned(hidden_states)
 
@@ -185,6 +202,23 @@ def _headed(lm: LanguageModel, at: At) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def _only(module: nn.Module, at: At) -> Iterator[None]:
+    """Run a module, which treats every token by itself, at pairs of row and column alone; it gives 0 elsewhere."""
+    inner = module.forward
+
+    def forward(*inputs: Tensor) -> Tensor:
+        rows, tokens, _ = inputs[0].shape
+        found: Tensor = inner(*(value[at][None] for value in inputs))[0]
+        return found.new_zeros(rows, tokens, found.shape[-1]).index_put(at, found)
+
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
 
 
 @contextmanager

@@ -11,10 +11,11 @@ import torch
 from families import CONTEXTS, random_model
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from editlib import bench
-from editlib.bench import Shape, Span, Work
+from editlib import bench, plainpath
+from editlib.bench import Work
 from editlib.edit import Edit, EditRequest
 from editlib.errors import EditlibError
+from editlib.floor import Shape, Span, floor, spans
 from editlib.methods import hparams_for
 from editlib.methods.rome import RomeParams
 from editlib.model import LanguageModel
@@ -147,7 +148,7 @@ def test_work_a_model_cannot_take_is_refused() -> None:
 def test_the_plain_path_is_the_packages_own(double: Work) -> None:
     lm, name = double.lm, double.name
     for request, found in zip(REQUESTS, bench.plain(double, meter()), strict=True):
-        keys = bench.plain_keys(lm, 1, request, CONTEXTS)
+        keys = plainpath.keys(lm, 1, request, CONTEXTS)
         assert near(keys.inputs, read_keys(lm, 1, request, CONTEXTS).inputs, 1e-12)
         target = optimise_value(lm, name, request, CONTEXTS, PARAMS)
         assert near(found.target.value, target.value, 1e-8)
@@ -187,7 +188,7 @@ def test_padding_does_not_spoil_the_perplexity_of_an_edit_that_overflows(work: W
     factors = torch.full((out, 1), 1e30), torch.ones(into, 1)
     edit = Edit("too large", (REQUESTS[0],), {f"{work.name}.weight": factors}, {}, lm.fingerprint)
     with edit.applied(lm):
-        found, expected = bench.plain_perplexity(lm, TEXTS), perplexity(lm, TEXTS)
+        found, expected = plainpath.perplexity(lm, TEXTS), perplexity(lm, TEXTS)
     assert found.per_sentence == pytest.approx(expected.per_sentence, rel=1e-2, nan_ok=True)
 
 
@@ -195,18 +196,22 @@ def test_padding_does_not_spoil_the_perplexity_of_an_edit_that_overflows(work: W
 
 
 def test_a_block_is_counted_by_hand() -> None:
-    shape = Shape(blocks=3, linear=100, attention=10, head=1000)
-    assert shape.block(0, 1) == 2 * 100 + 4 * 10
-    assert shape.block(2, 4) == 2 * (2 * 100) + 4 * 10 * (3 + 4)  # the third token sees 3, the fourth 4
+    shape = Shape(blocks=3, linear=100, mlp=60, attention=10, head=1000)
+    assert shape.run(1, 0, 1) == 2 * 100 + 4 * 10
+    assert shape.run(1, 2, 4) == 2 * (2 * 100) + 4 * 10 * (3 + 4)  # the third token sees 3, the fourth 4
+    assert shape.run(2, 2, 4) == 2 * shape.run(1, 2, 4)
+    assert shape.run(2, 2, 4, scored=1) == 2 * shape.run(1, 2, 4) - 2 * 60  # the MLP of the last one is spared once
+    assert shape.run(0, 2, 4, scored=1) == 0
 
 
 def test_the_floor_is_counted_by_hand() -> None:
-    shape = Shape(blocks=3, linear=100, attention=0, head=1000)
+    shape = Shape(blocks=3, linear=100, mlp=60, attention=0, head=1000)
     searches = [[Span(known=2, last=5, end=7, scored=1)], [Span(known=0, last=0, end=1, scored=1)]]
-    found = bench.floor(shape, 1, searches=searches, contexts=[4], texts=[3, 2], steps=2)
-    shared = 200 * (3 * 4 + 2 * (2 + 1))  # three blocks on the context; two on all but the last token of the texts
-    first = 200 * (3 * 3 + 2 * 2) + 200 * (2 * 1)  # three tokens before the subject's last, then two; only one
-    passes = 3 * (200 * 2 + 2000) + 3 * (200 * 1 + 2000)  # two forward, one backward; one block above, one head
+    found = floor(shape, 1, searches=searches, contexts=[4], texts=[3, 2], steps=2)
+    context = 200 * 3 * 4 - 120 * 4  # three blocks on four tokens; the last MLP serves nothing
+    shared = context + 200 * 2 * (2 + 1)  # two blocks on all but the last token of the texts
+    first = 200 * 3 * 3 - 120 * 3 + 200 * 2 * (2 + 1)  # three tokens before the subject's last; then two, and one
+    passes = 3 * (200 * 2 - 120 + 2000) + 3 * (200 + 2000)  # two forward, one backward; one block above, one head
     assert found == {
         "shared": shared / 2,
         "values": (first + passes) / 2,
@@ -219,7 +224,7 @@ def test_a_search_is_known_up_to_the_end_of_its_prefix(double: Work) -> None:
     beginning = len(lm.tokenizer("Because the long winter.")["input_ids"])
     prompt, subject, target = (len(lm.tokenizer(text)["input_ids"]) for text in (" The town of", " Brast Nolva", " is"))
     request = EditRequest(prompt="The town of {}", subject="Brast Nolva", target_new="is")
-    rows = bench.spans(lm, request, ["{}", "Because the long winter. {}"])
+    rows = spans(lm, request, ["{}", "Because the long winter. {}"])
     assert rows[1] == Span(beginning, beginning + prompt + subject - 1, beginning + prompt + subject, target)
     assert rows[0].known == rows[2].known == 0 and rows[2].scored == 1 and rows[2].end > rows[2].last
 
