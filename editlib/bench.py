@@ -205,7 +205,7 @@ def engine(work: Work, meter: Meter) -> list[Outcome]:
     space, params = Workspace(work.lm), work.params
     with meter("shared"):
         space.rows(work.requests[0], params.contexts)  # runs the prefix contexts
-        space._texts(space._site(params.layer, block=False), work.texts, params.layer)
+        space.prepare_texts(params.layer, work.texts)
     with meter("values"):
         space.prepare(params.layer, work.name, work.requests, params)
     with meter("solve"):

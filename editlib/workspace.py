@@ -41,7 +41,7 @@ class Workspace:
 
     def contexts(self, flavour: Flavour) -> list[str]:
         """The prefix contexts, the empty one first."""
-        return _once(self._kept, ("contexts", flavour), lambda: prefix_contexts(self.lm, flavour=flavour))
+        return self.once(("contexts", flavour), lambda: prefix_contexts(self.lm, flavour=flavour))
 
     def keys(self, layer: int, request: EditRequest, flavour: Flavour) -> Keys:
         """Keys and values of a request at a layer behind every prefix context."""
@@ -84,7 +84,7 @@ class Workspace:
             mine = [i for i, edit in enumerate(edits) if set(edit.factors) == {name}]
             if mine:
                 changes = [edits[i].factors[name] for i in mine]
-                corpus = self._texts(self._site(layer, block=False), tuple(texts), layer)
+                corpus = self.prepare_texts(layer, texts)
                 measured |= zip(mine, engine.perplexities(self.passes, corpus, changes), strict=True)
         rest = {i: self._applied_perplexity(edits[i], texts) for i in range(len(edits)) if i not in measured}
         return [(measured | rest)[i] for i in range(len(edits))]
@@ -100,7 +100,7 @@ class Workspace:
     def weight_norm(self, name: str) -> float:
         """Frobenius norm of a weight."""
         weight = self.lm.model.get_parameter(name)
-        return _once(self._kept, ("norm", name), lambda: float(widened(weight).double().norm()))
+        return self.once(("norm", name), lambda: float(widened(weight).double().norm()))
 
     def load_moments(self, layers: Sequence[int]) -> None:
         """Get the second moments of several layers, in one pass over the corpus where they are not known."""
@@ -109,22 +109,27 @@ class Workspace:
             stats = self._stats or second_moments_of(self.lm, missing, corpus=self._corpus)
             self._factors |= {layer: _factor(stats.require(self.lm, layer).to(self.lm.device)) for layer in missing}
 
+    def once(self, key: Hashable, work: Callable[[], T]) -> T:
+        """What is known of the model under a key, worked out the first time."""
+        return _once(self._kept, key, work)
+
+    def prepare_texts(self, layer: int, texts: Sequence[str]) -> engine.Corpus:
+        """Run texts up to where changes of a layer's down-projection enter."""
+        site, found = self._site(layer, block=False), tuple(texts)
+        return self.once(("texts", site, found, layer), lambda: engine.run_texts(self.passes, site, found, layer=layer))
+
     def forget_requests(self) -> None:
         """Drop keys and v*, which are of use for their requests only; what concerns the model stays."""
         self._found.clear()
 
     def _prefixes(self, flavour: Flavour) -> engine.Prefixes:
         contexts = self.contexts(flavour)
-        return _once(self._kept, ("prefixes", flavour), lambda: engine.run_prefixes(self.passes, contexts))
+        return self.once(("prefixes", flavour), lambda: engine.run_prefixes(self.passes, contexts))
 
     def _site(self, layer: int, *, block: bool) -> engine.Site:
         if block:
             return engine.Site(layer + 1, None)
-        return _once(self._kept, ("site", layer), lambda: engine.site_of(self.passes, layer))
-
-    def _texts(self, site: engine.Site, texts: tuple[str, ...], layer: int | None) -> engine.Corpus:
-        make = lambda: engine.run_texts(self.passes, site, texts, layer=layer)  # noqa: E731
-        return _once(self._kept, ("texts", site, texts, layer), make)
+        return self.once(("site", layer), lambda: engine.site_of(self.passes, layer))
 
     def _applied_perplexity(self, edit: Edit, texts: Sequence[str]) -> Perplexity:
         """With the weights written, but only from the lowest changed block on."""
@@ -133,7 +138,8 @@ class Workspace:
         if len(inside) < len(edit.factors):
             with edit.applied(self.lm):
                 return perplexity(self.lm, texts)
-        corpus = self._texts(engine.Site(min(inside), None), tuple(texts), None)
+        site, found = engine.Site(min(inside), None), tuple(texts)
+        corpus = self.once(("texts", site, found), lambda: engine.run_texts(self.passes, site, found))
         with edit.applied(self.lm):
             return engine.perplexity_above(self.passes, corpus)
 

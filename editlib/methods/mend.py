@@ -42,19 +42,23 @@ def mend(space: "Workspace", requests: Sequence[EditRequest], params: MendParams
     Raises `EditlibError` if the editor is missing, damaged or another model's, or a request cannot be encoded.
     """
     lm, path = space.lm, editor_file(space.lm, params)
-    editor, _ = load_editor(path, lm)
+    editor, digest = space.once(("editor", path), lambda: _load(path, lm))
     rows = [encode(lm.tokenizer, r.prompt, r.subject, target=r.target_new) for r in requests]
     parts = [_changes(lm, editor, rows[i : i + BATCH]) for i in range(0, len(rows), BATCH)]
     factors = {
         f"{name}.weight": (params.scale * _columns(parts, name, 0), _columns(parts, name, 1)) for name in editor.names
     }
     loss = torch.cat([losses for _, losses in parts]).mean().item()
-    return factors, {"steps": 1, "losses": [loss], "editor_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return factors, {"steps": 1, "losses": [loss], "editor_sha256": digest}
 
 
 def editor_file(lm: LanguageModel, params: MendParams) -> Path:
     """The file that hyper-parameters stand for."""
     return Path(params.editor) if params.editor else (lm.folder or Path()) / SHIPPED
+
+
+def _load(path: Path, lm: LanguageModel) -> tuple[Editor, str]:
+    return load_editor(path, lm)[0], hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _changes(lm: LanguageModel, editor: Editor, rows: Sequence[Encoded]) -> tuple[Factors, Tensor]:
