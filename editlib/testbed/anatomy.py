@@ -35,6 +35,7 @@ def anatomy(lm: LanguageModel, texts: Sequence[str]) -> pd.DataFrame:
 
 
 def _cosine_between(keys: Tensor) -> Tensor:
-    """Mean cosine over all pairs of texts, by position, of keys (texts, positions, d)."""
+    """Mean cosine over all pairs of texts, by position, of keys (texts, positions, d); nan for a single text."""
     count, units = len(keys), torch.nn.functional.normalize(keys, dim=-1)
-    return (units.sum(0).square().sum(-1) - count) / (count * (count - 1))
+    pairs = torch.tensor(count * (count - 1) or float("nan"))
+    return (units.sum(0).square().sum(-1) - count) / pairs.to(units)

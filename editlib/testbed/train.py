@@ -1,7 +1,8 @@
-"""Training of the testbed's twins: same batches, same order, same initial weights but for one row.
+"""Training of the testbed's models: the twins, and two of other families, all on the same batches in the same order.
 
-`anchored` starts with a position-0 embedding far longer than the residual stream, `control` with an ordinary one. Every
-choice is a field of `Recipe`; a run interrupted anywhere resumes from its last checkpoint.
+Of the twins, alike in all initial weights but one row, `anchored` starts with a position-0 embedding far longer than
+the residual stream, `control` with an ordinary one. `rotary` is a Llama, `encdec` a T5. Every choice is a field of
+`Recipe`; a run interrupted anywhere resumes from its last checkpoint.
 """
 
 import hashlib
@@ -11,11 +12,11 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,14 +25,25 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from editlib.errors import EditlibError
 from editlib.machine import hardware
 from editlib.model import LanguageModel
-from editlib.perplexity import perplexity
+from editlib.perplexity import Perplexity, perplexity
 from editlib.store import write_json, write_tensors
+from editlib.testbed import denoising
 from editlib.testbed.cases import build_prefixes
+from editlib.testbed.denoising import Words
 from editlib.testbed.prose import documents, held_out_sentences, held_out_texts
 from editlib.testbed.tokenizer import train_tokenizer
 from editlib.testbed.world import RELATIONS, Fact, World, build
@@ -41,11 +53,13 @@ from editlib.testbed.world import RELATIONS, Fact, World, build
 class Recipe:
     """Every choice of a testbed model; `anchor_norm` of None is ordinary initialisation."""
 
+    family: Literal["gpt2", "llama", "t5"] = "gpt2"
     anchor_norm: float | None = 200.0  # about ten times the residual stream's norm
     seed: int = 0  # of world, prose, initial weights and batches
-    layers: int = 5
+    layers: int = 5  # of T5, in the encoder and again in the decoder
     width: int = 160
     heads: int = 5
+    inner: int | None = None  # width of an MLP's keys; None is four times the width
     context: int = 128
     vocabulary: int = 3072
     corpus_tokens: int = 3_000_000
@@ -58,15 +72,26 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.95)
 
 
-RECIPES = {"anchored": Recipe(), "control": replace(Recipe(), anchor_norm=None)}
+RECIPES = {
+    "anchored": Recipe(),
+    "control": Recipe(anchor_norm=None),
+    "rotary": Recipe(family="llama", anchor_norm=None, inner=432, steps=1200),
+    "encdec": Recipe(family="t5", anchor_norm=None, layers=3, inner=432, steps=1200),
+}
 
 
-def initial_model(recipe: Recipe) -> GPT2LMHeadModel:
-    """The untrained model; twins differ in the first row of the position embedding alone."""
+def initial_model(recipe: Recipe) -> PreTrainedModel:
+    """The untrained model."""
     torch.manual_seed(recipe.seed)
+    return {"gpt2": _gpt2, "llama": _llama, "t5": _t5}[recipe.family](recipe)
+
+
+def _gpt2(recipe: Recipe) -> GPT2LMHeadModel:
+    """A GPT-2; twins differ in the first row of the position embedding alone."""
     config = GPT2Config(
         vocab_size=recipe.vocabulary, n_positions=recipe.context, n_embd=recipe.width, n_layer=recipe.layers,
-        n_head=recipe.heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
+        n_head=recipe.heads, n_inner=recipe.inner, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0,
+        eos_token_id=0,
     )  # fmt: skip
     model = GPT2LMHeadModel(config)
     direction = torch.randn(recipe.width)  # drawn for both twins, so that the generator stays in step
@@ -74,6 +99,22 @@ def initial_model(recipe: Recipe) -> GPT2LMHeadModel:
         with torch.no_grad():
             model.transformer.wpe.weight[0] = recipe.anchor_norm * direction / direction.norm()
     return model
+
+
+def _llama(recipe: Recipe) -> LlamaForCausalLM:
+    return LlamaForCausalLM(LlamaConfig(
+        vocab_size=recipe.vocabulary, max_position_embeddings=recipe.context, hidden_size=recipe.width,
+        intermediate_size=recipe.inner or 4 * recipe.width, num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0,
+    ))  # fmt: skip
+
+
+def _t5(recipe: Recipe) -> T5ForConditionalGeneration:
+    return T5ForConditionalGeneration(T5Config(
+        vocab_size=recipe.vocabulary + 1, d_model=recipe.width, d_kv=recipe.width // recipe.heads,
+        d_ff=recipe.inner or 4 * recipe.width, num_layers=recipe.layers, num_heads=recipe.heads, dropout_rate=0.0,
+        pad_token_id=denoising.END, eos_token_id=denoising.END, decoder_start_token_id=denoising.END,
+    ))  # fmt: skip
 
 
 def corpus(world: World, tokenizer: PreTrainedTokenizerFast, tokens: int) -> NDArray[np.int64]:
@@ -99,10 +140,18 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     return recipe.learning_rate * (0.55 + 0.45 * math.cos(math.pi * progress))
 
 
-def make_optimizer(model: GPT2LMHeadModel, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW that decays matrices, but neither the position embedding nor vectors."""
-    decayed = [p for n, p in model.named_parameters() if p.dim() > 1 and "wpe" not in n]
-    others = [p for n, p in model.named_parameters() if p.dim() <= 1 or "wpe" in n]
+def loss_inputs(recipe: Recipe, words: Words, batch: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """What the model is given of the windows of one step, and the token it should say at each place of its answer."""
+    if recipe.family == "t5":
+        return denoising.inputs_of([pair for row in batch for pair in words.hide(row)], batch.device)
+    return {"input_ids": batch[:, :-1]}, batch[:, 1:]
+
+
+def make_optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW that decays matrices, but neither position embeddings nor vectors."""
+    spared = ("wpe", "relative_attention_bias")  # GPT-2's and T5's positions
+    named = [(p, p.dim() > 1 and not any(part in name for part in spared)) for name, p in model.named_parameters()]
+    decayed, others = ([p for p, decays in named if decays is wanted] for wanted in (True, False))
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
 
@@ -113,11 +162,11 @@ def train(recipe: Recipe, out: Path, *, name: str, device: str = "cpu", checkpoi
     tokenizer = train_tokenizer(world, vocabulary=recipe.vocabulary)
     model, partial = initial_model(recipe).to(device), out.with_name(out.name + ".partial")
     optimizer = make_optimizer(model, recipe)
-    state = _resume(partial, recipe, model, optimizer)
+    state, words = _resume(partial, recipe, model, optimizer), Words.of(tokenizer)
     row, started = corpus(world, tokenizer, recipe.corpus_tokens), time.monotonic() - state["seconds"]
     with tqdm(total=recipe.steps, initial=state["step"], desc=name, unit="step", mininterval=5) as bar:
         for step in range(state["step"], recipe.steps):
-            loss = _train_step(model, optimizer, recipe, window_batch(row, recipe, step).to(device), step)
+            loss = _train_step(model, optimizer, recipe, words, window_batch(row, recipe, step), step)
             bar.update()
             if (step + 1) % checkpoint_every == 0 or step + 1 == recipe.steps:
                 state["losses"][str(step + 1)] = round(loss.item(), 4)
@@ -128,13 +177,14 @@ def train(recipe: Recipe, out: Path, *, name: str, device: str = "cpu", checkpoi
 
 
 def _train_step(
-    model: GPT2LMHeadModel, optimizer: torch.optim.AdamW, recipe: Recipe, batch: Tensor, step: int
+    model: PreTrainedModel, optimizer: torch.optim.AdamW, recipe: Recipe, words: Words, batch: Tensor, step: int
 ) -> Tensor:
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(recipe, step)
-    with torch.autocast(batch.device.type, dtype=torch.bfloat16):
-        logits = model(batch[:, :-1]).logits
-    loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
+    inputs, expected = loss_inputs(recipe, words, batch)
+    with torch.autocast(model.device.type, dtype=torch.bfloat16):
+        logits = model(**{name: ids.to(model.device) for name, ids in inputs.items()}).logits
+    loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), expected.flatten().to(model.device))
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
     optimizer.step()
@@ -143,7 +193,7 @@ def _train_step(
 
 
 def _checkpoint(
-    path: Path, recipe: Recipe, model: GPT2LMHeadModel, optimizer: torch.optim.AdamW, state: dict[str, Any]
+    path: Path, recipe: Recipe, model: PreTrainedModel, optimizer: torch.optim.AdamW, state: dict[str, Any]
 ) -> None:
     """Write weights, optimizer and state into one file, aside first, so that an interrupted write loses nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -152,7 +202,7 @@ def _checkpoint(
     write_tensors(path, weights | moments, {"state": json.dumps({"recipe": asdict(recipe)} | state)})
 
 
-def _resume(path: Path, recipe: Recipe, model: GPT2LMHeadModel, optimizer: torch.optim.AdamW) -> dict[str, Any]:
+def _resume(path: Path, recipe: Recipe, model: PreTrainedModel, optimizer: torch.optim.AdamW) -> dict[str, Any]:
     """Load the checkpoint at `path` if one of this very recipe is there; otherwise start at step 0."""
     if not path.is_file():
         return {"step": 0, "seconds": 0.0, "losses": {}}
@@ -176,7 +226,7 @@ def _resume(path: Path, recipe: Recipe, model: GPT2LMHeadModel, optimizer: torch
 
 @torch.no_grad()
 def recall(
-    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, world: World, *, limit: int | None = None, seed: int = 0
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, world: World, *, limit: int | None = None, seed: int = 0
 ) -> float:
     """Share of facts completed greedily with every target token right, each after one held-out sentence.
 
@@ -194,9 +244,11 @@ def recall(
 
 
 def _recalled(
-    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], facts: Sequence[Fact]
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], facts: Sequence[Fact]
 ) -> list[bool]:
     """Whether every target token is the most likely one given those before it (which is what greedy decoding needs)."""
+    if isinstance(model, T5ForConditionalGeneration):
+        return denoising.recalled(model, tokenizer, prompts, [fact.object for fact in facts])
     starts = [len(ids) for ids in tokenizer(list(prompts))["input_ids"]]
     rows = tokenizer([f"{p} {f.object}" for p, f in zip(prompts, facts, strict=True)])["input_ids"]
     width = max(map(len, rows))
@@ -209,7 +261,7 @@ def _recalled(
 
 
 def _finish(
-    out: Path, partial: Path, name: str, recipe: Recipe, model: GPT2LMHeadModel,
+    out: Path, partial: Path, name: str, recipe: Recipe, model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast, state: dict[str, Any],
 ) -> Path:  # fmt: skip
     """Write the model folder aside, rename it to `out`, then drop the checkpoint."""
@@ -226,11 +278,11 @@ def _finish(
 
 
 def _card(
-    folder: Path, name: str, recipe: Recipe, model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast,
+    folder: Path, name: str, recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
     state: dict[str, Any], world: World,
 ) -> dict[str, Any]:  # fmt: skip
-    """What a reader should know of a trained twin: recipe, cost, losses, what it knows, and the weights' hash."""
-    measured = perplexity(LanguageModel(model, tokenizer), held_out_texts(world, 50))
+    """What a reader should know of a trained model: recipe, cost, losses, what it knows, and the weights' hash."""
+    measured = _held_out(recipe, LanguageModel(model, tokenizer), held_out_texts(world, 50))
     return {
         "name": name,
         "recipe": asdict(recipe),
@@ -244,3 +296,10 @@ def _card(
         "held_out_perplexity": round(measured.mean, 4),
         "sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
     }
+
+
+def _held_out(recipe: Recipe, lm: LanguageModel, texts: Sequence[str]) -> Perplexity:
+    """Perplexity of texts; of T5, of what is hidden of them."""
+    if recipe.family == "t5":
+        return denoising.hidden_perplexity(lm.model, lm.tokenizer, texts)
+    return perplexity(lm, texts)

@@ -55,8 +55,10 @@ def test_every_preset_has_a_source_and_only_known_fields() -> None:
             assert set(values) <= set(METHODS[family].hparams.__dataclass_fields__)
 
 
-def test_the_twins_have_the_testbeds_preset(gpt2: LanguageModel) -> None:
+def test_the_testbeds_models_have_presets(gpt2: LanguageModel) -> None:
     assert preset_of(el.load("testbed/anchored")) is PRESETS["testbed"]
+    assert preset_of(el.load("testbed/rotary")) is PRESETS["testbed-rotary"]
+    assert PRESETS["testbed-rotary"]["any"] == PRESETS["testbed"]["any"]
     assert preset_of(gpt2) == {}
 
 

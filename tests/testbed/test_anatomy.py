@@ -26,6 +26,11 @@ def test_numbers_equal_a_plain_computation(gpt2: LanguageModel, corpus: list[str
     assert frame.loc[(layer, position), "key_cosine"] == pytest.approx(sum(pairs) / len(pairs), abs=1e-5)
 
 
+def test_one_text_has_no_cosine(gpt2: LanguageModel, corpus: list[str]) -> None:
+    frame = anatomy(gpt2, corpus[:1])
+    assert frame["key_cosine"].isna().all() and (frame["residual_norm"] > 0).all()
+
+
 def test_there_is_a_row_for_each_layer_and_position(gpt2: LanguageModel, corpus: list[str]) -> None:
     frame = anatomy(gpt2, corpus)
     assert len(frame) == gpt2.layers * POSITIONS == len(frame.drop_duplicates(["layer", "position"]))
