@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -400,6 +401,82 @@ def sweep(
     typer.echo(f"{table([head, *(list(row.values()) for row in rows)])}\n\ntable: {out}")
 
 
+# -- hardedit ------------------------------------------------------------------------------------------
+
+
+@app.command()
+def hardedit(
+    model: Annotated[str, typer.Option(help="testbed/anchored, testbed/control, a folder, or a hub id.")],
+    out: Annotated[Path, typer.Option(help="New folder for the set, or with --resume the one to go on with.")],
+    author: Annotated[
+        str, typer.Option(help="world: the testbed's, offline. openai: a model behind an OpenAI-compatible endpoint.")
+    ] = "world",
+    n: Annotated[int, typer.Option("-n", "--n", min=1, help="Cases that should collapse the model.")] = 100,
+    calls: Annotated[
+        int | None, typer.Option(min=1, help="Calls at most, of ten records each.  [default: half as many as cases]")
+    ] = None,
+    author_model: Annotated[str | None, typer.Option(help="With openai: the model that writes.")] = None,
+    base_url: Annotated[str | None, typer.Option(help="With openai: the endpoint.  [default: OpenAI's]")] = None,
+    price_in: Annotated[float | None, typer.Option(min=0, help="Price of a million tokens sent.")] = None,
+    price_out: Annotated[float | None, typer.Option(min=0, help="Price of a million tokens received.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before calls that may cost money.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the same set was interrupted.")] = False,
+    texts: Annotated[
+        str | None,
+        typer.Option(help="Texts to measure perplexity on.  [default: testbed-ppl-50 for testbed models]"),
+    ] = None,
+    corpus: Annotated[Path | None, typer.Option(help="Texts (JSON list) for the second moments.")] = None,
+    collapse_ratio: Annotated[float, typer.Option(help="Collapsed from this many times unedited on.")] = 5.0,
+    seed: Annotated[int, typer.Option(help="With world: seed of its records.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    device: Device = "cpu",
+    revision: Annotated[str | None, typer.Option(help="Commit of a hub model, 40 digits.")] = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Build a set of cases that collapse a model with one ROME edit each, as HardEdit was built.
+
+    An author writes records, ten a call; those that do not collapse the model are set aside with the reason. The key
+    of an endpoint is read from OPENAI_API_KEY. Every reply is kept at once: after an interruption the same command
+    with --resume goes on, and asks for nothing twice.
+
+    Example: editlib hardedit --model testbed/anchored --author world -n 20 --out hard
+    """
+    from editlib import data
+    from editlib import hardedit as making
+
+    if author not in ("world", "openai"):
+        raise EditlibError(f"author {author!r} is unknown; use world or openai")
+    making.check_folder(out, resume=resume)
+    measured = _texts(texts, model)
+    if measured is None:
+        raise EditlibError(f"no texts to measure the perplexity of {model} on; give --texts NAME or FILE")
+    writer: making.Author = making.WorldAuthor(seed)
+    most = calls or making.most_calls(n)
+    if author == "openai":
+        if author_model is None:
+            raise EditlibError("no model to write records; give --author-model NAME")
+        writer = making.OpenAIAuthor(author_model, base_url)
+        writer.client  # noqa: B018  raises without a key
+        typer.echo(f"cost: {making.estimate(most, price_in=price_in, price_out=price_out)}", err=True)
+        if not yes:
+            typer.confirm("go on?", abort=True, err=True)
+    lm = _load(model, dtype=dtype, device=device, revision=revision)
+    try:
+        done = making.build(
+            lm, writer, n=n, out=out, texts=measured, collapse_ratio=collapse_ratio, calls=most, resume=resume,
+            corpus=data.texts(corpus) if corpus else None,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; {out} keeps what is done: give the same command with --resume") from None
+    reasons = Counter(line["reason"] for line in done.rejected)
+    if as_json:
+        report = {"file": str(done.path), "accepted": len(done.accepted), "calls": done.calls, "rejected": reasons}
+        return typer.echo(to_json(report))
+    rows = [["accepted", len(done.accepted)], ["rejected", len(done.rejected)], ["calls now", done.calls]]
+    most_common = [f"  {count} of the rejected: {reason}" for reason, count in reasons.most_common(5)]
+    typer.echo("\n".join([table(rows), *most_common, f"set: {done.path}"]))
+
+
 # -- analyses and runs ---------------------------------------------------------------------------------
 
 
@@ -599,6 +676,49 @@ def _data_text(report: dict[str, Any], *, limit: int | None = None) -> str:
     )
 
 
+# -- tasks ---------------------------------------------------------------------------------------------
+
+
+@app.command()
+def tasks(
+    model: Annotated[str, typer.Option(help="testbed/anchored, testbed/control, a folder, or a hub id.")],
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="testbed-choice, testbed-cloze, testbed-qa, piqa, hellaswag, lambada_standard, nq_open, "
+                          "squadv2 or mmlu; repeat for more.  [default for testbed models: the first three]"),
+    ] = None,
+    file: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK=PATH", help="Questions of a task in a local file; repeat for more."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions of each task.  [default: all]")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    device: Device = "cpu",
+    revision: Annotated[str | None, typer.Option(help="Commit of a hub model, 40 digits.")] = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Score a model on downstream tasks, by lm-evaluation-harness.
+
+    Example: editlib tasks --model testbed/anchored --limit 50
+    """
+    from editlib import tasks as downstream
+
+    files = _files(file or [])
+    names = task or list(files) or (downstream.TESTBED_TASKS if model.startswith("testbed/") else ())
+    downstream.check(names, limit=limit, files=files)  # before the model is loaded
+    lm = _load(model, dtype=dtype, device=device, revision=revision)
+    rows = downstream.evaluate(lm, names, limit=limit, files=files).to_dict(orient="records")
+    typer.echo(to_json(rows) if as_json else table([downstream.COLUMNS, *(list(row.values()) for row in rows)]))
+
+
+def _files(entries: Sequence[str]) -> dict[str, str]:
+    """Paths by task, of `--file` options."""
+    lonely = next((entry for entry in entries if "=" not in entry), None)
+    if lonely is not None:
+        raise EditlibError(f"--file {lonely} names no task or no path; write --file TASK=PATH")
+    return {task: path for task, _, path in (entry.partition("=") for entry in entries)}
+
+
 # -- mend ----------------------------------------------------------------------------------------------
 
 
@@ -719,7 +839,7 @@ def bench(
 
 @testbed_app.command("train")
 def train_twin(
-    name: Annotated[str, typer.Argument(help="anchored or control.")],
+    name: Annotated[str, typer.Argument(help="anchored, control, rotary or encdec.")],
     out: Annotated[
         Path | None, typer.Option(help="New folder; a checkpoint lies beside it meanwhile.  [default: models/NAME]")
     ] = None,

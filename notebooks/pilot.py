@@ -15,7 +15,7 @@
 #     data: [cases, texts]
 #     profiles:
 #       quick: {n: 60}
-#       full: {n: 1000}
+#       full: {n: 1000, top: 30, limit: 200}
 # ---
 
 # %% [markdown]
@@ -41,16 +41,24 @@ seed: int = 0  # of the draw
 method: str = "rome"  # the method under test
 remedy: str = "c-rome"  # the method beside it
 collapse_ratio: float = 5.0  # times unedited
+top: int = 4  # edited models, those of highest perplexity, that do the tasks
+tasks: str = "testbed-choice,testbed-cloze,testbed-qa"  # downstream tasks, with commas between
+files: str = ""  # local questions, as task=path with commas between
+limit: int = 60  # questions of each task
 
 # %% tags=["hide-input"]
 import json
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown
 
 import editlib as el
 from editlib import data, plot
+from editlib.sweep import edit_of, prepare
+from editlib.tasks import evaluate
+from editlib.workspace import Workspace
 
 plot.theme()
 lm = el.load(model)
@@ -121,6 +129,82 @@ pd.DataFrame(
         "times unedited": worst["perplexity_ratio"].map("{:,.1f}".format),
     }
 ).style.hide(axis="index")
+
+# %% [markdown]
+# ## What can the worst models still do?
+#
+# Figure 1(b) of the paper: downstream tasks of the edited models of highest perplexity, mean and standard deviation over
+# the models, beside the unedited model and guessing. On the testbed the tasks ask for facts the model was trained on: one of four
+# choices, the last word of a sentence (cloze), and an open answer. Each edit concerns one fact; nearly all questions are
+# about others.
+
+
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Bars: scores on downstream tasks of the unedited model and, with standard deviation, of the edited models of highest perplexity, with the level of chance; published values for GPT-J on the left, those of this run on the right."}}
+def asked() -> pd.DataFrame:
+    given = dict(entry.split("=", 1) for entry in files.split(",") if entry)
+    return evaluate(lm, tasks.split(","), limit=limit, files=given)
+
+
+able = main[main["error"].isna()].sort_values("perplexity_ratio", ascending=False, na_position="first")
+ranked = able["case_id"].head(top)
+requests = {case.case_id: case.request for case in chosen if case.case_id in set(ranked)}
+space, hparams = Workspace(lm), el.hparams_for(lm, method)
+prepare(space, hparams, list(requests.values()))
+before, after = asked(), []
+for case_id, request in requests.items():
+    with edit_of(space, method, hparams, request).applied(lm):
+        after.append(asked().assign(case_id=case_id))
+answers = pd.concat([before, *after], ignore_index=True)
+answers.to_parquet("data/tasks.parquet")
+results = before.set_index("task")[["value", "chance", "n"]].rename(columns={"value": "unedited"})
+results[["edited", "sd"]] = answers.dropna(subset="case_id").groupby("task")["value"].agg(["mean", "std"])
+paper = pd.DataFrame(
+    {
+        "unedited": [0.7541, 0.4953, 0.6136],
+        "edited": [0.5329, 0.2594, 0.0001],
+        "sd": [0.0183, 0.0040, 0.0003],
+        "chance": [0.5, 0.25, 0.0],
+    },
+    index=["PIQA", "Hellaswag", "LAMBADA"],
+)
+here = f"here: {Path(model).name}, {len(requests)} models, {results['n'].max():,} questions"
+shown = {"published: GPT-J, 30 models": paper, here: results}
+figure, panels = plt.subplots(1, 2, figsize=(9, 4.2), sharey=True, layout="constrained")
+for axes, (title, table) in zip(panels, shown.items(), strict=True):
+    places = range(len(table))
+    axes.bar([x - 0.2 for x in places], table["unedited"], 0.38, color="#8c8c8c", label="unedited")
+    axes.bar([x + 0.2 for x in places], table["edited"], 0.38, color="#d55e00", yerr=table["sd"], label="edited")
+    axes.hlines(
+        table["chance"], [x - 0.42 for x in places], [x + 0.42 for x in places], color="black", ls="--", label="chance"
+    )
+    axes.set(title=title, ylim=(0, 1.02))
+    axes.set_xticks(places, [name.removeprefix("testbed-") for name in table.index])
+panels[0].set_ylabel("Share of questions answered right")
+figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+figure.savefig("figures/tasks.png")
+
+# %% [markdown]
+# Published: the first author's slides (NICE seminar no. 33, 2024, p. 10), means as printed there, standard deviation taken as the
+# half length of the error bars of the vector figure (the paper's project page calls it variance).
+
+# %% tags=["hide-input"]
+both = pd.concat([paper, results])
+both.style.format("{:.4f}", na_rep="–").format("{:.0f}", subset="n", na_rep="–")
+
+# %% tags=["hide-input"]
+fit = results[results["unedited"] > results["chance"]]
+kept = (fit["edited"] - fit["chance"]) / (fit["unedited"] - fit["chance"])
+kept_there = (paper["edited"] - paper["chance"]) / (paper["unedited"] - paper["chance"])
+Markdown(
+    f"**Finding.** The {len(requests)} worst edited models keep "
+    + (", ".join(f"{share:.0%} (`{name}`)" for name, share in kept.items()) or "nothing")
+    + " of what the unedited model scores above chance; in the paper the 30 worst kept "
+    + ", ".join(f"{share:.0%} ({name})" for name, share in kept_there.items())
+    + "."
+    + "".join(
+        f" On `{name}` the unedited model is no better than chance." for name in results.index.difference(kept.index)
+    )
+)
 
 # %% [markdown]
 # ## Do other keys, or another model, prevent it?
@@ -230,6 +314,10 @@ metrics = {
     "denominator_ratio_first": float(by_kind.get(plot.KINDS[0], float("nan"))),
     "denominator_ratio_late": float(late_ratio),
 }
+metrics["worst_models"] = len(requests)
+for row in results.itertuples():
+    name = row.Index.replace("-", "_")
+    metrics |= {f"unedited_{name}": row.unedited, f"worst_{name}": row.edited, f"worst_sd_{name}": row.sd}
 if control:
     checked = frame[frame["model"] == control]
     metrics |= {
