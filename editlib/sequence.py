@@ -26,7 +26,7 @@ from editlib.model import LanguageModel
 from editlib.parts import Parts
 from editlib.passes import Passes
 from editlib.perplexity import Perplexity
-from editlib.stats import Stats, second_moments_of
+from editlib.stats import Stats
 from editlib.store import write_tensors
 from editlib.sweep import (
     ABOUT,
@@ -62,6 +62,7 @@ def sequence(
     resume: bool = False,
     stats: Stats | None = None,
     corpus: Sequence[str] | None = None,
+    at_end: Callable[[str], None] | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Edit the cases one after another, every edit computed on the model as the earlier ones left it; a tidy table.
@@ -69,9 +70,10 @@ def sequence(
     Second moments and prefix contexts are those of the unedited model. Step 0 is the unedited model, step n the n-th
     edit; perplexity on `texts` is measured at step 0 and after `every` so many edits, where `measured` is true (there
     nan is a result). An edit that fails is a row with its error and changes nothing. Several methods are as many
-    sequences, each from the unedited model; afterwards the weights are restored bit for bit. `out` and `resume` are
-    those of `sweep`; the weights so far lie beside the parts until a sequence is done. Raises `EditlibError` as `sweep`
-    does.
+    sequences, each from the unedited model; `at_end` is called with a method's name while the model has all its edits
+    (not for a sequence that was finished before), and afterwards the weights are restored bit for bit. `out` and
+    `resume` are those of `sweep`; the weights so far lie beside the parts until a sequence is done. Raises
+    `EditlibError` as `sweep` does.
     """
     if every < 1:
         raise EditlibError(f"every={every} is out of range; measure after every 1 edit or more")
@@ -82,16 +84,15 @@ def sequence(
     numbered = {name: dict(enumerate(spans, i * len(spans))) for i, name in enumerate(variants)}
     frames = parts.read([{"method": [name] * len(span), "step": [*span]} for name in variants for span in spans])
     todo = {name: _missing(parts, mine, frames) for name, mine in numbered.items()}
+    space = Changing(lm, stats=stats, corpus=corpus)
     if any(todo.values()):
-        layers = moment_layers(variants.values())
-        stats = stats or (second_moments_of(lm, layers, corpus=corpus) if layers else None)
-        Workspace(lm, stats=stats).load_moments(layers)  # raises if they are no good
+        space.load_moments(moment_layers(variants.values()))  # raises if they are no good
         parts.begin()
     total = len(variants) * len(cases)
     left = sum(step > 0 for mine in todo.values() for span in mine.values() for step in span)
     with bar(lm, total, total - left, "edit", progress) as shown:
         for name, params in variants.items():
-            frames |= _sequence(Job(lm, cases, name, params, texts, every, stats, shown), parts, todo[name])
+            frames |= _sequence(Job(space, cases, name, params, texts, every, at_end, shown), parts, todo[name])
             _forget_weights(parts, numbered[name])
     return pd.concat([frames[number] for number in sorted(frames)], ignore_index=True)
 
@@ -100,14 +101,29 @@ def sequence(
 class Job:
     """One sequence: what is done with every case."""
 
-    lm: LanguageModel
+    space: "Changing"
     cases: Sequence[Case]
     name: str
     params: Params
     texts: Sequence[str]
     every: int
-    stats: Stats | None
+    at_end: Callable[[str], None] | None
     shown: "tqdm[Any]"
+
+    @property
+    def lm(self) -> LanguageModel:
+        """The model that changes."""
+        return self.space.lm
+
+
+class Changing(Workspace):
+    """A workspace whose model changes: what it knows is forgotten, but for the unedited model's second moments."""
+
+    def forget(self) -> None:
+        """Drop all that follows from the weights; the factors of the second moments stay."""
+        self.forget_requests()
+        self._kept.clear()
+        self.__dict__.pop("passes", None)
 
 
 def _sequence(job: Job, parts: Parts, todo: Mapping[int, range]) -> dict[int, pd.DataFrame]:
@@ -125,6 +141,8 @@ def _sequence(job: Job, parts: Parts, todo: Mapping[int, range]) -> dict[int, pd
                 _save_weights(parts, number + 1, {name: job.lm.model.get_parameter(name) for name in kept})
             frames[number] = parts.write(number, rows)
             _forget_weights(parts, [number])
+        if job.at_end:
+            job.at_end(job.name)
     return frames
 
 
@@ -158,7 +176,8 @@ def _edited(job: Job, step: int, kept: dict[str, Tensor]) -> dict[str, Any]:
 
 def _change(job: Job, request: EditRequest, kept: dict[str, Tensor]) -> dict[str, Any]:
     lm, found = job.lm, about_subject(job.lm, request)
-    edit = edit_of(Workspace(lm, stats=job.stats), job.name, job.params, request)  # the last one knew other weights
+    job.space.forget()
+    edit = edit_of(job.space, job.name, job.params, request)
     with edit.applied(lm):
         weights = {name: lm.model.get_parameter(name).clone() for name in edit.factors}
         probability = scoring.target_probability(lm, request, request.target_new)

@@ -132,3 +132,135 @@ def test_anatomy_has_two_panels_for_each_model_and_a_line_for_each_layer() -> No
     figure = plot.anatomy(pd.DataFrame(rows), models=["a", "b"])
     assert [axes.get_title() for axes in figure.axes] == ["a", "a", "b", "b"]
     assert all(sum(len(line.get_xdata()) == 4 for line in axes.lines) == 3 for axes in figure.axes)  # type: ignore[arg-type]
+
+
+def test_strips_has_a_panel_for_each_measure_of_as_many_decades_and_loses_no_case(frame: pd.DataFrame) -> None:
+    measures = {"denominator_consistent": "consistent", "perplexity_ratio": "perplexity"}
+    panels = plot.strips(frame, measures).axes
+    assert [axes.get_xlabel() for axes in panels] == list(measures.values())
+    assert [len(points(axes)) for axes in panels] == [len(frame)] * 2
+    spans = [np.ptp(np.log10(axes.get_xlim())) for axes in panels]
+    assert spans[0] == pytest.approx(spans[1])
+
+
+def test_maps_has_a_panel_for_each_map_and_counts_each_group() -> None:
+    frame = pd.DataFrame(
+        {"panel": ["a", "a", "a", "b"], "group": ["k", "k", "m", "k"], "x": [0, 1, 2, 3], "y": [0, 1, 2, 3]}
+    )
+    figure = plot.maps(frame)
+    assert [axes.get_title(plt.rcParams["axes.titlelocation"]) for axes in figure.axes[:2]] == ["a", "b"]
+    assert [len(points(axes)) for axes in figure.axes[:2]] == [3, 1]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["k (2)", "m (1)"]
+
+
+def test_pairs_has_a_panel_for_each_measure_and_loses_no_case(frame: pd.DataFrame) -> None:
+    twice = pd.concat(
+        {
+            ("worst", "a"): frame["perplexity_mean"],
+            ("worst", "b"): frame["perplexity_ratio"],
+            ("kind", ""): frame["kind"],
+        },
+        axis=1,
+    )
+    (axes,) = plot.pairs(twice, {"worst": "Perplexity"}, models=("a", "b"), collapse_ratio=5.0).axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("a", "b")
+    assert {tuple(point) for point in points(axes).round(2)} == {
+        (400, 400),
+        (3, 1),
+        (3.1, 1.03),
+        (40, 13.3),
+        (3.2, 1.07),
+    }
+
+
+def test_doses_fills_the_length_a_model_was_trained_to() -> None:
+    rows = [
+        {"model": model, "length": length, "scaled": length < 300}
+        for model in ("a", "b")
+        for length in (1.0, 200.0, 300.0)
+    ]
+    columns = {f"{name}{end}": 0.5 for name in ("collapsed", "ratio") for end in ("", "_low", "_high")}
+    table = pd.DataFrame(rows).assign(**columns)
+    share, ratio = plot.doses(table, learned={"a": 200.0, "b": 1.0}).axes
+    marks = {line.get_label(): list(line.get_xdata()) for line in share.lines}  # type: ignore[arg-type]
+    assert marks["a, as trained"] == [200.0] and marks["b, as trained"] == [1.0]
+    assert marks["a"] == [1.0, 200.0] and marks["a, row of position 1"] == [300.0]
+    assert ratio.get_yscale() == share.get_xscale() == "log"
+
+
+def test_findings_crosses_what_does_not_hold() -> None:
+    rows = [("as here", "one", "2 of 2", True), ("without C", "one", "0 of 2", False)]
+    table = pd.DataFrame(rows, columns=["choice", "finding", "shown", "holds"])
+    (axes,) = plot.findings(table, title="two").axes
+    assert [text.get_text() for text in axes.texts] == ["2 of 2", "✗ 0 of 2"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["as here", "without C"]
+
+
+def test_thresholds_has_a_line_for_each_group() -> None:
+    table = pd.DataFrame(
+        {"panel": "left", "line": ["a", "a", "b", "b"], "threshold": [2, 1000] * 2, "share": [1, 0, 1, 1]}
+    )
+    (axes,) = plot.thresholds(table, published=(14.5, 30.1)).axes
+    assert [list(line.get_ydata()) for line in axes.lines] == [[1, 0], [1, 1]]  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def steps() -> pd.DataFrame:
+    """Two orders of three steps each, for two groups and methods; one sequence ends in nan."""
+    rows = [
+        (group, method, repeat, step, 1.0 + step * (1 + repeat))
+        for group in ("normal cases", "hard cases")
+        for method in ("rome", "another")
+        for repeat in range(2)
+        for step in range(3)
+    ]
+    frame = pd.DataFrame(rows, columns=["group", "method", "repeat", "step", "perplexity_ratio"])
+    frame.loc[frame.index[-1], "perplexity_ratio"] = math.nan
+    return frame
+
+
+def test_sequences_has_a_panel_for_each_group_with_medians_in_bands(steps: pd.DataFrame) -> None:
+    figure = plot.sequences(steps, collapse_ratio=5.0)
+    normal, hard = figure.axes
+    assert [axes.get_title() for axes in figure.axes] == ["normal cases", "hard cases"]
+    assert list(normal.lines[0].get_ydata()) == [1.0, 2.5, 4.0]
+    low, high = (bound(normal.collections[0].get_paths()[0].vertices[:, 1]) for bound in (min, max))
+    assert (low, high) == (1.0, 5.0)
+    assert hard.collections[1].get_paths()[0].vertices[:, 1].max() > 5 and hard.texts[0].get_text() == "inf or nan"
+
+
+def test_single_edits_has_a_panel_for_each_set_and_model_and_one_rim(frame: pd.DataFrame) -> None:
+    arms = [frame.assign(set=name, model=model) for name in ("as asked", "second") for model in ("a", "b", "c")]
+    figure = plot.single_edits(pd.concat(arms, ignore_index=True), collapse_ratio=5.0)
+    assert [axes.get_title() for axes in figure.axes] == [f"{s}, {m}" for s in ("as asked", "second") for m in "abc"]
+    assert all(len(points(axes)) == len(frame) for axes in figure.axes)
+    assert all(points(axes)[:, 0].max() == figure.axes[0].lines[-1].get_xdata()[0] for axes in figure.axes)  # type: ignore[index]
+
+
+def test_weight_changes_are_shown_on_one_scale_without_sign() -> None:
+    changes = {"small": np.full((4, 6), -0.5), "large": np.arange(2400.0).reshape(2, 1200)}
+    small, large, _ = plot.weight_changes(changes).axes
+    shown = [axes.images[0] for axes in (small, large)]
+    assert shown[0].get_clim() == shown[1].get_clim() and shown[0].get_array().max() == 0.5
+    assert shown[1].get_array().shape == (2, 600)  # blocks of two, each by its largest
+    assert shown[1].get_array()[0, :2].tolist() == [1, 3]
+
+
+def test_changes_of_nothing_can_be_drawn() -> None:
+    (image,) = plot.weight_changes({"none": np.zeros((3, 3))}).axes[0].images
+    assert image.get_clim() == (0, 1)
+
+
+def test_spectra_marks_changes_and_draws_weights_as_lines() -> None:
+    frame = pd.DataFrame(
+        {"matrix": ["W", "W", "Δ"], "rank": [1, 2, 1], "value": [3.0, 1.0, 9.0], "change": [False, False, True]}
+    )
+    weight, change = plot.spectra(frame).axes[0].lines
+    assert weight.get_marker() == "None" and list(weight.get_ydata()) == [3.0, 1.0]
+    assert change.get_marker() == "*" and change.get_linestyle() == "None" and list(change.get_ydata()) == [9.0]
+
+
+def test_changes_has_a_panel_for_each_method_and_loses_no_case(frame: pd.DataFrame) -> None:
+    figure = plot.changes(frame.assign(method=frame["arm"], relative_change=0.1), collapse_ratio=5.0)
+    assert [axes.get_title() for axes in figure.axes] == ["rome", "c-rome"]
+    assert [len(points(axes)) for axes in figure.axes] == [3, 3]

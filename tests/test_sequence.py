@@ -27,6 +27,7 @@ from editlib.sequence import COLUMNS, sequence
 from editlib.stats import Stats
 
 sequence_module = importlib.import_module("editlib.sequence")
+workspace_module = importlib.import_module("editlib.workspace")
 SEARCH = RomeParams(layer=1, steps=3)
 METHODS = {
     "c-rome": replace(SEARCH, keys="prefixed"),
@@ -131,6 +132,36 @@ def test_contexts_and_moments_are_the_unedited_models(
     search = {"rome": replace(SEARCH, layer=0)}
     table = sequence(own, cases, methods=search, texts=texts, corpus=corpus, progress=False)
     assert table["error"].isna().all() and prefix_contexts(own) == contexts
+
+
+def test_moments_are_factorised_once_for_all_steps(
+    own: LanguageModel, cases: list[Case], texts: list[str], moments: Stats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factor, factored = workspace_module._factor, list[torch.Tensor]()
+
+    def counted(moment: torch.Tensor) -> torch.Tensor:
+        factored.append(moment)
+        return factor(moment)
+
+    monkeypatch.setattr(workspace_module, "_factor", counted)
+    search = {"rome": SEARCH, "memit": METHODS["memit"]}
+    table = sequence(own, cases, methods=search, texts=texts, stats=moments, progress=False)
+    assert table["error"].isna().all() and len(factored) == 2  # of layers 0 and 1
+
+
+def test_at_the_end_the_model_has_all_edits_of_a_method(
+    own: LanguageModel, cases: list[Case], texts: list[str], tmp_path: Path
+) -> None:
+    found = dict[str, float]()
+    methods = {"rome": replace(SEARCH, covariance=False), "ft": METHODS["ft"]}
+    options = {"methods": methods, "texts": texts, "out": tmp_path / "out", "progress": False}
+    at_end = lambda name: found.update({name: perplexity(own, texts).mean})  # noqa: E731
+    table = sequence(own, cases, at_end=at_end, **options)
+    last = table[table["step"] == len(cases)].set_index("method")["perplexity_mean"]
+    assert found == pytest.approx(last.to_dict(), rel=1e-5)
+    found.clear()
+    sequence(own, cases, at_end=at_end, resume=True, **options)
+    assert not found  # its weights are gone
 
 
 def test_nan_is_a_measured_result(own: LanguageModel, cases: list[Case], texts: list[str]) -> None:
