@@ -10,10 +10,23 @@ from editlib import runs
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
-    "pilot": {"n": 3, "texts": "testbed-ppl-50"},
+    "pilot": {"n": 3, "texts": "testbed-ppl-50", "top": 2, "limit": 10},
     "anatomy": {},
+    "single-edits": {"n": 3, "limit": 5},
+    "weight-change": {"n": 6},
+    "hardedit": {"n": 2},
+    "sequential": {"n": 2, "pool": 12, "every": 1, "limit": 5},
+    "denominator": {"first": 2, "others": 2},
+    "consistent-keys": {"first": 2, "others": 2},
+    "first-token": {"first": 3, "others": 3, "built": 1},
+    "prefix-at-test": {"first": 2, "others": 2, "draws": 1},
+    "key-geometry": {"first": 3, "others": 3},
+    "surrogate": {"n": 4, "graded": 2, "sources": 1, "limit": 10},
+    "why-first-token": {"first": 3, "later": 3},
     "methods": {"n": 3, "timed": 1, "traced": 2},
     "performance": {"edits": 2, "plain_edits": 1, "longest": 60, "before": 8, "n": 3, "reference": 100},
+    "twins": {"first": 2, "others": 2, "dosed": 1, "doses": 2},
+    "settings": {"first": 1, "others": 1},
 }
 CASE_COLUMNS = {
     "case_id", "method", "subject", "prompt", "target_new", "subject_tokens", "subject_position", "perplexity_mean",

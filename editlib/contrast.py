@@ -1,0 +1,195 @@
+"""Cases that collapse a model beside normal ones: drawn by their subjects, told apart by one edit, compared by their
+keys, with intervals."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from editlib import data
+from editlib.data import Case
+from editlib.edit import EditRequest
+from editlib.errors import EditlibError
+from editlib.methods.rome import RankOneParams
+from editlib.model import LanguageModel
+from editlib.separability import Separability, separability
+from editlib.spans import Encoded, encode
+from editlib.stats import Stats, default_corpus, second_moments_of
+from editlib.values import read_at
+from editlib.workspace import Workspace
+
+COLLAPSE, NORMAL = GROUPS = ("collapse", "normal")
+ROWS = 64  # texts a forward pass
+DRAWS = 2000  # of the bootstrap
+
+
+def draw(lm: LanguageModel, pool: Sequence[Case], *, first: int, others: int, seed: int) -> list[Case]:
+    """Draw `first` cases whose subject is one token at the start of the prompt and `others` of the rest, or as many as
+    there are; in file order.
+
+    Cases whose subject cannot be located are passed over. Raises `EditlibError` if that leaves none.
+    """
+    opening, rest = list[Case](), list[Case]()
+    for case in pool:
+        with suppress(EditlibError):
+            tokens = data.subject_tokens(lm, case.request)
+            (opening if tokens.count == 1 and tokens.first == 0 else rest).append(case)
+    wanted = ((opening, min(first, len(opening))), (rest, min(others, len(rest))))
+    drawn = [case for cases, n in wanted if n for case in data.draw(cases, n, seed=seed)]
+    if not drawn:
+        raise EditlibError(f"first={first} and others={others} of {len(pool)} cases leave none to edit; draw more")
+    return sorted(drawn, key=lambda case: case.case_id)
+
+
+def groups(table: pd.DataFrame, *, method: str, collapse_ratio: float) -> pd.Series:
+    """By case_id, whether one edit by `method` collapses the model: one of `GROUPS`; nan counts as collapse.
+
+    `table` is that of a sweep; edits that failed are left out.
+    """
+    edits = table[(table["method"] == method) & table["error"].isna()].set_index("case_id")
+    normal = edits["perplexity_ratio"] < collapse_ratio
+    return normal.map({True: NORMAL, False: COLLAPSE}).rename("group")
+
+
+def moments(lm: LanguageModel, layer: int, corpus: str) -> Stats | None:
+    """Second moments of a layer from texts by name, else from the testbed's own prose; None where there is neither."""
+    if not corpus:
+        try:
+            default_corpus(lm, 1)
+        except EditlibError:
+            return None
+    return second_moments_of(lm, [layer], corpus=data.texts(corpus) if corpus else None)
+
+
+# -- keys --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CaseKeys:
+    """Keys of cases at the edited layer, a row each: without prefix (kᵘ), the mean (k̄), and C⁻¹k̄, which is k̄ where
+    C is left out."""
+
+    bare: Tensor
+    mean: Tensor
+    whitened: Tensor
+
+    @property
+    def distance(self) -> Tensor:
+        """|kᵘ - k̄| / |k̄| of every case."""
+        far: Tensor = (self.bare - self.mean).norm(dim=1) / self.mean.norm(dim=1)
+        return far
+
+    @property
+    def cosine(self) -> Tensor:
+        """Cosine between kᵘ and k̄ of every case."""
+        return torch.nn.functional.cosine_similarity(self.bare, self.mean)
+
+    @property
+    def whitened_cosine(self) -> Tensor:
+        """Cosine between kᵘ and C⁻¹k̄ of every case: ROME's denominator over |kᵘ|, with C⁻¹k̄ at length one."""
+        return torch.nn.functional.cosine_similarity(self.bare, self.whitened)
+
+
+def case_keys(space: Workspace, params: RankOneParams, requests: Sequence[EditRequest]) -> CaseKeys:
+    """The keys that a method with these hyper-parameters edits by, in float64."""
+    found = [space.keys(params.layer, request, params.contexts) for request in requests]
+    bare = torch.stack([keys.bare[0] for keys in found]).double()
+    mean = torch.stack([keys.mean(empty=params.empty_context)[0] for keys in found]).double()
+    return CaseKeys(bare, mean, space.whiten(params.layer, mean.T).T if params.covariance else mean)
+
+
+def keys_at(lm: LanguageModel, layer: int, rows: Sequence[Encoded]) -> Tensor:
+    """Keys of a layer at the last subject token of every row, in float64.  # (rows, d_in)"""
+    name = lm.layout.name(layer)
+    parts = [read_at(lm, name, rows[start : start + ROWS]).input for start in range(0, len(rows), ROWS)]
+    return torch.cat(parts).double()
+
+
+def first_token(lm: LanguageModel, request: EditRequest) -> Encoded:
+    """A request's prompt with its own first token in the subject's place; special tokens are not counted."""
+    row = encode(lm.tokenizer, request.prompt, request.subject)
+    bare = encode(lm.tokenizer, request.prompt, request.subject, special_tokens=False)
+    start = row.subject[0] - bare.subject[0]
+    return Encoded(row.ids, (start, start + 1), row.target)
+
+
+def told_apart(a: Tensor, b: Tensor, *, subjects: tuple[Sequence[str], Sequence[str]], seed: int) -> Separability:
+    """How well a straight line tells two sets of keys apart; nan where one has fewer than two subjects."""
+    fewest = min(len(set(names)) for names in subjects)
+    if fewest < 2:
+        return Separability(math.nan, math.nan, math.nan)
+    return separability(a, b, folds=min(5, fewest), seed=seed, subjects=subjects)
+
+
+def nearest(keys: Tensor, *sets: Tensor) -> Tensor:
+    """For every key, the number of the set that holds the key nearest to it; -1 if all are empty."""
+    if not any(map(len, sets)):
+        return torch.full((len(keys),), -1)
+    owners = torch.cat([torch.full((len(other),), number) for number, other in enumerate(sets)])
+    return owners[torch.cdist(keys, torch.cat(sets)).argmin(1).cpu()]
+
+
+def tsne(panel: str, keys: Mapping[str, Tensor]) -> pd.DataFrame:
+    """All keys on one map, a row each: panel, group, x, y; a row's group is the name of its keys.
+
+    t-SNE as published (The Fall of ROME, code: two dimensions, seed 42, all else by default), but for a smaller
+    neighborhood where there are fewer than 91 keys.
+    """
+    from sklearn.manifold import TSNE
+
+    rows = torch.cat([*keys.values()]).float().cpu().numpy()
+    places = TSNE(n_components=2, random_state=42, perplexity=min(30.0, (len(rows) - 1) / 3)).fit_transform(rows)
+    names = [name for name, mine in keys.items() for _ in range(len(mine))]
+    return pd.DataFrame({"panel": panel, "group": names, "x": places[:, 0], "y": places[:, 1]})
+
+
+# -- intervals ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its 95 % interval; formatted as `value [low, high]`, or as a dash where there is none."""
+
+    value: float
+    low: float
+    high: float
+
+    def __format__(self, spec: str) -> str:
+        if math.isnan(self.value):
+            return "–"
+        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+
+
+def bootstrap(
+    statistic: Callable[..., Any], *samples: Sequence[float] | NDArray[np.float64] | pd.Series, seed: int
+) -> Interval:
+    """A statistic of independent samples with the middle 95 % of its values on resampled ones; nan if one is empty."""
+    arrays = [np.asarray(sample, dtype=float) for sample in samples]
+    if not all(map(len, arrays)):
+        return Interval(math.nan, math.nan, math.nan)
+    rng = np.random.default_rng(seed)
+    drawn = np.sort([statistic(*(rng.choice(array, len(array)) for array in arrays)) for _ in range(DRAWS)])
+    tail = DRAWS // 40  # infinite values have an order, but nothing between them
+    return Interval(float(statistic(*arrays)), float(drawn[tail]), float(drawn[-tail - 1]))
+
+
+def mean_ratio(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Mean of one sample over that of the other."""
+    return float(a.mean() / b.mean())
+
+
+def share(hits: int, count: int) -> Interval:
+    """A share of `count` with Wilson's interval, which has a width at 0 and 1 too; nan if there is nothing to count."""
+    if not count:
+        return Interval(math.nan, math.nan, math.nan)
+    z, p = 1.959964, hits / count
+    middle, scale = p + z**2 / (2 * count), 1 + z**2 / count
+    spread = z * math.sqrt(p * (1 - p) / count + z**2 / (4 * count**2))
+    return Interval(p, (middle - spread) / scale, (middle + spread) / scale)

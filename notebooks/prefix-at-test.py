@@ -1,0 +1,275 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags,mystnb,-all
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+#   editlib:
+#     title: "Prefix at test: where the edit made behind prefixes is to be found"
+#     models: [model]
+#     data: [cases, texts, corpus]
+#     profiles:
+#       quick: {}
+#       full: {first: 80, others: 120, draws: 5}
+# ---
+
+# %% [markdown]
+# # Prefix at test: where the edit made behind prefixes is to be found
+#
+# **Question.** C-ROME does not break the model, but does its edit hold, and with which prompt must one ask?
+#
+# C-ROME edits at the mean key over prefixed prompts. Where the bare prompt has quite another key, the bare prompt does not
+# meet the edit. *The Fall of ROME* {cite}`yang-etal-2024-fall` therefore puts a random prefix before the prompt at test time.
+# Its released code draws one of the prefixes that the edit was made with, and only for the efficacy prompt, although its
+# table shows other numbers for generalization and locality too. So prefixes from two sources are tried, those of the
+# *editing* set and *held-out* ones that no edit has seen, before the efficacy prompt only and before all prompts.
+#
+# Every case is asked behind `draws` prefixes of its own, and its mean counts; so the intervals over the cases (95 %,
+# bootstrap) hold the choice of prefixes too. Protocols: `es`: the new target is likelier than the true one. `em_tf`: share of
+# the target's tokens that are the likeliest, teacher forced (the papers' protocol). `em_ar`: the model, left to itself,
+# says the whole target. Locality by the last two: the model says what it said before the edit, to the same prompt.
+# Paraphrases in ROME's form of COUNTERFACT, and those of the testbed, come with a sentence before them, so that a prefix is
+# nothing new to them; those of the papers' form (EasyEdit's) mostly do not.
+#
+# A *collapse* case is one that a single ROME edit collapses: perplexity at least `collapse_ratio` times unedited.
+
+# %% tags=["parameters"]
+model: str = "testbed/anchored"  # the model to edit
+cases: str = "testbed"  # edit cases: a name or a file
+texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
+corpus: str = ""  # texts for the second moments: a name or a file; empty for the testbed's own prose
+first: int = 12  # cases drawn whose subject is one token at the start of the prompt
+others: int = 6  # other cases drawn
+draws: int = 2  # prefixes from each source for every case
+seed: int = 0  # of all draws, and of the bootstrap
+protocol: str = "em_tf"  # shown in the figure: es, em_tf or em_ar
+collapse_ratio: float = 5.0  # times unedited
+wanted: float = 0.85  # efficacy of c-rome on collapse cases asked for, with a prefix
+
+# %% tags=["hide-input"]
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from IPython.display import Markdown
+
+import editlib as el
+from editlib import contrast, data, plot, scores
+from editlib.sweep import edit_of, prepare
+from editlib.workspace import Workspace
+
+plot.theme()
+lm = el.load(model)
+chosen = contrast.draw(lm, data.cases(cases), first=first, others=others, seed=seed)
+moments = contrast.moments(lm, el.hparams_for(lm, "rome").layer, corpus)
+covariance = moments is not None
+variants = {name: el.hparams_for(lm, name, covariance=covariance) for name in ("rome", "c-rome")}
+table = el.sweep(lm, chosen, methods=variants, texts=data.texts(texts), stats=moments, progress=False)
+grouped = contrast.groups(table, method="rome", collapse_ratio=collapse_ratio)
+table["group"] = table["case_id"].map(grouped)
+table.to_parquet("data/cases.parquet")
+sizes = grouped.value_counts()
+collapsing, normal = (int(sizes.get(group, 0)) for group in contrast.GROUPS)
+Markdown(
+    f"{len(chosen)} cases, {table['error'].notna().sum()} of {len(table)} edits failed. One ROME edit collapses `{model}` with "
+    f"{collapsing} cases; {normal} are normal."
+    + ("" if collapsing else " **No case collapses this model; only normal ones are asked about.**")
+    + ("" if covariance else " Second moments need texts (`corpus`) for this model, so C is left out.")
+)
+
+# %% [markdown]
+# ## Ask behind prefixes
+#
+# The same edits once more; now every prompt is asked behind each prefix.
+
+# %% tags=["hide-input"]
+sources = ("editing", "held-out")
+failed = set(table.loc[table["error"].notna(), "case_id"])
+able = [case for case in chosen if case.case_id not in failed]
+space = Workspace(lm, stats=moments)
+prepare(space, variants["rome"], [case.request for case in able])
+rows = []
+for case in able:
+    prefixes = {source: el.test_prefixes(lm, source, n=draws, seed=seed + case.case_id) for source in sources}
+    before = {source: scores.read(lm, case, prefixes=prefixes[source], prefixed="all") for source in sources}
+    for method, params in variants.items():
+        with edit_of(space, method, params, case.request).applied(lm):
+            after = {source: scores.read(lm, before[source].prompts) for source in sources}
+        rows += [
+            {"case_id": case.case_id, "method": method, "prefix": source}
+            | scores.score(case, before[source], after[source])
+            for source in sources
+        ]
+names = [f"{score}_{name}" for score in scores.SCORES for name in scores.PROTOCOLS]
+bare = table.loc[table["error"].isna(), ["case_id", "method", *names]].assign(prefix="none")
+every = pd.concat([bare, pd.DataFrame(rows)], ignore_index=True)
+every["group"] = every["case_id"].map(grouped)
+every.to_parquet("data/prefixes.parquet")
+examples = "\n".join(f"- {source}: `{el.test_prefixes(lm, source, n=1, seed=seed)[0]!r}`" for source in sources)
+Markdown(f"{len(able)} cases, {draws} prefixes from each source for each; for example\n\n{examples}")
+
+# %% [markdown]
+# ## Does a prefix bring the edit to light?
+
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Mean efficacy, generalization and locality with 95 % intervals, without prefix, behind a prefix of the editing set and behind a held-out one: a panel for each of ROME and C-ROME on collapse and on normal cases. The dotted line is the efficacy asked for."}}
+keys = ["method", "group", "prefix"]
+long = every.melt(keys, names, "name").dropna()
+long[["score", "protocol"]] = long["name"].str.split("_", n=1, expand=True).to_numpy()
+found = {
+    key: contrast.bootstrap(np.mean, mine["value"], seed=seed)
+    for key, mine in long.groupby([*keys, "score", "protocol"], sort=False)
+}
+summary = pd.DataFrame(
+    [
+        {
+            "method": {"none": "no prefix"}.get(prefix, f"{prefix} prefix"),
+            "protocol": f"{method}, {group} ({sizes[group]})",
+            "score": score,
+            "mean": interval.value,
+            "low": interval.low,
+            "high": interval.high,
+        }
+        for (method, group, prefix, score, by), interval in found.items()
+        if by == protocol
+    ]
+)
+order = [f"{method}, {group} ({sizes[group]})" for method in variants for group in contrast.GROUPS if group in sizes]
+summary = summary.sort_values("protocol", key=lambda column: column.map(order.index), kind="stable")
+figure = plot.scores(summary, wanted=wanted)
+figure.suptitle(f"{protocol}, the same prefixes before all prompts; cases in brackets", x=0.01, ha="left", fontsize=11)
+figure.savefig("figures/prefixes.png")
+
+
+# %% tags=["hide-input"]
+def value(method: str, group: str, prefix: str, score: str, by: str = protocol) -> contrast.Interval:
+    """A mean with its interval; nan where there are no such cases."""
+    return found.get((method, group, prefix, score, by), contrast.Interval(*[float("nan")] * 3))
+
+
+told = {prefix: value("c-rome", "collapse", prefix, "efficacy") for prefix in ("none", *sources)}
+least = min(told[source].value for source in sources)
+high, low = least >= wanted, told["none"].value <= least / 3
+Markdown(
+    f"**Finding.** Efficacy of C-ROME on {collapsing} collapse cases by `{protocol}`: {told['none']:.2f} without prefix, "
+    f"{told['editing']:.2f} behind a prefix of the editing set, {told['held-out']:.2f} behind a held-out one. "
+    f"With a prefix it is {'at least' if high else 'not at least'} {wanted:g} from both sources; without one it is "
+    f"{'at most' if low else 'more than'} a third of that. On {normal} normal cases it is "
+    f"{value('c-rome', 'normal', 'none', 'efficacy'):.2f} without prefix and "
+    f"{value('c-rome', 'normal', 'held-out', 'efficacy'):.2f} behind a held-out one."
+    if collapsing
+    else f"**Finding.** Without collapse cases only normal ones speak: efficacy of C-ROME by `{protocol}` is "
+    f"{value('c-rome', 'normal', 'none', 'efficacy'):.2f} without prefix and "
+    f"{value('c-rome', 'normal', 'held-out', 'efficacy'):.2f} behind a held-out one ({normal} cases)."
+)
+
+# %% [markdown]
+# ## Does the choice of prompts to prefix matter?
+#
+# *Efficacy only*: generalization and locality are asked without prefix, as in the released code, so that they are those
+# without prefix. Brackets hold 95 % intervals.
+
+# %% tags=["hide-input"]
+ways = [("none", "–"), *((source, which) for source in sources for which in ("efficacy only", "all prompts"))]
+here = pd.DataFrame(
+    [
+        {
+            "method": method,
+            "cases": group,
+            "prefix": prefix,
+            "before": which,
+            **{
+                score: f"{value(method, group, 'none' if which == 'efficacy only' and score != 'efficacy' else prefix, score):.2f}"
+                for score in scores.SCORES
+            },
+        }
+        for method in variants
+        for group in contrast.GROUPS
+        if group in sizes
+        for prefix, which in ways
+    ]
+)
+here.style.hide(axis="index")
+
+# %% tags=["hide-input"]
+changes = {
+    score: value("c-rome", "collapse", "held-out", score).value - value("c-rome", "collapse", "none", score).value
+    for score in ("generalization", "locality")
+}
+Markdown(
+    "**Finding.** On collapse cases, held-out prefixes before all prompts change C-ROME's generalization by "
+    f"{changes['generalization']:+.2f} and its locality by {changes['locality']:+.2f} (`{protocol}`); prefixes before the "
+    f"efficacy prompt only leave both as they are. ROME's own efficacy on collapse cases is "
+    f"{value('rome', 'collapse', 'none', 'efficacy'):.2f} without prefix and its locality "
+    f"{value('rome', 'collapse', 'none', 'locality'):.2f}."
+    if collapsing
+    else "**Finding.** No collapse cases, so there is nothing to compare on them."
+)
+
+# %% [markdown]
+# ## Beside the published numbers
+#
+# C-ROME, per cent: the authors' slides {cite}`yang2024slides`, p. 42, by `em_tf` {cite}`yang2024code`. One prefix was drawn
+# for each case. C-ROME without prefix on normal cases is not published, nor are ROME's scores.
+
+# %% tags=["hide-input"]
+published = {  # prefix, cases: efficacy, generalization, locality
+    "GPT-2-XL": {
+        ("none", "collapse"): "5.19 / 14.29 / 97.40",
+        ("editing", "collapse"): "100 / 16.88 / 100",
+        ("editing", "normal"): "96.16 / 41.88 / 97.34",
+    },
+    "GPT-J": {
+        ("none", "collapse"): "30.59 / 30.77 / 82.35",
+        ("editing", "collapse"): "100 / 32.94 / 89.41",
+        ("editing", "normal"): "99.77 / 50.00 / 95.61",
+    },
+    "Llama2-7b": {
+        ("none", "collapse"): "18.65 / 12.70 / 100",
+        ("editing", "collapse"): "91.27 / 29.37 / 100",
+        ("editing", "normal"): "91.95 / 46.73 / 97.56",
+    },
+}
+beside = [("none", "collapse"), ("none", "normal"), ("editing", "collapse"), ("editing", "normal")]
+beside += [("held-out", group) for group in contrast.GROUPS]
+
+
+def percents(prefix: str, group: str) -> str:
+    """The three scores by the published protocol, in per cent."""
+    means = (100 * value("c-rome", group, prefix, score, "em_tf").value for score in scores.SCORES)
+    return " / ".join("–" if np.isnan(mean) else f"{mean:.2f}" for mean in means)
+
+
+pd.DataFrame(
+    [
+        {
+            "prefix": prefix,
+            "cases": group,
+            **{f"published: {name}": numbers.get((prefix, group), "–") for name, numbers in published.items()},
+            f"here: {Path(model).name}, all prompts prefixed": percents(prefix, group),
+        }
+        for prefix, group in beside
+    ]
+).style.hide(axis="index")
+
+
+# %% tags=["hide-input"]
+
+metrics = {
+    "collapse_cases": collapsing,
+    "normal_cases": normal,
+    "draws": draws,
+    "efficacy_met_with_prefix": "untested" if not collapsing else "yes" if high else "no",
+    "efficacy_met_without_prefix": "untested" if not collapsing else "yes" if low else "no",
+}
+for (method, group, prefix, score, by), interval in found.items():
+    name = "_".join([score, by, method, group, prefix]).replace("-", "_")
+    metrics[name] = interval.value
+    if (method, score, by) == ("c-rome", "efficacy", protocol):
+        metrics |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
+_ = Path("metrics.json").write_text(json.dumps(metrics))

@@ -1,0 +1,204 @@
+"""Collapse cases beside normal ones: who is drawn, who collapses, their keys, and intervals."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from editlib import contrast, data
+from editlib.contrast import COLLAPSE, NORMAL, Interval
+from editlib.data import Case
+from editlib.edit import EditRequest
+from editlib.errors import EditlibError
+from editlib.methods.rome import RomeParams
+from editlib.model import LanguageModel, load
+from editlib.spans import encode
+from editlib.stats import Stats
+from editlib.values import read_keys
+from editlib.workspace import Workspace
+
+REQUESTS = [
+    EditRequest(prompt="{} is located in", subject="Zen", target_new="Daslo"),
+    EditRequest(prompt="The town of {} is located in", subject="Brast Nolva", target_new="Parvo"),
+]
+LAYER = 1
+
+
+@pytest.fixture(scope="module")
+def anchored() -> LanguageModel:
+    return load("testbed/anchored")
+
+
+@pytest.fixture(scope="module")
+def pool() -> list[Case]:
+    return data.cases("testbed")
+
+
+# Who is drawn
+
+
+def test_a_draw_has_the_wanted_numbers_of_both_kinds_in_file_order(anchored: LanguageModel, pool: list[Case]) -> None:
+    drawn = contrast.draw(anchored, pool, first=5, others=7, seed=0)
+    kinds = [data.subject_tokens(anchored, case.request).kind for case in drawn]
+    assert (kinds.count("one token, first"), len(kinds)) == (5, 12)
+    assert [case.case_id for case in drawn] == sorted({case.case_id for case in drawn})
+    assert drawn == contrast.draw(anchored, pool, first=5, others=7, seed=0)
+    assert drawn != contrast.draw(anchored, pool, first=5, others=7, seed=1)
+
+
+def test_where_a_kind_is_short_there_are_fewer(anchored: LanguageModel, pool: list[Case]) -> None:
+    later = [case for case in pool if data.subject_tokens(anchored, case.request).first > 0][:4]
+    assert contrast.draw(anchored, later, first=3, others=9, seed=0) == later
+    with pytest.raises(EditlibError, match="first=3 and others=0 of 4 cases leave none to edit; draw more"):
+        contrast.draw(anchored, later, first=3, others=0, seed=0)
+
+
+def test_cases_whose_subject_cannot_be_located_are_passed_over(
+    anchored: LanguageModel, pool: list[Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locate = data.subject_tokens
+
+    def lost(lm: LanguageModel, request: EditRequest) -> data.SubjectTokens:
+        if request == pool[1].request:
+            raise EditlibError("it cannot be located")
+        return locate(lm, request)
+
+    monkeypatch.setattr(data, "subject_tokens", lost)
+    assert contrast.draw(anchored, pool[:3], first=9, others=9, seed=0) == [pool[0], pool[2]]
+
+
+# Who collapses
+
+
+def test_groups_follow_from_the_perplexity_of_one_method_and_nan_collapses() -> None:
+    table = pd.DataFrame(
+        {
+            "case_id": [1, 2, 3, 4, 5, 1],
+            "method": ["rome"] * 5 + ["c-rome"],
+            "perplexity_ratio": [1.0, 5.0, math.nan, math.inf, math.nan, 9.0],
+            "error": [None, None, None, None, "no", None],
+        }
+    )
+    found = contrast.groups(table, method="rome", collapse_ratio=5.0)
+    assert found.to_dict() == {1: NORMAL, 2: COLLAPSE, 3: COLLAPSE, 4: COLLAPSE}
+
+
+def test_moments_are_those_of_the_testbed_of_a_corpus_or_none(anchored: LanguageModel, lm: LanguageModel) -> None:
+    found = contrast.moments(anchored, 2, "")
+    assert found is not None and list(found.moments) == [2]
+    assert contrast.moments(lm, LAYER, "") is None
+    with pytest.raises(EditlibError, match="data 'nowhere' is neither a file"):
+        contrast.moments(lm, LAYER, "nowhere")
+
+
+# Keys
+
+
+def test_case_keys_are_those_a_method_edits_by(lm: LanguageModel, moments: Stats) -> None:
+    params = RomeParams(layer=LAYER)
+    space = Workspace(lm, stats=moments)
+    found = contrast.case_keys(space, params, REQUESTS)
+    for i, request in enumerate(REQUESTS):
+        keys = read_keys(lm, LAYER, request, space.contexts(params.contexts)).inputs.double()
+        torch.testing.assert_close(found.bare[i], keys[0])
+        torch.testing.assert_close(found.mean[i], keys.mean(0), atol=1e-6, rtol=1e-5)
+        expected = torch.linalg.solve(moments.moments[LAYER], keys.mean(0))
+        torch.testing.assert_close(found.whitened[i], expected, atol=1e-4, rtol=1e-3)
+
+
+def test_without_covariance_nothing_is_whitened(lm: LanguageModel) -> None:
+    found = contrast.case_keys(Workspace(lm), RomeParams(layer=LAYER, covariance=False), REQUESTS)
+    assert torch.equal(found.whitened, found.mean) and torch.equal(found.whitened_cosine, found.cosine)
+
+
+def test_distance_and_cosine_compare_the_two_keys() -> None:
+    found = contrast.CaseKeys(
+        bare=torch.tensor([[3.0, 4.0], [1.0, 0.0]]),
+        mean=torch.tensor([[3.0, 4.0], [0.0, 2.0]]),
+        whitened=torch.tensor([[3.0, 4.0], [-1.0, 0.0]]),
+    )
+    assert found.distance.tolist() == pytest.approx([0.0, math.sqrt(5) / 2])
+    assert found.cosine.tolist() == pytest.approx([1.0, 0.0])
+    assert found.whitened_cosine.tolist() == pytest.approx([1.0, -1.0])
+
+
+def test_keys_are_read_at_the_subject_in_any_number_of_passes(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [encode(lm.tokenizer, request.prompt, request.subject) for request in REQUESTS]
+    together = contrast.keys_at(lm, LAYER, rows)
+    monkeypatch.setattr(contrast, "ROWS", 1)
+    torch.testing.assert_close(contrast.keys_at(lm, LAYER, rows), together, atol=1e-5, rtol=1e-4)
+    expected = torch.stack([read_keys(lm, LAYER, request, ["{}"]).inputs[0] for request in REQUESTS]).double()
+    torch.testing.assert_close(together, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_first_token_is_the_prompts_own(lm: LanguageModel) -> None:
+    for request in REQUESTS:
+        row = contrast.first_token(lm, request)
+        own = lm.tokenizer(request.text, add_special_tokens=False)["input_ids"]
+        assert row.ids[row.last] == own[0]
+        assert row.last == len(row.ids) - len(own)
+
+
+def test_keys_of_too_few_subjects_are_not_told_apart() -> None:
+    some, one = torch.randn(6, 3), torch.zeros(2, 3)
+    names = [f"s{i}" for i in range(6)], ["t", "t"]
+    assert math.isnan(contrast.told_apart(some, one, subjects=names, seed=0).auc)
+    far = contrast.told_apart(some + 100, torch.randn(3, 3), subjects=(names[0], ["a", "b", "c"]), seed=0)
+    assert far.auc == 1.0
+
+
+def test_the_nearest_key_names_its_set() -> None:
+    keys, left, right = torch.tensor([[0.0], [9.0]]), torch.tensor([[1.0], [-5.0]]), torch.tensor([[8.0]])
+    assert contrast.nearest(keys, left, right).tolist() == [0, 1]
+    assert contrast.nearest(keys, left[:0], right).tolist() == [1, 1]
+    assert contrast.nearest(keys, left[:0], right[:0]).tolist() == [-1, -1]
+
+
+def test_a_map_has_a_row_for_each_key_and_keeps_sets_far_apart_apart() -> None:
+    keys = {"a": torch.randn(8, 5, generator=torch.Generator().manual_seed(0)), "b": torch.full((6, 5), 100.0)}
+    keys["b"] += keys["a"][:6]
+    found = contrast.tsne("map", {**keys, "none": torch.zeros(0, 5)})
+    assert found["group"].tolist() == ["a"] * 8 + ["b"] * 6 and set(found["panel"]) == {"map"}
+    places = {name: mine[["x", "y"]].to_numpy() for name, mine in found.groupby("group")}
+    middle = {name: mine.mean(0) for name, mine in places.items()}
+    for name, mine in places.items():
+        near, far = (np.linalg.norm(mine - middle[which], axis=1) for which in (name, "b" if name == "a" else "a"))
+        assert (near < far).all()
+
+
+# Intervals
+
+
+def test_the_bootstrap_of_a_mean_has_the_width_of_theory() -> None:
+    values = np.random.default_rng(3).normal(2.0, 1.0, 400)
+    found = contrast.bootstrap(np.mean, values, seed=0)
+    assert found.value == pytest.approx(values.mean())
+    assert found.high - found.low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
+    assert found == contrast.bootstrap(np.mean, values, seed=0)
+
+
+def test_samples_are_resampled_apart() -> None:
+    found = contrast.bootstrap(contrast.mean_ratio, [4.0, 6.0], [1.0, 3.0], seed=0)
+    assert (found.value, found.low, found.high) == (2.5, pytest.approx(4 / 3), 6.0)
+
+
+def test_an_infinite_value_stays_in_the_interval_and_nothing_has_none() -> None:
+    found = contrast.bootstrap(np.mean, [1.0, 2.0, math.inf], seed=0)
+    assert math.isinf(found.value) and math.isinf(found.high) and found.low < 2.0
+    assert math.isnan(contrast.bootstrap(np.mean, [], seed=0).value)
+
+
+def test_a_share_of_all_has_an_interval_too() -> None:
+    assert contrast.share(79, 80).low == pytest.approx(0.9325, abs=5e-4)  # Wilson 1927
+    whole = contrast.share(10, 10)
+    assert whole.value == 1.0 and whole.high == pytest.approx(1.0) and whole.low == pytest.approx(0.7225, abs=5e-4)
+    assert math.isnan(contrast.share(0, 0).value)
+
+
+def test_an_interval_is_written_with_its_bounds() -> None:
+    assert f"{Interval(0.5, 0.25, 1.0):.2f}" == "0.50 [0.25, 1.00]"
+    assert f"{Interval(math.nan, math.nan, math.nan):.2f}" == "–"
