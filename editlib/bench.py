@@ -4,6 +4,7 @@ Both paths do the same ROME edits of the same requests on the same model, and me
 """
 
 import ctypes
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, LlamaConfig, PreTrainedConfig
 
-from editlib import data, plainpath
+from editlib import data, plainpath, products
 from editlib.edit import Edit, EditRequest
 from editlib.errors import EditlibError
 from editlib.floor import Shape, Span, beginnings, floor, spans
@@ -304,6 +305,8 @@ def counted(route: Route, work: Work) -> dict[str, float]:
             sdpa_backward_flop_count(g, q, k, v)
         ),
     }
+    if products.PRODUCT is not None:
+        on_cpu[products.PRODUCT] = lambda inputs, weight, *_, **__: 2 * math.prod(inputs) * weight[0]
     with FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
         meter = Meter(counter.get_total_flops)
         route(work, meter)

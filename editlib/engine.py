@@ -403,9 +403,8 @@ Change = tuple[Tensor, Tensor]  # of the edited layer: left (d_out, r), right (d
 def perplexities(passes: Passes, corpus: Corpus, changes: Sequence[Change]) -> list[Perplexity]:
     """Perplexity of texts under each change of the layer whose keys the corpus holds, several changes a pass."""
     losses = np.zeros((len(changes), len(corpus.counts)))
-    vocabulary: int = passes.lm.model.config.get_text_config().vocab_size
     for bucket in corpus.buckets:
-        share = max(1, LOGITS[passes.lm.device.type] // (bucket.tokens.ids.numel() * vocabulary))
+        share = max(1, LOGITS[passes.lm.device.type] // (bucket.tokens.ids.numel() * passes.vocabulary))
         for first in range(0, len(changes), share):
             batch = changes[first : first + share]
             moved = torch.cat([_moved(bucket, change) for change in batch])

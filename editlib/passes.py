@@ -12,6 +12,7 @@ from torch.nn.functional import gelu
 from transformers.activations import NewGELUActivation
 from transformers.cache_utils import Cache, DynamicLayer
 
+from editlib import products
 from editlib.model import LanguageModel
 from editlib.perplexity import pad
 from editlib.trace import Seen, trace
@@ -64,7 +65,7 @@ class Past:
 class Pass:
     """What a pass gives: logits where asked for, what modules saw, and attention keys and values of its tokens."""
 
-    logits: Tensor
+    logits: Tensor  # (pairs, vocabulary)
     seen: Mapping[str, Seen]
     new: Past
 
@@ -108,6 +109,7 @@ class Passes:
     empty: Past  # one row
     in_tuple: bool
     activations: tuple[nn.Module, ...]  # those that are one kernel in torch and eight in transformers
+    linear: tuple[nn.Module, ...]  # those whose products another library makes faster
 
     @classmethod
     @torch.no_grad()
@@ -120,7 +122,14 @@ class Passes:
         handle.remove()
         layers = tuple((layer.keys[:, :, :0], layer.values[:, :, :0]) for layer in cache.layers)
         slow = tuple(module for module in lm.model.modules() if isinstance(module, NewGELUActivation))
-        return cls(lm, Past(layers, torch.zeros(1, 0, dtype=torch.long, device=lm.device)), types[0], slow)
+        empty = Past(layers, torch.zeros(1, 0, dtype=torch.long, device=lm.device))
+        return cls(lm, empty, types[0], slow, tuple(filter(products.suits, lm.model.modules())))
+
+    @property
+    def vocabulary(self) -> int:
+        """Logits of a position."""
+        head: nn.Module = self.lm.model.get_output_embeddings()
+        return len(head.get_parameter("weight"))
 
     def nothing(self, rows: int) -> Past:
         """The past of rows that begin now."""
@@ -149,8 +158,12 @@ class Passes:
         none, logits = behind[:0, 0], torch.empty(0)
         read = at or (none, none)
         with ExitStack() as stack:
-            stack.enter_context(self._started(start))
-            stack.enter_context(_fused(self.activations))
+            if start:
+                self._start(stack, start)
+            for module in self.activations:
+                stack.enter_context(_running(module, partial(gelu, approximate="tanh")))
+            for module in self.linear:
+                stack.enter_context(_running(module, partial(products.apply, module)))
             stack.enter_context(_headed(self.lm, read))
             for layer in range(self.lm.layers if above is None else above, self.lm.layers):
                 self._thin(stack, layer, tokens, read if layer == self.lm.layers - 1 else tokens.real)
@@ -165,26 +178,20 @@ class Passes:
         new = tuple(layer.new or pair for layer, pair in zip(kept, past.layers, strict=True))
         return Pass(logits, seen, Past(new, tokens.mask))
 
-    @contextmanager
-    def _started(self, start: Start | None) -> Iterator[None]:
+    def _start(self, stack: ExitStack, start: Start) -> None:
         """Let the blocks before the start pass on their input, and the last of them the start's hidden states."""
         every: Any = self.lm.model.get_submodule(self.lm.layout.blocks)
-        blocks = list(every)[: start.below] if start else []
-        try:
-            for block in blocks:
-                block.forward = self._pass_on
-            if start and blocks:
-                blocks[-1].forward = lambda *_, **__: self._returned(start.hidden)
-            yield
-        finally:
-            for block in blocks:
-                del block.forward
+        for block in list(every)[: start.below]:
+            stack.enter_context(_running(block, self._pass_on))
+        if start.below:
+            stack.enter_context(_running(every[start.below - 1], lambda *_, **__: self._returned(start.hidden)))
 
     def _thin(self, stack: ExitStack, layer: int, tokens: Tokens, needed: At) -> None:
         """Run a layer's MLP only where it is needed; blocks that have no module of that kind stay as they are."""
         name = self.lm.layout.name(layer).rpartition(".")[0]
         if name != f"{self.lm.layout.blocks}.{layer}" and len(needed[0]) < tokens.ids.numel():
-            stack.enter_context(_only(self.lm.model.get_submodule(name), needed))
+            mlp = self.lm.model.get_submodule(name)
+            stack.enter_context(_running(mlp, _at(mlp, needed)))
 
     def _pass_on(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
         return self._returned(hidden_states)
@@ -204,9 +211,8 @@ def _headed(lm: LanguageModel, at: At) -> Iterator[None]:
         handle.remove()
 
 
-@contextmanager
-def _only(module: nn.Module, at: At) -> Iterator[None]:
-    """Run a module, which treats every token by itself, at pairs of row and column alone; it gives 0 elsewhere."""
+def _at(module: nn.Module, at: At) -> Callable[..., Tensor]:
+    """What a module, which treats every token by itself, gives at pairs of row and column, and 0 elsewhere."""
     inner = module.forward
 
     def forward(*inputs: Tensor) -> Tensor:
@@ -214,20 +220,17 @@ def _only(module: nn.Module, at: At) -> Iterator[None]:
         found: Tensor = inner(*(value[at][None] for value in inputs))[0]
         return found.new_zeros(rows, tokens, found.shape[-1]).index_put(at, found)
 
+    return forward
+
+
+@contextmanager
+def _running(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let a module run another function in place of its own."""
+    before = vars(module).get("forward")
     module.forward = forward
     try:
         yield
     finally:
         del module.forward
-
-
-@contextmanager
-def _fused(activations: Sequence[nn.Module]) -> Iterator[None]:
-    """Let torch compute the tanh form of GELU in one go."""
-    try:
-        for module in activations:
-            module.forward = partial(gelu, approximate="tanh")
-        yield
-    finally:
-        for module in activations:
-            del module.forward
+        if before:
+            module.forward = before
