@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from editlib.cli import run_app
 from editlib.edit import EditRequest
 from editlib.model import LanguageModel
 from editlib.stats import Stats, corpus_windows, second_moments
@@ -174,3 +175,21 @@ def ask() -> EditRequest:
     return EditRequest(
         prompt="The town of {} is located in", subject="Brast Nolva", target_new="Ostrel", target_true="Quint"
     )
+
+
+Mistake = Callable[..., str]
+
+
+@pytest.fixture
+def mistake(capsys: pytest.CaptureFixture[str]) -> Mistake:
+    """Run a command line that must fail as a mistake and return its one line."""
+
+    def run(*arguments: object) -> str:
+        capsys.readouterr()
+        status = run_app([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        assert (status, printed.out, printed.err.count("\n")) == (2, "", 1), printed.err
+        assert printed.err.startswith("editlib: ")
+        return printed.err
+
+    return run

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from editlib.cli import TESTBED, run_app
+from editlib.cli import run_app
+from editlib.cli_testbed import TESTBED
 
 REPOSITORY = Path(__file__).parent.parent
 PROGRAM = [sys.executable, "-c", "from editlib.cli import main; main()"]
@@ -26,21 +27,6 @@ needs_pilot = pytest.mark.skipif(
 )
 
 Mistake = Callable[..., str]
-
-
-@pytest.fixture
-def mistake(capsys: pytest.CaptureFixture[str]) -> Mistake:
-    """Run a command line that must fail as a mistake and return its one line."""
-
-    def run(*arguments: object) -> str:
-        capsys.readouterr()
-        status = run_app([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        assert (status, printed.out, printed.err.count("\n")) == (2, "", 1), printed.err
-        assert printed.err.startswith("editlib: ")
-        return printed.err
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -347,7 +333,7 @@ def test_an_unknown_twin_is_named(tmp_path: Path, mistake: Mistake) -> None:
 def test_info_checks_files_against_cards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("editlib.cli.TESTBED", tmp_path)
+    monkeypatch.setattr("editlib.cli_testbed.TESTBED", tmp_path)
     (tmp_path / "control").mkdir()
     (tmp_path / "control" / "model.safetensors").write_bytes(b"weights")
     digest = hashlib.sha256(b"weights").hexdigest()

@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
-from editlib.cli import TESTBED, run_app
+from editlib.cli import run_app
+from editlib.cli_testbed import TESTBED
 
 pytestmark = pytest.mark.skipif(
     not (TESTBED / "anchored" / "card.json").is_file(), reason="the twins are not trained yet"
@@ -16,16 +18,9 @@ Mistake = Callable[..., str]
 
 
 @pytest.fixture
-def mistake(capsys: pytest.CaptureFixture[str]) -> Mistake:
-    """Run a command line that must fail as a mistake and return its one line."""
-
-    def run(*arguments: object) -> str:
-        status = run_app(["bench", *map(str, arguments)])
-        printed = capsys.readouterr()
-        assert (status, printed.out, printed.err.count("\n")) == (2, "", 1), printed.err
-        return printed.err
-
-    return run
+def mistake(mistake: Mistake) -> Mistake:
+    """As everywhere, of `editlib bench`."""
+    return partial(mistake, "bench")
 
 
 def test_it_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -35,16 +36,9 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Print:
 
 
 @pytest.fixture
-def mistake(capsys: pytest.CaptureFixture[str]) -> Print:
-    """Run a command line that must fail as a mistake and return its one line."""
-
-    def run(*arguments: object) -> str:
-        assert run_app(["data", *map(str, arguments)]) == 2
-        out, err = capsys.readouterr()
-        assert (out, err.count("\n")) == ("", 1), err
-        return err
-
-    return run
+def mistake(mistake: Print) -> Print:
+    """As everywhere, of `editlib data`."""
+    return partial(mistake, "data")
 
 
 @pytest.fixture

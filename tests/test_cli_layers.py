@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from editlib.cli import TESTBED, run_app
+from editlib.cli import run_app
+from editlib.cli_testbed import TESTBED
 
 pytestmark = pytest.mark.skipif(
     not (TESTBED / "anchored" / "card.json").is_file(), reason="the twins are not trained yet"
@@ -17,16 +19,9 @@ Mistake = Callable[..., str]
 
 
 @pytest.fixture
-def mistake(capsys: pytest.CaptureFixture[str]) -> Mistake:
-    """Run a command line that must fail as a mistake and return its one line."""
-
-    def run(*arguments: object) -> str:
-        status = run_app(["layers", *map(str, arguments)])
-        printed = capsys.readouterr()
-        assert (status, printed.out, printed.err.count("\n")) == (2, "", 1), printed.err
-        return printed.err
-
-    return run
+def mistake(mistake: Mistake) -> Mistake:
+    """As everywhere, of `editlib layers`."""
+    return partial(mistake, "layers")
 
 
 @pytest.fixture

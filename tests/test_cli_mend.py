@@ -22,21 +22,6 @@ Mistake = Callable[..., str]
 
 
 @pytest.fixture
-def mistake(capsys: pytest.CaptureFixture[str]) -> Mistake:
-    """Run a command line that must fail as a mistake and return its one line."""
-
-    def run(*arguments: object) -> str:
-        capsys.readouterr()
-        status = run_app([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        assert (status, printed.out, printed.err.count("\n")) == (2, "", 1), printed.err
-        assert printed.err.startswith("editlib: ")
-        return printed.err
-
-    return run
-
-
-@pytest.fixture
 def cases(tmp_path: Path) -> Path:
     """A file of eight cases in COUNTERFACT's form."""
     places = "Daslo Quint Parvo Ostrel".split()

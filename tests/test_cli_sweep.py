@@ -7,7 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from editlib.cli import TESTBED, run_app
+from editlib.cli import run_app
+from editlib.cli_testbed import TESTBED
 from editlib.parts import Parts
 
 pytestmark = pytest.mark.skipif(
@@ -33,20 +34,6 @@ def arguments(out: Path, texts: Path, *more: str) -> list[str]:
 
 def sequential(out: Path, texts: Path, *more: str) -> list[str]:
     return [word for word in arguments(out, texts, "--sequential", *more) if word != "--no-scores"]
-
-
-@pytest.fixture
-def mistake(capsys: pytest.CaptureFixture[str]) -> Mistake:
-    """Run a command line that must fail as a mistake and return its one line."""
-
-    def run(*words: object) -> str:
-        capsys.readouterr()
-        status = run_app([str(word) for word in words])
-        printed = capsys.readouterr()
-        assert (status, printed.out, printed.err.count("\n")) == (2, "", 1), printed.err
-        return printed.err
-
-    return run
 
 
 def test_it_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,82 @@
+"""Commands about editors for the method mend."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from editlib.cli_options import Device, Dtype, Model, Revision, check_new, load_model
+from editlib.errors import EditlibError
+from editlib.text import table
+
+if TYPE_CHECKING:
+    from editlib.data import Case
+
+app = typer.Typer(help="Editors for the method mend, one for each model.", rich_markup_mode=None)
+
+
+@app.command("train")
+def train_editor(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="New file for the editor; a checkpoint lies beside it meanwhile.")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="Edit cases to train on: a name or a path.  [default, for testbed models: cases about "
+                          "facts that the testbed's own cases leave alone]"),
+    ] = None,
+    layers: Annotated[int | None, typer.Option(min=1, help="How many of the last layers it edits.")] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="Rank of its networks.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Most training steps.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Edits a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=0, help="Of its networks.")] = None,
+    step_size: Annotated[float | None, typer.Option(help="What its changes are multiplied by at first.")] = None,
+    edit_weight: Annotated[float | None, typer.Option(min=0, help="Of the edits' loss; locality has 1.")] = None,
+    patience: Annotated[int | None, typer.Option(min=1, help="Steps to go on without a better held-out loss.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of networks, batches and held-out subjects.")] = None,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    revision: Revision = None,
+) -> None:  # fmt: skip
+    """Train the editor that the method mend needs; call it again after an interruption and it goes on.
+
+    Options left out are the recipe's. Cases of a tenth of the subjects are held out: they make the curve that is
+    printed and kept in the file, and end the training when it stops falling.
+
+    Example: editlib mend train --model testbed/anchored --out editor.safetensors
+    """
+    from editlib.methods.editor import load_editor
+    from editlib.methods.training import MendRecipe, train
+
+    check_new(out)
+    options = {
+        "layers": layers, "rank": rank, "steps": steps, "batch": batch, "learning_rate": learning_rate,
+        "step_size": step_size, "edit_weight": edit_weight, "patience": patience, "seed": seed,
+    }  # fmt: skip
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    cases = _training_cases(data, model)
+    lm = load_model(model, dtype=dtype, device=device, revision=revision)
+    said = {"model": model, "data": data, "dtype": None if dtype == "float32" else dtype, "revision": revision} | given
+    command = ["editlib", "mend", "train", *_options(said | {"out": out.name})]
+    train(lm, cases, replace(MendRecipe(), **given), out, command=shlex.join(command))
+    curve = load_editor(out, lm)[1].curve
+    typer.echo(table([list(curve[0]), *(list(entry.values()) for entry in curve)]))
+    typer.echo(f"editor: {out}; use it with method mend, hyper-parameter editor={out}")
+
+
+def _training_cases(data: str | None, model: str) -> list["Case"]:
+    from editlib.data import cases
+    from editlib.testbed.cases import training_cases
+    from editlib.testbed.world import build
+
+    if data is None and not model.startswith("testbed/"):
+        raise EditlibError(f"no cases to train an editor of {model} on; give some with --data NAME or --data FILE")
+    return training_cases(build()) if data is None else cases(data)
+
+
+def _options(values: Mapping[str, object]) -> list[str]:
+    """Options of a command line, without those that have no value."""
+    pairs = [(f"--{name.replace('_', '-')}", str(value)) for name, value in values.items() if value is not None]
+    return [part for pair in pairs for part in pair]
