@@ -338,4 +338,12 @@ for (method, group), mine in here:
         key("max_ratio", group, method): float(mine["max_ratio"].max()),
         key("efficacy", group, method): float(held.at[method, group]),
     }
+if done:
+    metrics |= {
+        "tasks_unedited": float(means["unedited"]),
+        "tasks_chance": float(results.groupby("task")["chance"].first().mean()),
+    }
+    metrics |= {
+        key("tasks", *status.split(", ")): float(value) for status, value in means.items() if status != "unedited"
+    }
 _ = Path("metrics.json").write_text(json.dumps(metrics))

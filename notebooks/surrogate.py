@@ -15,7 +15,7 @@
 #     data: [cases, texts, corpus]
 #     profiles:
 #       quick: {}
-#       full: {n: 160, graded: 20, sources: 5, limit: 200}
+#       full: {n: 100, graded: 20, sources: 5, limit: 150}
 # ---
 
 # %% [markdown]

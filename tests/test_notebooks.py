@@ -24,6 +24,7 @@ SMALL = {
     "surrogate": {"n": 4, "graded": 2, "sources": 1, "limit": 10},
     "why-first-token": {"first": 3, "later": 3},
     "methods": {"n": 3, "timed": 1, "traced": 2},
+    "precision": {"n": 3},
     "performance": {"edits": 2, "plain_edits": 1, "longest": 60, "before": 8, "n": 3, "reference": 100},
     "twins": {"first": 2, "others": 2, "dosed": 1, "doses": 2},
     "settings": {"first": 1, "others": 1},
