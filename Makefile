@@ -4,7 +4,7 @@ help:       ## list these targets
 .venv/stamp: pyproject.toml constraints.txt
 	python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e ".[book,dev]" && touch $@
 book: .venv/stamp       ## run the quick analyses that have no run yet, then build the site
-	.venv/bin/editlib run --all --profile quick
+	.venv/bin/editlib run --all --profile quick --jobs 2
 	.venv/bin/jupyter-book build book/ -W -n --keep-going --all
 	@echo "The book is ready: _build/html/index.html"
 test: .venv/stamp       ## run every test

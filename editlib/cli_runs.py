@@ -27,6 +27,7 @@ def run(
     ] = None,
     profile: Annotated[str, typer.Option(help="Set of parameter values the notebook declares: quick, full.")] = "quick",
     every: Annotated[bool, typer.Option("--all", help="Run every analysis that has no run for its spec yet.")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Analyses at a time; they share the cores.")] = 1,
     force: Annotated[bool, typer.Option("--force", help="Execute even if that was done before.")] = False,
     timeout: Annotated[int | None, typer.Option(min=1, help="Seconds a cell may take.  [default: no limit]")] = None,
     listed: Annotated[bool, typer.Option("--list", help="List analyses and parameters, run nothing.")] = False,
@@ -52,7 +53,7 @@ def run(
     options: dict[str, Any] = {"profile": profile, "force": force, "timeout": timeout, "progress": sys.stderr.isatty()}
     given = pairs(parameter or [])
     try:
-        done = [runs.execute(name, root=place, parameters=given, **options) for name in names]
+        done = runs.execute_all(names, jobs=jobs, root=place, parameters=given, **options)
     except runs.RunFailed as error:
         raise Stop(str(error), 1) from error
     found = [{"analysis": m.analysis, "run": m.run, "spec": m.spec, "path": _relative(m.folder)} for m in done]

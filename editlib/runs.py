@@ -14,11 +14,14 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,6 +169,19 @@ def execute(
         folder = stage.with_name(f"local-{record['run']}")
         os.replace(stage, folder)
     return read_manifest(folder)
+
+
+def execute_all(names: Sequence[str], *, jobs: int = 1, **options: Any) -> list[Manifest]:
+    """Execute several analyses, `jobs` at a time in processes that share the cores; options as for `execute`."""
+    if jobs == 1:
+        return [execute(name, **options) for name in names]
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_limit_threads, initargs=(threads,)) as pool:
+        return list(pool.map(partial(execute, **options), names))
+
+
+def _limit_threads(threads: int) -> None:
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # read by the notebooks' kernels when they start
 
 
 @contextmanager

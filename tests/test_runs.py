@@ -311,3 +311,18 @@ def test_paths_are_taken_out_of_text_but_not_out_of_images() -> None:
     home, place = str(Path.home()), Path("/somewhere/project")
     told = machine.without_paths({"text": [f"{home}/x", f"{place}/y", f"{place}s"], "image/png": f"{place}/z"}, place)
     assert told == {"text": ["~/x", "./y", f"{place}s"], "image/png": f"{place}/z"}
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_several_analyses_are_executed_in_their_order(tmp_path: Path, jobs: int) -> None:
+    root = make_project(tmp_path)
+    (root / "notebooks" / "also.py").write_text(NOTEBOOK)
+    made = runs.execute_all(["toy", "also"], jobs=jobs, root=root)
+    assert [run.analysis for run in made] == ["toy", "also"]
+    assert all(run.difference() is None for run in made)
+
+
+def test_a_mistake_in_one_of_several_analyses_is_told_as_its_own(tmp_path: Path) -> None:
+    root = make_project(tmp_path)
+    with pytest.raises(EditlibError, match="n=0 is out of range"):
+        runs.execute_all(["toy"], jobs=2, root=root, parameters={"n": 0})
