@@ -1,7 +1,8 @@
 """Analyses (`notebooks/<name>.py`): their typed parameters and profiles, and what a run of one depends on.
 
 A notebook's header declares, under `jupyter: editlib:`, its `title`, its `profiles` (parameter values by
-profile), and in `models` and `data` which parameters hold such names. Its cell tagged `parameters` declares
+profile), and in `models`, `data` and `files` which parameters hold such names (files: `name=path` with commas
+between). Its cell tagged `parameters` declares
 the rest, one `name: type = default  # help` a line.
 """
 
@@ -17,11 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from editlib.errors import EditlibError
 from editlib.machine import without_paths
 
-SCHEMA = 1  # of spec and manifest
+SCHEMA = 2  # of spec and manifest
 PACKAGE = Path(__file__).parent
+SOURCES = (".py", ".json", ".jsonl", ".yaml")  # code and the data that is written by hand or generated with it
+# What executes, lists and cites runs, but computes nothing in them: no number depends on it.
+OUTSIDE = re.compile(r"(cli(_\w+)?|analyses|runs|manifest|citation|crate|compare|machine|download|__init__)\.py")
 Value = str | int | float | bool | None
 
 
@@ -49,7 +55,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Analysis:
-    """A notebook with what its header declares; `models` and `data` name parameters."""
+    """A notebook with what its header declares; `models`, `data` and `files` name parameters."""
 
     name: str
     path: Path
@@ -58,6 +64,7 @@ class Analysis:
     profiles: Mapping[str, Mapping[str, Any]]
     models: tuple[str, ...]
     data: tuple[str, ...]
+    files: tuple[str, ...]
     notebook: Any
 
     def resolve(self, profile: str, overrides: Mapping[str, object]) -> dict[str, Value]:
@@ -117,6 +124,20 @@ def find_root(start: Path | None = None) -> Path:
     raise EditlibError(f"{here} is in no project; run this inside a clone of the project, or give --root")
 
 
+def project(root: Path) -> dict[str, Any]:
+    """Title, version, authors, licence and address of the project, from its CITATION.cff."""
+    try:
+        about = yaml.safe_load((root / "CITATION.cff").read_text("utf-8"))
+        told = {key: str(about[key]) for key in ("title", "version", "license")}
+        return told | {"authors": [_author(entry) for entry in about["authors"]], "url": str(about.get("url", ""))}
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise EditlibError(f"{root / 'CITATION.cff'} cannot be read ({error!r}); restore it") from error
+
+
+def _author(entry: Mapping[str, str]) -> str:
+    return entry.get("name") or f"{entry['given-names']} {entry['family-names']}"
+
+
 def names(root: Path) -> list[str]:
     """Names of the project's analyses."""
     return sorted(p.stem for p in root.glob("notebooks/*.py") if re.fullmatch(r"[a-z][a-z0-9-]*", p.stem))
@@ -133,8 +154,8 @@ def read(name: str, root: Path) -> Analysis:
     header = notebook.metadata.get("editlib", {})
     source = next((c.source for c in notebook.cells if "parameters" in c.metadata.get("tags", [])), "")
     parameters = {p.name: p for p in _read_parameters(source, path)}
-    named = {key: tuple(header.get(key, ())) for key in ("models", "data")}
-    if stray := {*named["models"], *named["data"]} - parameters.keys():
+    named = {key: tuple(header.get(key, ())) for key in ("models", "data", "files")}
+    if stray := {name for group in named.values() for name in group} - parameters.keys():
         raise EditlibError(f"{path}: the header names parameter {min(stray)!r}, which does not exist; add it")
     title, profiles = header.get("title", name), header.get("profiles", {})
     return Analysis(name, path, title, parameters, profiles, **named, notebook=notebook)
@@ -178,6 +199,7 @@ def plan(name: str, *, root: Path, profile: str = "quick", parameters: Mapping[s
         "code": code_hash(PACKAGE),
         "models": _fingerprints("model", chosen.models, values),
         "data": _fingerprints("data", chosen.data, values),
+        "files": _file_hashes(values[name] for name in chosen.files),
     }
     shown, inputs = without_paths((values, inputs), root)
     spec = short_hash({"schema": SCHEMA, "analysis": name, "parameters": shown, **inputs})
@@ -185,7 +207,9 @@ def plan(name: str, *, root: Path, profile: str = "quick", parameters: Mapping[s
 
 
 def _absolute(name: str, value: Value, chosen: Analysis) -> Value:
-    """A model's or data file's path, valid from the run's folder too; other values as they are."""
+    """Paths of a model, of data or of files, valid from the run's folder too; other values as they are."""
+    if name in chosen.files:
+        return ",".join(f"{task}={Path(path).resolve()}" for task, path in _listed(value))
     named = name in chosen.models + chosen.data and isinstance(value, str) and not value.startswith("testbed")
     return str(Path(value).resolve()) if named and value and Path(str(value)).exists() else value  # type: ignore[arg-type]
 
@@ -196,10 +220,31 @@ def _fingerprints(module: str, names: Iterable[str], values: Mapping[str, Value]
     return {value: source.fingerprint(value) for value in used} if source else {}
 
 
+def _listed(value: Value) -> list[tuple[str, str]]:
+    """`name=path,name=path` in pairs; raises `EditlibError` for an entry without `=`."""
+    entries = [entry for entry in str(value or "").split(",") if entry]
+    wrong = next((entry for entry in entries if "=" not in entry), None)
+    if wrong is not None:
+        raise EditlibError(f"file {wrong!r} has no name; write name=path, with commas between several")
+    return [tuple(entry.split("=", 1)) for entry in entries]  # type: ignore[misc]
+
+
+def _file_hashes(values: Iterable[Value]) -> dict[str, str]:
+    try:
+        return {n: hashlib.sha256(Path(p).read_bytes()).hexdigest() for value in values for n, p in _listed(value)}
+    except OSError as error:
+        raise EditlibError(f"file {error.filename} cannot be read ({error.strerror}); correct its path") from error
+
+
 def code_hash(package: Path) -> str:
-    """sha256 over the package's sources and its JSON data (presets, prefix contexts), by relative path."""
+    """sha256 over what the package computes with (sources, presets, prefix contexts, tasks), by relative path."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in package.rglob("*") if p.suffix in (".py", ".json")):
+    used = (
+        p
+        for p in package.rglob("*")
+        if p.suffix in SOURCES and not OUTSIDE.fullmatch(p.relative_to(package).as_posix())
+    )
+    for path in sorted(used):
         content = path.read_bytes()
         digest.update(f"{path.relative_to(package).as_posix()} {len(content)}\n".encode() + content)
     return digest.hexdigest()

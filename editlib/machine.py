@@ -1,5 +1,6 @@
 """What this machine is, as far as a run should tell, and text without what it should not tell."""
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -13,20 +14,28 @@ from pathlib import Path
 from typing import Any
 
 
-def environment() -> dict[str, Any]:
-    """Python, platform and every installed distribution with its version."""
+def environment(lock: Path) -> dict[str, Any]:
+    """Python, platform, every installed distribution with its version, and the sha256 of the lock file."""
     packages = {d.name: d.version for d in importlib.metadata.distributions() if d.name}
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()}-{platform.machine()}",
         "packages": dict(sorted(packages.items(), key=lambda pair: pair[0].lower())),
+        "lock": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else None,
     }
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores, memory and NVIDIA GPUs."""
+    """Processor, cores, memory, NVIDIA GPUs with their driver, and threads asked for (null: as many as cores)."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {"cpu": _cpu(), "cores": os.cpu_count(), "memory_gib": round(memory, 1), "gpus": _gpus()}
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "threads": int(threads) if threads.isdecimal() else None,
+        "memory_gib": round(memory, 1),
+        "gpus": _gpus(),
+    }
 
 
 def _cpu() -> str:
@@ -38,7 +47,7 @@ def _cpu() -> str:
 def _gpus() -> list[str]:
     if shutil.which("nvidia-smi") is None:
         return []
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     listed = subprocess.run(command, capture_output=True, text=True)
     return listed.stdout.splitlines() if listed.returncode == 0 else []
 

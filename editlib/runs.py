@@ -1,11 +1,9 @@
 """Runs of analyses, `book/runs/<analysis>/<run>/`: execute, find, check, publish.
 
-A run has two ids: `spec` hashes what was asked, `run` its whole manifest, so it vouches for every output. A
-notebook works in its run's folder: it writes `data/*.parquet`, `figures/*.png` and `metrics.json` (flat,
+A notebook works in its run's folder: it writes `data/*.parquet`, `figures/*.png` and `metrics.json` (flat,
 name -> number or string), which ends up in the manifest.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -18,16 +16,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from editlib.analyses import SCHEMA, Plan, Value, plan, short_hash
+from editlib.analyses import SCHEMA, Plan, plan, project, read
 from editlib.errors import EditlibError
 from editlib.machine import environment, git_state, hardware, without_paths
+from editlib.manifest import Manifest, hash_files, read_manifest, write
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,74 +44,25 @@ COLUMNS = (
     "published",
     "path",
 )
+LARGEST = 5 * 2**20  # bytes of a published file
+PINNED = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # a commit, or the sha256 of weight files
 
 
 class RunFailed(RuntimeError):
     """A notebook failed, not through a user's mistake; the message is one line naming the kept notebook."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """`manifest.json` of one run and the folder it lies in; infinite and nan metrics are strings."""
-
-    schema: int
-    analysis: str
-    title: str
-    profile: str
-    parameters: Mapping[str, Value]
-    spec: str
-    run: str
-    inputs: Mapping[str, Any]
-    environment: Mapping[str, Any]
-    hardware: Mapping[str, Any]
-    git: Mapping[str, Any]
-    started: str
-    finished: str
-    seconds: float
-    outputs: Mapping[str, str]
-    metrics: Mapping[str, float | str]
-    folder: Path
-
-    @property
-    def published(self) -> bool:
-        """Whether the run has its final name."""
-        return not self.folder.name.startswith("local-")
-
-    def difference(self) -> str | None:
-        """The first file that is not as the run's id says, or None; the manifest itself is checked first."""
-        record = {key: value for key, value in asdict(self).items() if key not in ("run", "folder")}
-        if short_hash(record) != self.run:
-            return "manifest.json"
-        found = hash_files(self.folder)
-        return next((f for f in sorted({*found, *self.outputs}) if found.get(f) != self.outputs.get(f)), None)
-
-
-def hash_files(folder: Path) -> dict[str, str]:
-    """sha256 of every file of a run but its manifest, by relative path."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / "manifest.json")
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a run folder; raises `EditlibError` if it cannot be read or has other fields."""
-    try:
-        record = json.loads((folder / "manifest.json").read_text("utf-8"))
-        return Manifest(**record, folder=folder)
-    except (OSError, ValueError, TypeError) as error:
-        raise EditlibError(f"{folder} has no readable manifest ({error}); restore or remove it") from error
-
-
 def find_runs(root: Path) -> list[Manifest]:
     """Every run of the project, oldest first; raises `EditlibError` at a damaged manifest."""
     folders = [path.parent for path in root.glob("book/runs/*/[!.]*/manifest.json")]
-    return sorted(map(read_manifest, folders), key=lambda manifest: (manifest.started, manifest.run))
+    return sorted(map(read_manifest, folders), key=lambda run: (run.started, run.run))
 
 
 def runs_frame(root: Path) -> "pd.DataFrame":
     """One row per run, oldest first."""
     import pandas as pd
 
-    return pd.DataFrame([_row(manifest, root) for manifest in find_runs(root)], columns=list(COLUMNS))
+    return pd.DataFrame([_row(run, root) for run in find_runs(root)], columns=list(COLUMNS))
 
 
 def _row(m: Manifest, root: Path) -> dict[str, Any]:
@@ -122,19 +71,41 @@ def _row(m: Manifest, root: Path) -> dict[str, Any]:
     return asked | done | {"path": m.folder.relative_to(root).as_posix()}
 
 
+def find(run: str, root: Path) -> Manifest:
+    """The run of an id or the beginning of one; raises `EditlibError` if there is none, or are several."""
+    wanted = run.removeprefix("local-")
+    found = [m for m in find_runs(root) if wanted and m.run.startswith(wanted)]
+    if len(found) != 1:
+        problem = "is unknown" if not found else f"may be any of {', '.join(m.run for m in found)}"
+        raise EditlibError(f"run {run!r} {problem}; list the runs with `editlib runs`")
+    return found[0]
+
+
 def publish(run: str, root: Path) -> Path:
-    """Give a local run its final name; raises `EditlibError` if it is unknown, was changed or failed."""
-    found = next((m for m in find_runs(root) if m.run == run.removeprefix("local-")), None)
-    if found is None:
-        raise EditlibError(f"run {run!r} is unknown; list the runs with `editlib runs`")
-    if (name := found.difference()) is not None:
-        raise EditlibError(f"run {run} cannot be published: {name} was changed; execute the analysis again")
-    notebook = json.loads((found.folder / "index.ipynb").read_text("utf-8"))
-    if notebook["metadata"]["papermill"].get("exception"):
-        raise EditlibError(f"run {run} cannot be published: its notebook failed; execute it again")
+    """Give a local run its final name; raises `EditlibError` with the reason if it is not fit for that."""
+    found = find(run, root)
+    if (reason := _unfit(found, root)) is not None:
+        raise EditlibError(f"run {found.run} cannot be published: {reason}")
     target = found.folder.with_name(found.run)
     os.replace(found.folder, target)
     return target
+
+
+def _unfit(run: Manifest, root: Path) -> str | None:
+    """Why a run should not be cited, or None."""
+    if (name := run.difference()) is not None:
+        return f"{name} was changed; execute the analysis again"
+    notebook = json.loads((run.folder / "index.ipynb").read_text("utf-8"))
+    if notebook["metadata"]["papermill"].get("exception"):
+        return "its notebook failed; execute it again"
+    if unknown := run.parameters.keys() - read(run.analysis, root).parameters.keys():
+        return f"{run.analysis} has no parameter {min(unknown)!r}; execute it again"
+    if run.profile == "full" and run.git.dirty is not False:
+        return "it was executed with changes that no commit holds; commit them, then execute it again"
+    if loose := [name for name, code in run.inputs.models.items() if not PINNED.fullmatch(code)]:
+        return f"the revision of model {loose[0]!r} is not known; name it as id@commit"
+    large = [name for name in run.outputs if (run.folder / name).stat().st_size > LARGEST]
+    return f"{large[0]} is larger than {LARGEST / 2**20:.0f} MiB; let the notebook write less" if large else None
 
 
 def execute(
@@ -162,11 +133,9 @@ def execute(
         _run_notebook(asked, stage, root=root, timeout=timeout, progress=progress)
         seconds = round(time.monotonic() - clock, 1)
         _clean_notebook(stage / "index.ipynb", root)
-        record = _record(asked, stage) | began | {"finished": _now(), "seconds": seconds}
-        record["run"] = short_hash(record)
-        text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-        (stage / "manifest.json").write_text(text + "\n", "utf-8")
-        folder = stage.with_name(f"local-{record['run']}")
+        record = _record(asked, stage, root) | began | {"finished": _now(), "seconds": seconds}
+        record["outputs"] |= _add_crate(record, stage)
+        folder = stage.with_name(f"local-{write(record, stage).run}")
         os.replace(stage, folder)
     return read_manifest(folder)
 
@@ -263,8 +232,8 @@ def _clean_notebook(path: Path, root: Path) -> None:
     path.write_text(text + "\n", "utf-8")
 
 
-def _record(asked: Plan, stage: Path) -> dict[str, Any]:
-    """The manifest but for times, commit and run id; takes in `metrics.json` and removes it."""
+def _record(asked: Plan, stage: Path, root: Path) -> dict[str, Any]:
+    """The manifest but for times, commit, crate and run id; takes in `metrics.json` and removes it."""
     metrics = _take_metrics(stage / "metrics.json")
     return {
         "schema": SCHEMA,
@@ -274,11 +243,28 @@ def _record(asked: Plan, stage: Path) -> dict[str, Any]:
         "parameters": dict(asked.shown),
         "spec": asked.spec,
         "inputs": dict(asked.inputs),
-        "environment": environment(),
+        "environment": environment(root / "constraints.txt"),
         "hardware": hardware(),
+        "project": project(root),
+        "cells": _cell_seconds(stage / "index.ipynb"),
         "outputs": hash_files(stage),
         "metrics": metrics,
     }
+
+
+def _cell_seconds(notebook: Path) -> list[float]:
+    cells = json.loads(notebook.read_text("utf-8"))["cells"]
+    times = [cell["metadata"].get("papermill", {}).get("duration") for cell in cells if cell["cell_type"] == "code"]
+    return [round(time, 2) for time in times if time is not None]
+
+
+def _add_crate(record: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """Describe the folder for readers who do not know this project; returns the new file's hash."""
+    from editlib.crate import NAME, describe
+
+    text = json.dumps(describe(record), indent=1, ensure_ascii=False, allow_nan=False)
+    (folder / NAME).write_text(text + "\n", "utf-8")
+    return {NAME: hash_files(folder)[NAME]}
 
 
 def _take_metrics(path: Path) -> dict[str, float | str]:

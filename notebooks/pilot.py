@@ -13,6 +13,7 @@
 #     title: "Pilot: one edit, one measurement"
 #     models: [model, control]
 #     data: [cases, texts]
+#     files: [files]
 #     profiles:
 #       quick: {n: 60}
 #       full: {n: 1000, top: 30, limit: 200}

@@ -13,6 +13,7 @@
 #     title: "Surrogate: perplexity against downstream tasks"
 #     models: [model]
 #     data: [cases, texts, corpus]
+#     files: [files]
 #     profiles:
 #       quick: {}
 #       full: {n: 100, graded: 20, sources: 5, limit: 150}

@@ -30,7 +30,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 from docutils import nodes
 from runs import Run, link, quoted, read_runs, spoken
 from sphinx.application import Sphinx

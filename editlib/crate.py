@@ -1,0 +1,90 @@
+"""A run folder as a Process Run Crate 0.5 (https://w3id.org/ro/wfrun/process/0.5), readable without this project."""
+
+import mimetypes
+from collections.abc import Mapping
+from typing import Any
+
+from rocrate.model import ContextEntity, File, SoftwareApplication
+from rocrate.rocrate import ROCrate
+
+NAME = "ro-crate-metadata.json"
+PROFILE = "https://w3id.org/ro/wfrun/process/0.5"
+VERSION = "1.1"  # of RO-Crate, which the profile builds on
+SHA256 = {"sha256": "https://schema.org/sha256"}  # a term that RO-Crate 1.1 lacks
+TYPES = {".parquet": "application/vnd.apache.parquet", ".ipynb": "application/x-ipynb+json"}
+UNHASHED = ("manifest.json", "citation.bib")  # they name the run, whose id rests on this file
+
+
+def describe(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The crate's JSON-LD, from a manifest that has no run id yet."""
+    project = record["project"]
+    crate = ROCrate(version=VERSION)
+    crate.metadata.extra_contexts.append(SHA256)
+    crate.name = f"{record['title']} ({record['profile']})"
+    crate.description = f"One execution of the analysis {record['analysis']!r} of: {project['title']}"
+    crate.datePublished = _offset(record["finished"])
+    crate.license = crate.add(_entity(crate, f"https://spdx.org/licenses/{project['license']}", "CreativeWork"))
+    people = crate.add(_entity(crate, "#authors", "Organization", name=", ".join(project["authors"])))
+    crate.root_dataset["author"] = crate.root_dataset["publisher"] = people
+    about = {"name": "Process Run Crate", "version": PROFILE.rsplit("/", 1)[1]}
+    crate.root_dataset["conformsTo"] = crate.add(_entity(crate, PROFILE, "CreativeWork", **about))
+    results = [crate.add(_file(crate, path, digest)) for path, digest in sorted(record["outputs"].items())]
+    for path in UNHASHED:
+        crate.add(_file(crate, path))
+    crate.root_dataset["mentions"] = crate.add_action(
+        _software(crate, record),
+        identifier="#execution",
+        object=[*_parameters(crate, record), *_inputs(crate, record)],
+        result=results,
+        properties={
+            "@type": "CreateAction",
+            "name": f"Execution of {record['analysis']}, spec {record['spec']}",
+            "description": f"{record['seconds']} s on {record['hardware']['cpu']}",
+            "startTime": _offset(record["started"]),
+            "endTime": _offset(record["finished"]),
+            "actionStatus": "http://schema.org/CompletedActionStatus",
+            "agent": {"@id": "#authors"},
+        },
+    )
+    return dict(crate.metadata.generate())
+
+
+def _entity(crate: ROCrate, identifier: str, kind: str, /, **properties: Any) -> ContextEntity:
+    return ContextEntity(crate, identifier, properties={"@type": kind, "name": identifier} | properties)
+
+
+def _file(crate: ROCrate, path: str, digest: str | None = None) -> File:
+    suffix = path[path.rfind(".") :]
+    kind = TYPES.get(suffix) or mimetypes.guess_type(path)[0] or "application/octet-stream"
+    known = {"sha256": digest} if digest else {}
+    return File(crate, None, path, properties={"name": path, "encodingFormat": kind} | known)
+
+
+def _software(crate: ROCrate, record: Mapping[str, Any]) -> SoftwareApplication:
+    project, commit = record["project"], record["git"]["commit"]
+    about = {"name": "editlib", "softwareVersion": project["version"], "sha256": record["inputs"]["code"]}
+    if commit:
+        about["version"] = f"commit {commit}"
+    tool: SoftwareApplication = crate.add(SoftwareApplication(crate, "#editlib", properties=about))
+    return tool
+
+
+def _parameters(crate: ROCrate, record: Mapping[str, Any]) -> list[ContextEntity]:
+    return [
+        crate.add(_entity(crate, f"#parameter-{name}", "PropertyValue", name=name, value=str(value)))
+        for name, value in record["parameters"].items()
+    ]
+
+
+def _inputs(crate: ROCrate, record: Mapping[str, Any]) -> list[ContextEntity]:
+    """Models and data with their hash or commit; they lie outside the folder."""
+    found = [(kind, *item) for kind in ("models", "data", "files") for item in record["inputs"][kind].items()]
+    return [
+        crate.add(_entity(crate, f"#{kind}-{place}", "CreativeWork", name=name, identifier=digest))
+        for place, (kind, name, digest) in enumerate(found)
+    ]
+
+
+def _offset(time: str) -> str:
+    """UTC as an offset, the only form that the profile's checker takes."""
+    return time.removesuffix("Z") + "+00:00"

@@ -1,0 +1,196 @@
+"""`manifest.json` of a run: what it says, its JSON Schema, and whether the folder still is as it says.
+
+`spec` hashes what was asked (analysis, parameters, notebook, code, models, data); `run` hashes the whole manifest,
+outputs' hashes included, so a run's id vouches for every file of its folder.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from editlib.analyses import Value, short_hash
+from editlib.citation import bibtex
+from editlib.errors import EditlibError
+
+NAME, CITATION = "manifest.json", "citation.bib"
+Id = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$", description="First 12 hex digits of a sha256.")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Fingerprint = Annotated[str, Field(description="sha256 of the weight files, or a hub commit.")]
+Time = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$", description="UTC.")]
+Strict = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a run depends on beside its parameters: hashes by name as given."""
+
+    __pydantic_config__ = Strict
+    notebook: Annotated[Sha256, Field(description="Of the notebook's source.")]
+    code: Annotated[Sha256, Field(description="Of what the package computes with.")]
+    models: Mapping[str, Fingerprint]
+    data: Mapping[str, Sha256]
+    files: Annotated[Mapping[str, Sha256], Field(description="Local questions of downstream tasks.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """The software a run was executed with."""
+
+    __pydantic_config__ = Strict
+    python: str
+    platform: str
+    packages: Annotated[Mapping[str, str], Field(description="Version by name, of every installed package.")]
+    lock: Annotated[Sha256 | None, Field(description="Of constraints.txt.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """The machine a run was executed on."""
+
+    __pydantic_config__ = Strict
+    cpu: str
+    cores: int
+    threads: Annotated[int | None, Field(description="OMP_NUM_THREADS; null for as many as cores.")]
+    memory_gib: float
+    gpus: Annotated[Sequence[str], Field(description="Name and driver of each.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Git:
+    """The checkout a run was executed in; null where git does not know."""
+
+    __pydantic_config__ = Strict
+    commit: str | None
+    dirty: Annotated[bool | None, Field(description="Whether files outside book/runs differed from the commit.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Project:
+    """What a citation of the run names, from CITATION.cff."""
+
+    __pydantic_config__ = Strict
+    title: str
+    version: str
+    authors: Sequence[str]
+    license: str
+    url: Annotated[str, Field(description="Empty if unknown.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One execution of an analysis."""
+
+    __pydantic_config__ = Strict
+    schema: Annotated[int, Field(description="Version of this form.", ge=2, le=2)]
+    analysis: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
+    title: str
+    profile: str
+    parameters: Annotated[Mapping[str, Value], Field(description="Every parameter, defaults included.")]
+    spec: Id
+    run: Id
+    inputs: Inputs
+    environment: Environment
+    hardware: Hardware
+    git: Git
+    project: Project
+    started: Time
+    finished: Time
+    seconds: float
+    cells: Annotated[Sequence[float], Field(description="Seconds of each code cell.")]
+    outputs: Annotated[Mapping[str, Sha256], Field(description="By path in the folder.")]
+    metrics: Annotated[
+        Mapping[str, bool | int | float | str], Field(description='Headline numbers; "inf", "-inf" and "nan" are text.')
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Record):
+    """A record and the folder it lies in."""
+
+    folder: Path
+
+    @property
+    def published(self) -> bool:
+        """Whether the run has its final name."""
+        return not self.folder.name.startswith("local-")
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The content of `manifest.json`."""
+        return {key: value for key, value in asdict(self).items() if key != "folder"}
+
+    def difference(self) -> str | None:
+        """The first file that is not as the run's id says, or None; the manifest itself is checked first."""
+        if run_id(self.record) != self.run or self.folder.name.removeprefix("local-") != self.run:
+            return NAME
+        if _read(self.folder / NAME) != as_text(self.record):
+            return NAME
+        if _read(self.folder / CITATION) != bibtex(self):
+            return CITATION
+        found = hash_files(self.folder)
+        return next((f for f in sorted({*found, *self.outputs}) if found.get(f) != self.outputs.get(f)), None)
+
+
+def run_id(record: Mapping[str, Any]) -> str:
+    """The id of a manifest, from everything in it but the id."""
+    return short_hash({key: value for key, value in record.items() if key != "run"})
+
+
+def as_text(record: Mapping[str, Any]) -> str:
+    """The text of `manifest.json`."""
+    return json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """sha256 of every file of a run but manifest and citation, by relative path."""
+    named = {folder / NAME, folder / CITATION}  # these hold the id, which rests on the others
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path not in named)
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def write(record: Mapping[str, Any], folder: Path) -> Manifest:
+    """Write `manifest.json` and `citation.bib` of a finished run, whose id is made here."""
+    named = {**record, "run": run_id(record)}
+    (folder / NAME).write_text(as_text(named), "utf-8")
+    manifest = read_manifest(folder)
+    (folder / CITATION).write_text(bibtex(manifest), "utf-8")
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a run folder; raises `EditlibError` if it cannot be read or is not of the schema."""
+    try:
+        record = json.loads((folder / NAME).read_text("utf-8"))
+        checked = _form().validate_python(record)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "it"
+        reason = f"{folder} has no valid manifest ({where}: {first['msg']}); restore it or execute the analysis again"
+        raise EditlibError(reason) from error
+    except (OSError, ValueError) as error:
+        raise EditlibError(f"{folder} has no readable manifest ({error}); restore or remove it") from error
+    return Manifest(**{name: getattr(checked, name) for name in Record.__dataclass_fields__}, folder=folder)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of `manifest.json`."""
+    schema = _form().json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+@cache
+def _form() -> TypeAdapter[Record]:
+    return TypeAdapter(Record)
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_bytes().decode("utf-8")  # not read_text, which hides a changed line ending
+    except (OSError, UnicodeDecodeError):
+        return None
