@@ -9,7 +9,9 @@ if TYPE_CHECKING:
 
 SPECIAL = str.maketrans(
     {
-        **{character: f"\\{character}" for character in "&%$#_{}"},
+        **{character: f"\\{character}" for character in "&%$#_"},
+        "{": r"\textbraceleft{}",  # BibTeX counts braces, also those behind a backslash
+        "}": r"\textbraceright{}",
         "\\": r"\textbackslash{}",
         "~": r"\textasciitilde{}",
         "^": r"\textasciicircum{}",
@@ -34,12 +36,11 @@ def bibtex(run: "Manifest") -> str:
 
 def apa(run: "Manifest") -> str:
     """One line of text in the style of APA 7."""
-    place = f" {run.project.url}" if run.project.url else ""
-    kind = f"[Executed analysis, run {run.run}]"
-    return (
-        f"{' & '.join(run.project.authors)}. ({run.finished[:4]}). {heading(run)} {kind}. "
-        f"In {run.project.title} (Version {run.project.version}).{place}"
-    )
+    *others, last = run.project.authors
+    names = f"{', '.join(others)}, & {last}" if others else last
+    about = f"{heading(run)} [Executed analysis, run {run.run}]"
+    place = f"In {run.project.title} (Version {run.project.version}). {run.project.url}"
+    return _line(f"{names}. ({run.finished[:4]}). {about}. {place}")
 
 
 def cff(run: "Manifest") -> str:
@@ -55,8 +56,8 @@ def cff(run: "Manifest") -> str:
         "license": run.project.license,
         **known,
     }
-    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in about.items()]
-    lines += ["authors:", *(f"  - name: {json.dumps(name, ensure_ascii=False)}" for name in run.project.authors)]
+    lines = [f"{key}: {_quoted(value)}" for key, value in about.items()]
+    lines += ["authors:", *(f"  - name: {_quoted(name)}" for name in run.project.authors)]
     lines += ["identifiers:"]
     lines += [f'  - {{type: other, value: "{kind}:{value}"}}' for kind, value in (("run", run.run), ("spec", run.spec))]
     return "\n".join([*lines, ""])
@@ -72,5 +73,14 @@ def heading(run: "Manifest") -> str:
 
 
 def _tex(text: str) -> str:
-    """Text whose special characters print as themselves in TeX."""
-    return text.translate(SPECIAL)
+    """One line of text whose special characters print as themselves in TeX."""
+    return _line(text).translate(SPECIAL)
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(_line(text), ensure_ascii=False)
+
+
+def _line(text: str) -> str:
+    """Text on one line, without control characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -11,7 +11,11 @@ NAME = "ro-crate-metadata.json"
 PROFILE = "https://w3id.org/ro/wfrun/process/0.5"
 VERSION = "1.1"  # of RO-Crate, which the profile builds on
 SHA256 = {"sha256": "https://schema.org/sha256"}  # a term that RO-Crate 1.1 lacks
-TYPES = {".parquet": "application/vnd.apache.parquet", ".ipynb": "application/x-ipynb+json"}
+TYPES = {  # that not every machine knows
+    ".bib": "application/x-bibtex",
+    ".ipynb": "application/x-ipynb+json",
+    ".parquet": "application/vnd.apache.parquet",
+}
 UNHASHED = ("manifest.json", "citation.bib")  # they name the run, whose id rests on this file
 
 
@@ -23,8 +27,10 @@ def describe(record: Mapping[str, Any]) -> dict[str, Any]:
     crate.name = f"{record['title']} ({record['profile']})"
     crate.description = f"One execution of the analysis {record['analysis']!r} of: {project['title']}"
     crate.datePublished = _offset(record["finished"])
-    crate.license = crate.add(_entity(crate, f"https://spdx.org/licenses/{project['license']}", "CreativeWork"))
-    people = crate.add(_entity(crate, "#authors", "Organization", name=", ".join(project["authors"])))
+    licence = project["license"]
+    crate.license = crate.add(_entity(crate, f"https://spdx.org/licenses/{licence}", "CreativeWork", name=licence))
+    names = ", ".join(project["authors"])
+    people = crate.add(_entity(crate, "#authors", "Organization", name=names, **_address(project)))
     crate.root_dataset["author"] = crate.root_dataset["publisher"] = people
     about = {"name": "Process Run Crate", "version": PROFILE.rsplit("/", 1)[1]}
     crate.root_dataset["conformsTo"] = crate.add(_entity(crate, PROFILE, "CreativeWork", **about))
@@ -63,10 +69,13 @@ def _file(crate: ROCrate, path: str, digest: str | None = None) -> File:
 def _software(crate: ROCrate, record: Mapping[str, Any]) -> SoftwareApplication:
     project, commit = record["project"], record["git"]["commit"]
     about = {"name": "editlib", "softwareVersion": project["version"], "sha256": record["inputs"]["code"]}
-    if commit:
-        about["version"] = f"commit {commit}"
-    tool: SoftwareApplication = crate.add(SoftwareApplication(crate, "#editlib", properties=about))
+    about |= _address(project) | ({"identifier": f"swh:1:rev:{commit}"} if commit else {})
+    tool: SoftwareApplication = crate.add(SoftwareApplication(crate, project["url"] or "#editlib", properties=about))
     return tool
+
+
+def _address(project: Mapping[str, Any]) -> dict[str, str]:
+    return {"url": project["url"]} if project["url"] else {}
 
 
 def _parameters(crate: ROCrate, record: Mapping[str, Any]) -> list[ContextEntity]:

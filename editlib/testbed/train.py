@@ -75,8 +75,8 @@ class Recipe:
 RECIPES = {
     "anchored": Recipe(),
     "control": Recipe(anchor_norm=None),
-    "rotary": Recipe(family="llama", anchor_norm=None, inner=432, steps=1200),
-    "encdec": Recipe(family="t5", anchor_norm=None, layers=3, inner=432, steps=1200),
+    "rotary": Recipe(family="llama", anchor_norm=None, inner=432),
+    "encdec": Recipe(family="t5", anchor_norm=None, layers=3, inner=432),
 }
 
 

@@ -42,7 +42,7 @@ OTHERS = {  # by name of the shipped model of that family
     "encdec": replace(TINY, family="t5", anchor_norm=None, inner=24),
 }
 TWINS = ["anchored", "control"]
-RECALL = {"rotary": 0.65, "encdec": 0.2}  # trained for less than half of the twins' steps
+RECALL = {"encdec": 0.2}  # it fills in the hidden ends of sentences, which is another task
 
 needs_models = pytest.mark.skipif(
     not all((TESTBED / name / "model.safetensors").is_file() for name in RECIPES),
