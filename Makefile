@@ -1,4 +1,4 @@
-.PHONY: help book test lint typecheck serve clean
+.PHONY: help book pdf test lint typecheck serve clean
 help:       ## list these targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:[^#]*## /\t/' | expand -t 12
 .venv/stamp: pyproject.toml constraints.txt
@@ -7,6 +7,10 @@ book: .venv/stamp       ## run the quick analyses that have no run yet, then bui
 	.venv/bin/editlib run --all --profile quick --jobs 2
 	.venv/bin/jupyter-book build book/ -W -n --keep-going --all
 	@echo "The book is ready: _build/html/index.html"
+pdf: .venv/stamp        ## the book with all its runs as one PDF; needs Chromium, and runs (make book)
+	.venv/bin/jupyter-book build book/ -W -n --keep-going --all --builder singlehtml --path-output _build/print
+	.venv/bin/python book/print.py _build/print/_build/singlehtml/index.html _build/book.pdf
+	@echo "The book is ready: _build/book.pdf"
 test: .venv/stamp       ## run every test
 	.venv/bin/pytest
 lint: .venv/stamp       ## check style

@@ -179,12 +179,13 @@ def _read_parameters(source: str, path: Path) -> Iterator[Parameter]:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one run is asked to do; `parameters` may hold local paths, `shown` and `inputs` do not."""
+    """What one run is asked to do; `parameters` may hold local paths, `shown` and `inputs` their names in `called`."""
 
     analysis: Analysis
     profile: str
     parameters: Mapping[str, Value]
     shown: Mapping[str, Value]
+    called: Mapping[str, str]
     inputs: Mapping[str, Any]
     spec: str
 
@@ -201,9 +202,10 @@ def plan(name: str, *, root: Path, profile: str = "quick", parameters: Mapping[s
         "data": _fingerprints("data", chosen.data, values),
         "files": _file_hashes(values[name] for name in chosen.files),
     }
-    shown, inputs = without_paths((values, inputs), root)
+    called = _names_of_paths([path for value in values.values() for path in _paths(value)], root)
+    shown, inputs = without_paths((values, inputs), folders=[root], called=called)
     spec = short_hash({"schema": SCHEMA, "analysis": name, "parameters": shown, **inputs})
-    return Plan(chosen, profile, values, shown, inputs, spec)
+    return Plan(chosen, profile, values, shown, called, inputs, spec)
 
 
 def _absolute(name: str, value: Value, chosen: Analysis) -> Value:
@@ -212,6 +214,21 @@ def _absolute(name: str, value: Value, chosen: Analysis) -> Value:
         return ",".join(f"{task}={Path(path).resolve()}" for task, path in _listed(value))
     named = name in chosen.models + chosen.data and isinstance(value, str) and not value.startswith("testbed")
     return str(Path(value).resolve()) if named and value and Path(str(value)).exists() else value  # type: ignore[arg-type]
+
+
+def _paths(value: Value) -> list[Path]:
+    """The absolute paths in a parameter's value, which is one, or is `name=path,name=path`."""
+    parts = [part.rpartition("=")[2] for part in str(value).split(",")] if isinstance(value, str) else []
+    return [Path(part) for part in [value, *parts] if isinstance(part, str) and Path(part).is_absolute()]
+
+
+def _names_of_paths(paths: Iterable[Path], root: Path) -> dict[str, str]:
+    """Short names, all different, for paths outside the project: nobody else has them, and they may name people."""
+    called: dict[str, str] = {}
+    for path in dict.fromkeys(path for path in paths if not path.is_relative_to(root)):
+        tails = ("/".join(path.parts[-n:]) for n in range(1, len(path.parts)))
+        called[str(path)] = next(tail for tail in tails if tail not in called.values())
+    return called
 
 
 def _fingerprints(module: str, names: Iterable[str], values: Mapping[str, Value]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +66,15 @@ def _git(root: Path, *arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def without_paths(value: Any, *folders: Path) -> Any:
-    """A JSON value without this machine's paths: `folders` become `.`, home `~`, Python's own `<python>`."""
+def without_paths(value: Any, *, folders: Iterable[Path] = (), called: Mapping[str, str] | None = None) -> Any:
+    """A JSON value without this machine's paths: `folders` become `.`, home `~`, Python's own `<python>`.
+
+    `called` has names for further paths.
+    """
     names = {tempfile.gettempdir(): "<tmp>", str(Path.home()): "~"}
     names |= {sys.base_prefix: "<python>", sys.prefix: "<python>"}
     names |= {str(place): "." for folder in folders for place in (folder, folder.resolve())}
+    names |= called or {}
     paths = sorted((p for p in names if len(Path(p).parts) > 1), key=len, reverse=True)  # longest match wins
     pattern = re.compile(rf"(?<![\w.~-])({'|'.join(map(re.escape, paths))})(?![\w-])")
     return _map_text(value, lambda text: pattern.sub(lambda found: names[found[1]], text))
