@@ -15,7 +15,7 @@
 #     data: [cases, texts]
 #     profiles:
 #       quick: {first: 24, later: 24}
-#       full: {first: 77, later: 77, texts: testbed-ppl-1k}
+#       full: {first: 77, later: 77}
 # ---
 
 # %% [markdown]
