@@ -260,6 +260,7 @@ label, means = "Perplexity, times unedited", ("over the corpus", "mean of the te
 pair = pd.concat({(label, name): rome[column] for name, column in zip(means, ("corpus", "mean"), strict=True)}, axis=1)
 pair["kind"] = rome["kind"]
 figure = plot.pairs(pair, {label: label}, models=means, collapse_ratio=collapse_ratio)
+figure.set_size_inches(7.6, 5.8)  # as wide as its legend
 figure.savefig("figures/mean-corpus.png")
 
 # %% tags=["hide-input"]
