@@ -13,7 +13,7 @@ import typer
 from editlib import cli_data, cli_mend, cli_testbed
 from editlib.cli_edit import edit, layers, tasks
 from editlib.cli_options import Stop
-from editlib.cli_runs import publish, run, runs
+from editlib.cli_runs import cite, compare, publish, run, runs, show, verify
 from editlib.cli_sweep import bench, hardedit, sweep
 from editlib.errors import EditlibError
 
@@ -27,7 +27,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (edit, layers, sweep, hardedit, run, runs, publish, tasks, bench):  # in the order of the help
+ABOUT_RUNS = (run, runs, show, verify, cite, compare, publish)
+for command in (edit, layers, sweep, hardedit, *ABOUT_RUNS, tasks, bench):  # in the order of the help
     app.command()(command)
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_mend.app, name="mend")

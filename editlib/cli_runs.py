@@ -1,7 +1,11 @@
-"""Commands about analyses: execute them, list their runs, publish one."""
+"""Commands about analyses: execute them; list, show, check, cite, compare and publish their runs."""
 
 import json
+import re
+import reprlib
 import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,11 +13,16 @@ import typer
 
 from editlib.cli_options import Json, Stop, pairs
 from editlib.errors import EditlibError
-from editlib.text import table, to_json
+from editlib.text import short, table, to_json
 
 if TYPE_CHECKING:
     from editlib.analyses import Analysis
+    from editlib.compare import Comparison, Difference
+    from editlib.manifest import Manifest
 
+WIDEST = 80  # characters of a table's cell
+NO_RUNS = "no runs yet; execute one with: editlib run --all --profile quick"
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="Id of a run, or the beginning of one.")]
 Root = Annotated[Path | None, typer.Option(help="The project's folder.  [default: the one you are in]")]
 
 
@@ -52,6 +61,8 @@ def run(
         return typer.echo("\n\n".join(_describe(analyses.read(name, place)) for name in names))
     options: dict[str, Any] = {"profile": profile, "force": force, "timeout": timeout, "progress": sys.stderr.isatty()}
     given = pairs(parameter or [])
+    if (garbled := next((name for name, value in given.items() if not _is_utf8(value)), None)) is not None:
+        raise EditlibError(f"the value of -p {garbled} is no UTF-8 text; write it in UTF-8")
     try:
         done = runs.execute_all(names, jobs=jobs, root=place, parameters=given, **options)
     except runs.RunFailed as error:
@@ -60,23 +71,126 @@ def run(
     typer.echo(to_json(found) if as_json else "\n".join(f"{item['analysis']}: {item['path']}" for item in found))
 
 
-def runs(root: Root = None, as_json: Json = False) -> None:
+def runs(
+    analysis: Annotated[
+        str | None, typer.Argument(metavar="ANALYSIS", help="Only its runs.", show_default=False)
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Only runs of this model.")] = None,
+    profile: Annotated[str | None, typer.Option(help="Only runs of this profile.")] = None,
+    published: Annotated[
+        bool | None, typer.Option("--published/--local", help="Only published ones, or only those not.")
+    ] = None,
+    spec: Annotated[str | None, typer.Option(help="Only runs of this spec, or of one that begins so.")] = None,
+    sort: Annotated[str, typer.Option(metavar="COLUMN", help="Column to sort by; -COLUMN for descending.")] = "started",
+    root: Root = None,
+    as_json: Json = False,
+) -> None:
     """List the project's runs, oldest first.
 
-    Example: editlib runs --json
+    Example: editlib runs pilot --profile full --sort -seconds
     """
     from editlib import analyses, runs
 
-    frame = runs.runs_frame(analyses.find_root(root))
+    place = analyses.find_root(root)
+    frame = runs.runs_frame(place)
+    if analysis is not None and analysis not in (known := sorted({*analyses.names(place), *frame["analysis"]})):
+        raise EditlibError(f"analysis {reprlib.repr(analysis)} is unknown; use one of {', '.join(known) or 'none yet'}")
+    wanted = {"analysis": analysis, "model": model, "profile": profile, "published": published}
+    for column, value in wanted.items():
+        frame = frame if value is None else frame[frame[column] == value]
+    frame = frame[frame["spec"].str.startswith(spec or "")] if len(frame) else frame
+    if (column := sort.removeprefix("-")) not in runs.COLUMNS:
+        raise EditlibError(f"column {reprlib.repr(column)} is unknown; use one of {', '.join(runs.COLUMNS)}")
+    frame = frame.sort_values(column, ascending=not sort.startswith("-"), kind="stable")
     if as_json:
         return typer.echo(frame.to_json(orient="records", indent=1, force_ascii=False))
     columns = ["analysis", "profile", "model", "n", "seed", "started", "seconds", "run", "published"]
-    rows = [["" if value != value else value for value in row] for row in frame[columns].itertuples(index=False)]
-    typer.echo(table([columns, *rows]) if rows else "no runs yet; execute one with: editlib run --all --profile quick")
+    rows = [["" if v != v else _cell(v) for v in row] for row in frame[columns].itertuples(index=False)]
+    filtered = spec is not None or any(value is not None for value in wanted.values())
+    nothing = "no such runs; `editlib runs` lists all" if filtered else NO_RUNS
+    typer.echo(table([columns, *rows]) if rows else nothing)
+
+
+def show(run: RunId, root: Root = None, as_json: Json = False) -> None:
+    """Show what a run's manifest says: what was asked, where it was executed, what came out.
+
+    Example: editlib show 0123456789ab
+    """
+    from editlib import analyses, manifest, runs
+
+    found = runs.find(run, analyses.find_root(root))
+    typer.echo(manifest.as_text(found.record).rstrip() if as_json else "\n\n".join(_sections(found)))
+
+
+def verify(
+    run: Annotated[
+        str | None, typer.Argument(metavar="RUN", help="Id of a run, or the beginning of one.", show_default=False)
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Check every run.")] = False,
+    root: Root = None,
+) -> None:
+    """Hash a run's files again and name the first that is not as the run's id says; then the status is 1.
+
+    Example: editlib verify --all
+    """
+    from editlib import analyses, runs
+
+    if every == (run is not None):
+        raise EditlibError("name one run to check, or give --all")
+    place = analyses.find_root(root)
+    folders = runs.run_folders(place) if run is None else [runs.find_folder(run, place)]
+    changed = [(folder, reason) for folder in folders if (reason := _changed(folder)) is not None]
+    for folder, reason in changed:
+        typer.echo(f"{_relative(folder)}: {reason}")
+    if changed:
+        raise Stop(f"{len(changed)} of {_counted(len(folders))} changed; restore the files, or execute it again", 1)
+    typer.echo(f"{_counted(len(folders))} checked: every file is as the ids say" if folders else NO_RUNS)
+
+
+def cite(
+    run: RunId,
+    form: Annotated[str, typer.Option("--format", help="bibtex, apa or cff.")] = "bibtex",
+    root: Root = None,
+) -> None:
+    """Print how to cite a run.
+
+    Example: editlib cite 0123456789ab --format apa
+    """
+    from editlib import analyses, citation, runs
+
+    if form not in citation.FORMATS:
+        raise EditlibError(f"format {reprlib.repr(form)} is unknown; use one of {', '.join(citation.FORMATS)}")
+    found = runs.find(run, analyses.find_root(root))
+    if (name := found.difference()) is not None:
+        raise EditlibError(f"run {found.run} cannot be cited: {name} was changed; restore it")
+    if not found.published:
+        typer.echo(f"editlib: run {found.run} is local: only this machine has it until it is published", err=True)
+    typer.echo(citation.FORMATS[form](found).rstrip())
+
+
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="Id of a run, or the beginning of one.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Id of another.")],
+    root: Root = None,
+    as_json: Json = False,
+) -> None:
+    """Compare two runs: what was asked, where they were executed, and the numbers side by side.
+
+    Example: editlib compare 0123456789ab ba9876543210
+    """
+    from editlib import analyses, runs
+    from editlib.compare import compare
+
+    place = analyses.find_root(root)
+    first, second = runs.find(a, place), runs.find(b, place)
+    comparison = compare(first, second)
+    if as_json:
+        return typer.echo(to_json(comparison.record))
+    typer.echo("\n\n".join(_compared(first, second, comparison)))
 
 
 def publish(
-    run: Annotated[str, typer.Argument(help="Id of a local run, as `editlib runs` shows it.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Id of a local run, or the beginning of one.")],
     root: Root = None,
 ) -> None:
     """Check a local run and give it its final name, so that git and the book keep it.
@@ -86,6 +200,101 @@ def publish(
     from editlib import analyses, runs
 
     typer.echo(_relative(runs.publish(run, analyses.find_root(root))))
+
+
+def _changed(folder: Path) -> str | None:
+    """What is wrong with a run's folder, or None."""
+    from editlib.manifest import NAME, read_manifest
+
+    try:
+        name = read_manifest(folder).difference()
+    except EditlibError as error:
+        return f"{NAME} is damaged: {error}"
+    return name and f"{name} is not as the run's id says"
+
+
+def _sections(run: "Manifest") -> Iterator[str]:
+    """The parts of what `show` prints."""
+    git = (run.git.commit or "unknown") + (" and changes" if run.git.dirty else "")
+    inputs = asdict(run.inputs)
+    named = {f"{kind} {name}": digest for kind in ("models", "data", "files") for name, digest in inputs[kind].items()}
+    software = asdict(run.environment) | {"packages": f"{len(run.environment.packages)}, listed by --json"}
+    yield f"{run.title}\n" + _listed(
+        run=run.run,
+        spec=run.spec,
+        analysis=run.analysis,
+        profile=run.profile,
+        state="published" if run.published else "local",
+        folder=_relative(run.folder),
+        executed=f"{run.started} to {run.finished}, {run.seconds:g} s",
+    )
+    yield "Parameters\n" + _listed(**run.parameters)
+    yield "Inputs\n" + _listed(notebook=run.inputs.notebook, code=run.inputs.code, **named)
+    yield "Environment\n" + _listed(**software, commit=git)
+    yield "Hardware\n" + _listed(**asdict(run.hardware) | {"gpus": ", ".join(run.hardware.gpus) or "none"})
+    yield "Numbers\n" + _listed(**run.metrics)
+    yield "Files\n" + _listed(**run.outputs)
+
+
+def _compared(a: "Manifest", b: "Manifest", found: "Comparison") -> Iterator[str]:
+    """The parts of what `compare` prints."""
+    asked = f"One spec, {a.spec}: the same was asked." if found.same_spec else f"Two specs, {a.spec} and {b.spec}."
+    other = "" if found.same_analysis else f" Two analyses, {a.analysis} and {b.analysis}."
+    yield f"{asked}{other}\nA {_named(a)}\nB {_named(b)}"
+    groups = {
+        "Parameters": found.parameters,
+        "Inputs": found.inputs,
+        "Environment": found.environment,
+        "Hardware": found.hardware,
+    }
+    for name, differences in groups.items():
+        yield f"{name}\n" + _side_by_side(differences)
+    rows = [
+        (n.name, _measured(n.a, n.a_interval), _measured(n.b, n.b_interval), n.difference, n.ratio)
+        for n in found.numbers
+    ]
+    yield "Numbers\n" + (_indented(["", "A", "B", "B - A", "B / A"], *rows) if rows else "  none")
+    yield "Figures of both\n" + ("\n".join(f"  {name}" for name in found.figures) or "  none")
+
+
+def _side_by_side(differences: "Sequence[Difference]") -> str:
+    rows = [(d.name, d.a, d.b) for d in differences]
+    return _indented(["", "A", "B"], *rows) if rows else "  no difference"
+
+
+def _measured(value: object, interval: "tuple[object, object] | None") -> str:
+    return short(value) + (f" [{short(interval[0])}, {short(interval[1])}]" if interval else "")
+
+
+def _named(run: "Manifest") -> str:
+    return f"{run.run}  {run.analysis} {run.profile}  {run.started}"
+
+
+def _listed(**entries: object) -> str:
+    return _indented(*entries.items()) if entries else "  none"
+
+
+def _indented(*rows: Sequence[object]) -> str:
+    return "\n".join(f"  {line}".rstrip() for line in table([map(_cell, row) for row in rows]).splitlines())
+
+
+def _cell(value: object) -> object:
+    """Text that cannot do harm on a terminal, neither by its length nor by control characters; hashes in short."""
+    if not isinstance(value, str):
+        return value
+    if re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", value):
+        return value[:12]
+    text = " ".join("".join(c if c.isprintable() else " " for c in value).split())
+    return text if len(text) <= WIDEST else f"{text[:WIDEST]}…"
+
+
+def _counted(runs: int) -> str:
+    return f"{runs} run{'' if runs == 1 else 's'}"
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether an argument was UTF-8; Python stands in surrogates for other bytes."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _describe(analysis: "Analysis") -> str:

@@ -19,54 +19,53 @@ from editlib.citation import bibtex
 from editlib.errors import EditlibError
 
 NAME, CITATION = "manifest.json", "citation.bib"
-Id = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$", description="First 12 hex digits of a sha256.")]
+Id = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]  # the beginning of a sha256
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Fingerprint = Annotated[str, Field(description="sha256 of the weight files, or a hub commit.")]
-Time = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$", description="UTC.")]
+Time = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
 Strict = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What a run depends on beside its parameters: hashes by name as given."""
+    """What the run depends on beside its parameters, as sha256."""
 
     __pydantic_config__ = Strict
     notebook: Annotated[Sha256, Field(description="Of the notebook's source.")]
     code: Annotated[Sha256, Field(description="Of what the package computes with.")]
-    models: Mapping[str, Fingerprint]
-    data: Mapping[str, Sha256]
-    files: Annotated[Mapping[str, Sha256], Field(description="Local questions of downstream tasks.")]
+    models: Annotated[Mapping[str, str], Field(description="By name or path; sha256 of weights, or commit.")]
+    data: Annotated[Mapping[str, Sha256], Field(description="By name or path.")]
+    files: Annotated[Mapping[str, Sha256], Field(description="Local questions of downstream tasks, by name.")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """The software a run was executed with."""
+    """The software the run was executed with."""
 
     __pydantic_config__ = Strict
-    python: str
-    platform: str
+    python: Annotated[str, Field(description="Version.")]
+    platform: Annotated[str, Field(description="System and processor family.")]
     packages: Annotated[Mapping[str, str], Field(description="Version by name, of every installed package.")]
     lock: Annotated[Sha256 | None, Field(description="Of constraints.txt.")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """The machine a run was executed on."""
+    """The machine the run was executed on."""
 
     __pydantic_config__ = Strict
-    cpu: str
-    cores: int
+    cpu: Annotated[str, Field(description="Name of the processor.")]
+    cores: Annotated[int, Field(description="Logical ones.")]
     threads: Annotated[int | None, Field(description="OMP_NUM_THREADS; null for as many as cores.")]
-    memory_gib: float
+    memory_gib: Annotated[float, Field(description="Main memory, in GiB.")]
     gpus: Annotated[Sequence[str], Field(description="Name and driver of each.")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Git:
-    """The checkout a run was executed in; null where git does not know."""
+    """The checkout the run was executed in; null where git does not know."""
 
     __pydantic_config__ = Strict
-    commit: str | None
+    commit: Annotated[str | None, Field(description="Of HEAD when the run started.")]
     dirty: Annotated[bool | None, Field(description="Whether files outside book/runs differed from the commit.")]
 
 
@@ -75,11 +74,11 @@ class Project:
     """What a citation of the run names, from CITATION.cff."""
 
     __pydantic_config__ = Strict
-    title: str
-    version: str
-    authors: Sequence[str]
-    license: str
-    url: Annotated[str, Field(description="Empty if unknown.")]
+    title: Annotated[str, Field(description="Of the project.")]
+    version: Annotated[str, Field(description="Of the project.")]
+    authors: Annotated[Sequence[str], Field(description="Names, in their order.")]
+    license: Annotated[str, Field(description="SPDX identifier.")]
+    url: Annotated[str, Field(description="Address of the project; empty if unknown.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,22 +87,22 @@ class Record:
 
     __pydantic_config__ = Strict
     schema: Annotated[int, Field(description="Version of this form.", ge=2, le=2)]
-    analysis: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
-    title: str
-    profile: str
+    analysis: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$", description="Name of the notebook.")]
+    title: Annotated[str, Field(description="Of the analysis.")]
+    profile: Annotated[str, Field(description="Set of parameter values that was asked for, before single ones.")]
     parameters: Annotated[Mapping[str, Value], Field(description="Every parameter, defaults included.")]
-    spec: Id
-    run: Id
+    spec: Annotated[Id, Field(description="Hash of what was asked.")]
+    run: Annotated[Id, Field(description="Hash of this file but for this entry.")]
     inputs: Inputs
     environment: Environment
     hardware: Hardware
     git: Git
     project: Project
-    started: Time
-    finished: Time
-    seconds: float
+    started: Annotated[Time, Field(description="UTC.")]
+    finished: Annotated[Time, Field(description="UTC.")]
+    seconds: Annotated[float, Field(description="Duration of the notebook.")]
     cells: Annotated[Sequence[float], Field(description="Seconds of each code cell.")]
-    outputs: Annotated[Mapping[str, Sha256], Field(description="By path in the folder.")]
+    outputs: Annotated[Mapping[str, Sha256], Field(description="By path, of every file but this and citation.bib.")]
     metrics: Annotated[
         Mapping[str, bool | int | float | str], Field(description='Headline numbers; "inf", "-inf" and "nan" are text.')
     ]

@@ -8,11 +8,12 @@ import json
 import logging
 import os
 import re
+import reprlib
 import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
@@ -71,14 +72,29 @@ def _row(m: Manifest, root: Path) -> dict[str, Any]:
     return asked | done | {"path": m.folder.relative_to(root).as_posix()}
 
 
-def find(run: str, root: Path) -> Manifest:
-    """The run of an id or the beginning of one; raises `EditlibError` if there is none, or are several."""
+def run_folders(root: Path) -> list[Path]:
+    """Every folder of a run, also of one whose manifest is damaged or gone; local ones first."""
+    found = (path for path in root.glob("book/runs/*/[!.]*") if path.is_dir())
+    return sorted(found, key=lambda path: (not path.name.startswith("local-"), path))
+
+
+def find_folder(run: str, root: Path) -> Path:
+    """The folder of a run's id or of the beginning of one; raises `EditlibError` if there is none, or are several.
+
+    Of a run that is here both local and published, the published folder.
+    """
     wanted = run.removeprefix("local-")
-    found = [m for m in find_runs(root) if wanted and m.run.startswith(wanted)]
+    folders = {path.name.removeprefix("local-"): path for path in run_folders(root)}
+    found = sorted(name for name in folders if wanted and name.startswith(wanted))
     if len(found) != 1:
-        problem = "is unknown" if not found else f"may be any of {', '.join(m.run for m in found)}"
-        raise EditlibError(f"run {run!r} {problem}; list the runs with `editlib runs`")
-    return found[0]
+        problem = f"may be any of {', '.join(found[:5])}" if found else "is unknown"
+        raise EditlibError(f"run {reprlib.repr(run)} {problem}; list the runs with `editlib runs`")
+    return folders[found[0]]
+
+
+def find(run: str, root: Path) -> Manifest:
+    """The run of an id or of the beginning of one, as `find_folder`; no other run's manifest is read."""
+    return read_manifest(find_folder(run, root))
 
 
 def publish(run: str, root: Path) -> Path:
@@ -132,8 +148,8 @@ def execute(
         clock = time.monotonic()
         _run_notebook(asked, stage, root=root, timeout=timeout, progress=progress)
         seconds = round(time.monotonic() - clock, 1)
-        _clean_notebook(stage / "index.ipynb", root)
-        record = _record(asked, stage, root) | began | {"finished": _now(), "seconds": seconds}
+        done = {"finished": _now(), "seconds": seconds, "metrics": _clean(asked, stage, root)}
+        record = _record(asked, stage, root) | began | done
         record["outputs"] |= _add_crate(record, stage)
         folder = stage.with_name(f"local-{write(record, stage).run}")
         os.replace(stage, folder)
@@ -222,19 +238,41 @@ def _failure(asked: Plan, stage: Path, root: Path, reason: str) -> str:
     return f"analysis {asked.analysis.name} failed ({reason}); see {kept.relative_to(root)}"
 
 
-def _clean_notebook(path: Path, root: Path) -> None:
-    """Take out of an executed notebook what only concerns this machine: its paths, also papermill's."""
+def _clean(asked: Plan, stage: Path, root: Path) -> dict[str, float | str]:
+    """Take this machine's paths out of all that the notebook wrote; returns its metrics, whose file is removed."""
+    clean = partial(without_paths, folders=(stage, root), called=asked.called)
+    _clean_notebook(stage / "index.ipynb", clean)
+    _clean_tables(stage / "data", clean)
+    return clean(_take_metrics(stage / "metrics.json"))  # type: ignore[no-any-return]
+
+
+def _clean_notebook(path: Path, clean: Callable[[Any], Any]) -> None:
+    """The notebook without paths, and without what papermill adds but times, parameters and failure."""
     notebook = json.loads(path.read_text("utf-8"))
     about = notebook["metadata"]["papermill"]
     kept = ("parameters", "start_time", "end_time", "duration", "exception")
     notebook["metadata"]["papermill"] = {key: about[key] for key in kept if key in about}
-    text = json.dumps(without_paths(notebook, path.parent, root), indent=1, ensure_ascii=False)
-    path.write_text(text + "\n", "utf-8")
+    path.write_text(json.dumps(clean(notebook), indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _clean_tables(folder: Path, clean: Callable[[Any], Any]) -> None:
+    """Tables without paths in their texts."""
+    import pandas as pd
+
+    for path in folder.glob("*.parquet"):
+        frame = pd.read_parquet(path)
+        texts = {name: {text: clean(text) for text in frame[name].dropna().unique()} for name in _texts(frame)}
+        changed = {name: frame[name].map(told) for name, told in texts.items() if any(t != c for t, c in told.items())}
+        if changed:
+            frame.assign(**changed).to_parquet(path)
+
+
+def _texts(frame: "pd.DataFrame") -> list[str]:
+    return list(map(str, frame.select_dtypes("str").columns))
 
 
 def _record(asked: Plan, stage: Path, root: Path) -> dict[str, Any]:
-    """The manifest but for times, commit, crate and run id; takes in `metrics.json` and removes it."""
-    metrics = _take_metrics(stage / "metrics.json")
+    """The manifest but for metrics, times, commit, crate and run id."""
     return {
         "schema": SCHEMA,
         "analysis": asked.analysis.name,
@@ -248,7 +286,6 @@ def _record(asked: Plan, stage: Path, root: Path) -> dict[str, Any]:
         "project": project(root),
         "cells": _cell_seconds(stage / "index.ipynb"),
         "outputs": hash_files(stage),
-        "metrics": metrics,
     }
 
 

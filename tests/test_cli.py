@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,7 +67,8 @@ def edit(model: object, **changes: object) -> list[object]:
 
 # -- help ----------------------------------------------------------------------------------------------
 
-COMMANDS = ["edit", "run", "runs", "publish", "testbed train", "testbed info"]
+ABOUT_RUNS = ["run", "runs", "show", "verify", "cite", "compare", "publish"]
+COMMANDS = ["edit", *ABOUT_RUNS, "testbed train", "testbed info"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -257,6 +259,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with one small analysis, and the working directory in it."""
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "_config.yml").touch()
+    shutil.copy(REPOSITORY / "CITATION.cff", tmp_path)
     (tmp_path / "notebooks" / "toy.py").write_text(TOY)
     monkeypatch.chdir(tmp_path)
     return tmp_path

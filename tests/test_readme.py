@@ -38,7 +38,7 @@ def execute(arguments: list[str]) -> str:
 
 def test_every_command_is_of_a_known_kind() -> None:
     assert len(MAKE) + len(EDITLIB) == len(COMMANDS)
-    assert len(MAKE) == 2 and len(EDITLIB) == 5 and SNIPPETS
+    assert len(MAKE) == 2 and len(EDITLIB) == 6 and SNIPPETS
 
 
 @pytest.mark.parametrize("target", MAKE)

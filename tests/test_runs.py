@@ -1,17 +1,26 @@
 """Runs of a throw-away project whose notebook needs no torch."""
 
+import hashlib
 import json
 import re
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+from folders import DIGEST, HOSTILE, INPUTS, make_run
 
 from editlib import analyses, machine, runs
+from editlib.cli_testbed import TESTBED
 from editlib.errors import EditlibError
 
+ROOT = Path(__file__).parents[1]
+needs_testbed = pytest.mark.skipif(
+    not (TESTBED / "anchored" / "card.json").is_file(), reason="the twins are not trained yet"
+)
 NOTEBOOK = """\
 # ---
 # jupyter:
@@ -61,6 +70,12 @@ Path("metrics.json").write_text(json.dumps(metrics))
 """
 
 
+WRITES_ITS_MODEL = """
+import pandas as pd
+
+pd.DataFrame({"model": [model, f"{model}/x", None]}).to_parquet("data/cases.parquet")
+Path("metrics.json").write_text(json.dumps({"model": model}))
+"""
 CITATION = """\
 title: "A project & its {runs}"
 version: 0.1.0
@@ -186,6 +201,26 @@ def test_a_local_models_path_works_in_the_run_but_is_not_told(empty: Path, monke
     assert asked.shown["model"] == "./mine" and asked.inputs["models"] == {"./mine": "sha"}
 
 
+def test_of_a_model_outside_the_project_only_the_folders_name_is_told(
+    tmp_path: Path, empty: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = type("module", (), {"fingerprint": staticmethod(lambda name: "a" * 64)})
+    monkeypatch.setitem(sys.modules, "editlib.model", fake)
+    (mine := tmp_path / "somebody" / "mine").mkdir(parents=True)
+    with (empty / "notebooks" / "toy.py").open("a") as file:
+        file.write(WRITES_ITS_MODEL)
+    done = runs.execute("toy", root=empty, parameters={"model": str(mine)})
+    assert done.parameters["model"] == done.metrics["model"] == "mine" and done.inputs.models == {"mine": "a" * 64}
+    assert pd.read_parquet(done.folder / "data/cases.parquet")["model"].dropna().tolist() == ["mine", "mine/x"]
+    assert not any(b"somebody" in path.read_bytes() for path in done.folder.rglob("*") if path.is_file())
+
+
+def test_paths_outside_the_project_keep_different_names() -> None:
+    paths = [Path("/a/model"), Path("/b/model"), Path("/project/model")]
+    called = analyses._names_of_paths(paths, Path("/project"))
+    assert called == {"/a/model": "model", "/b/model": "b/model"}
+
+
 @pytest.mark.parametrize(
     ("parameters", "named"),
     [
@@ -294,6 +329,104 @@ def test_a_changed_or_unknown_run_is_not_published(empty: Path) -> None:
             runs.publish(name, empty)
 
 
+@pytest.mark.parametrize("profile", ["quick", "full"])
+def test_a_whole_run_is_published(empty: Path, profile: str) -> None:
+    dirty = {"commit": "c" * 40, "dirty": profile == "quick"}  # which a quick run may be
+    large = {"data/large.bin": "x" * runs.LARGEST}
+    done = make_run(empty, profile=profile, git=dirty, files=large)
+    assert runs.publish(done.run, empty).name == done.run
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"files": {"index.ipynb": '{"metadata": {"papermill": {"exception": true}}}'}}, "its notebook failed"),
+        ({"parameters": {"n": 3, "old": 1}}, "toy has no parameter 'old'"),
+        ({"profile": "full", "git": {"commit": "c" * 40, "dirty": True}}, "changes that no commit holds"),
+        ({"profile": "full", "git": {"commit": None, "dirty": None}}, "changes that no commit holds"),
+        ({"inputs": INPUTS | {"models": {"a": DIGEST, "b": "main"}}}, "the revision of model 'b' is not known"),
+        ({"inputs": INPUTS | {"models": {"b": ""}}}, "the revision of model 'b' is not known"),
+        ({"files": {"data/large.bin": "x" * (runs.LARGEST + 1)}}, "data/large.bin is larger than 5 MiB"),
+    ],
+)
+def test_what_should_not_be_cited_is_not_published(empty: Path, changes: dict[str, Any], reason: str) -> None:
+    done = make_run(empty, **changes)
+    assert done.difference() is None  # so that it is not refused for that
+    with pytest.raises(EditlibError, match=f"run {done.run} cannot be published: .*{reason}"):
+        runs.publish(done.run, empty)
+    assert done.folder.is_dir() and not done.folder.with_name(done.run).exists()
+
+
+def test_a_run_of_an_analysis_that_is_gone_is_not_published(empty: Path) -> None:
+    done = make_run(empty, analysis="gone")
+    with pytest.raises(EditlibError, match="analysis 'gone' is unknown"):
+        runs.publish(done.run, empty)
+
+
+def test_a_run_is_found_by_the_beginning_of_its_id(empty: Path) -> None:
+    done = make_run(empty)
+    assert runs.find(done.run[:1], empty) == runs.find(f"local-{done.run[:7]}", empty) == done
+    for wrong in (*HOSTILE, "", "local-", "*", "..", f"{done.run}0", f"toy/{done.run}"):
+        with pytest.raises(EditlibError, match="is unknown; list the runs") as caught:
+            runs.find(wrong, empty)
+        assert str(caught.value).isprintable() and len(str(caught.value)) < 150
+
+
+def test_executed_again_spec_and_numbers_are_equal_and_the_run_is_another(project: Path, done: runs.Manifest) -> None:
+    again = runs.execute("toy", root=project, force=True)
+    assert_repeated(done, again)
+    shutil.rmtree(again.folder)  # other tests count the runs
+
+
+@needs_testbed
+def test_a_real_analysis_executed_again_gives_the_same_bits(tmp_path: Path) -> None:
+    for place in ("_config.yml", "CITATION.cff"):
+        shutil.copy(ROOT / place, tmp_path)
+    (tmp_path / "notebooks").mkdir()
+    shutil.copy(ROOT / "notebooks" / "anatomy.py", tmp_path / "notebooks")
+    assert_repeated(*(runs.execute("anatomy", root=tmp_path, force=True) for _ in range(2)))
+
+
+def assert_repeated(first: runs.Manifest, second: runs.Manifest) -> None:
+    assert first.spec == second.spec and first.run != second.run
+    assert first.metrics == second.metrics
+    for name in first.outputs.keys() | second.outputs.keys():
+        if name not in ("index.ipynb", "ro-crate-metadata.json"):  # these say when it was
+            assert first.outputs[name] == second.outputs[name], name
+    assert any(name.startswith("data/") for name in first.outputs)
+
+
+@pytest.mark.parametrize("text", ["\n".join(HOSTILE[:-1]), HOSTILE[-1]], ids=["all", "long"])
+def test_text_that_means_harm_goes_through_a_run_as_it_is(empty: Path, text: str) -> None:
+    with (empty / "notebooks" / "toy.py").open("a") as file:
+        file.write("\nPath('metrics.json').write_text(json.dumps({'label': label}))\n")
+    done = runs.execute("toy", root=empty, parameters={"label": text})
+    assert done.parameters["label"] == done.metrics["label"] == text
+    assert done.difference() is None and runs.publish(done.run, empty).name == done.run
+
+
+def test_every_published_run_is_as_its_id_says() -> None:
+    folders = [path for path in runs.run_folders(ROOT) if not path.name.startswith("local-")]
+    if not folders:
+        pytest.skip("nothing is published yet")
+    assert {path.name: runs.read_manifest(path).difference() for path in folders} == {
+        path.name: None for path in folders
+    }
+
+
+def test_a_hash_of_what_was_asked_can_be_made_anew(done: runs.Manifest) -> None:
+    """As the book's page on run folders says."""
+    told = json.loads((done.folder / "manifest.json").read_text("utf-8"))
+    asked = {key: told[key] for key in ("schema", "analysis", "parameters")} | told["inputs"]
+    assert digest(asked) == told["spec"]
+    assert digest({key: value for key, value in told.items() if key != "run"}) == told["run"]
+
+
+def digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:12]
+
+
 def test_the_table_of_runs_has_one_row_each(project: Path, done: runs.Manifest) -> None:
     frame = runs.runs_frame(project)
     assert list(frame.columns) == list(runs.COLUMNS)
@@ -321,7 +454,9 @@ def test_the_project_is_found_from_any_folder_in_it(empty: Path, tmp_path: Path)
 
 def test_paths_are_taken_out_of_text_but_not_out_of_images() -> None:
     home, place = str(Path.home()), Path("/somewhere/project")
-    told = machine.without_paths({"text": [f"{home}/x", f"{place}/y", f"{place}s"], "image/png": f"{place}/z"}, place)
+    told = machine.without_paths(
+        {"text": [f"{home}/x", f"{place}/y", f"{place}s"], "image/png": f"{place}/z"}, folders=[place]
+    )
     assert told == {"text": ["~/x", "./y", f"{place}s"], "image/png": f"{place}/z"}
 
 

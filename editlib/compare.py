@@ -1,0 +1,136 @@
+"""Two runs side by side: what was asked, where it was executed, and the numbers that came out."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from editlib.manifest import Manifest
+
+Metric = bool | int | float | str
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A named entry that two manifests do not have in common; None also where one lacks it."""
+
+    name: str
+    a: Any
+    b: Any
+
+
+@dataclass(frozen=True)
+class Number:
+    """A headline number of two runs: None where one lacks it; intervals are (low, high)."""
+
+    name: str
+    a: Metric | None
+    b: Metric | None
+    a_interval: tuple[Metric, Metric] | None
+    b_interval: tuple[Metric, Metric] | None
+
+    @property
+    def difference(self) -> float | None:
+        """b - a, where both are finite numbers."""
+        a, b = _finite(self.a), _finite(self.b)
+        return None if a is None or b is None else b - a
+
+    @property
+    def ratio(self) -> float | None:
+        """b / a, where both are finite numbers and a is not 0."""
+        a, b = _finite(self.a), _finite(self.b)
+        return None if a is None or b is None or a == 0 else b / a
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What two runs have in common and what not; entries are sorted by name."""
+
+    a: str  # run ids
+    b: str
+    same_analysis: bool
+    same_spec: bool
+    parameters: tuple[Difference, ...]
+    inputs: tuple[Difference, ...]
+    environment: tuple[Difference, ...]  # packages, commit and version of the project among them
+    hardware: tuple[Difference, ...]
+    numbers: tuple[Number, ...]
+    figures: tuple[str, ...]  # that both have
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """As JSON values, with each number's difference and ratio."""
+        numbers = [asdict(n) | {"difference": n.difference, "ratio": n.ratio} for n in self.numbers]
+        return asdict(self) | {"numbers": numbers}
+
+
+def compare(a: Manifest, b: Manifest) -> Comparison:
+    """Compare two runs, of one analysis or of two."""
+    return Comparison(
+        a=a.run,
+        b=b.run,
+        same_analysis=a.analysis == b.analysis,
+        same_spec=a.spec == b.spec,
+        parameters=_differences(a.parameters, b.parameters),
+        inputs=_differences(_flat(asdict(a.inputs)), _flat(asdict(b.inputs))),
+        environment=_differences(_software(a), _software(b)),
+        hardware=_differences(_flat(asdict(a.hardware)), _flat(asdict(b.hardware))),
+        numbers=tuple(_numbers(a.metrics, b.metrics)),
+        figures=tuple(sorted(name for name in a.outputs.keys() & b.outputs if name.startswith("figures/"))),
+    )
+
+
+def intervals(metrics: Mapping[str, Metric]) -> dict[str, tuple[str, str]]:
+    """Names of the lower and upper bound by the metric they belong to: of `auc_ft`, `auc_low_ft` and `auc_high_ft`."""
+    found = {}
+    for low in metrics:
+        words = low.split("_")
+        for place in (place for place, word in enumerate(words) if place and word == "low"):
+            before, after = words[:place], words[place + 1 :]
+            name, high = "_".join(before + after), "_".join([*before, "high", *after])
+            if name in metrics and high in metrics:
+                found[name] = low, high
+    return found
+
+
+def _numbers(a: Mapping[str, Metric], b: Mapping[str, Metric]) -> Iterable[Number]:
+    bounds_a, bounds_b = intervals(a), intervals(b)
+    bounds = {bound for pair in (*bounds_a.values(), *bounds_b.values()) for bound in pair}
+    for name in sorted((a.keys() | b.keys()) - bounds):
+        yield Number(name, a.get(name), b.get(name), _ends(a, bounds_a.get(name)), _ends(b, bounds_b.get(name)))
+
+
+def _ends(metrics: Mapping[str, Metric], names: tuple[str, str] | None) -> tuple[Metric, Metric] | None:
+    return (metrics[names[0]], metrics[names[1]]) if names else None
+
+
+def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[Difference, ...]:
+    names = sorted(a.keys() | b.keys())
+    return tuple(Difference(n, a.get(n), b.get(n)) for n in names if not _same(a.get(n), b.get(n)))
+
+
+def _same(a: Any, b: Any) -> bool:
+    return type(a) is type(b) and bool(a == b)  # 1, 1.0 and true are three values
+
+
+def _software(run: Manifest) -> dict[str, Any]:
+    return _flat(asdict(run.environment) | {"git": asdict(run.git), "project": {"version": run.project.version}})
+
+
+def _flat(entries: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested entries by dotted name; a list as text."""
+    rows: dict[str, Any] = {}
+    for key, value in entries.items():
+        if isinstance(value, Mapping):
+            rows |= _flat(value, f"{prefix}{key}.")
+        else:
+            listed = isinstance(value, Sequence) and not isinstance(value, str)
+            rows[f"{prefix}{key}"] = ", ".join(value) if listed else value
+    return rows
+
+
+def _finite(value: Metric | None) -> float | None:
+    """A number that can be subtracted: not true or false, not "inf" or "nan"."""
+    if isinstance(value, str | bool) or value is None:
+        return None
+    return float(value) if math.isfinite(value) else None

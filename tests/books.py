@@ -1,0 +1,65 @@
+"""Books for tests: small sources with a run or two, built, and served on this machine."""
+
+import functools
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from editlib.manifest import Manifest, read_manifest
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("runs.md", "compare.md", "references.md", "references.bib")
+
+
+def published(analysis: str = "*") -> list[Manifest]:
+    """The published runs of the checkout."""
+    folders = sorted(path.parent for path in (ROOT / "book/runs").glob(f"{analysis}/[0-9a-f]*/manifest.json"))
+    return [read_manifest(folder) for folder in folders]
+
+
+def small(folder: Path) -> Path:
+    """Sources of a book of one pilot run and the pages about runs; returns the run's folder."""
+    if not (runs := published("pilot")):
+        pytest.skip("no published run of the pilot")
+    shutil.copy(ROOT / "_config.yml", folder)
+    shutil.copytree(ROOT / "notebooks", folder / "notebooks")
+    for name in ("_ext", "_static"):
+        shutil.copytree(ROOT / "book" / name, folder / "book" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in PAGES:
+        shutil.copy(ROOT / "book" / name, folder / "book")
+    chapters = [{"file": "runs", "sections": [{"glob": "runs/*/*/index"}]}, {"file": "compare"}, {"file": "references"}]
+    (folder / "book/_toc.yml").write_text(json.dumps({"format": "jb-book", "root": "index", "chapters": chapters}))
+    (folder / "book/index.md").write_text("# Start\n")
+    return Path(shutil.copytree(runs[0].folder, folder / "book/runs/pilot" / runs[0].run))
+
+
+def build(folder: Path, **environment: str) -> Path:
+    """The HTML of the book in a folder, built with these variables set."""
+    command = f"{Path(sys.executable).with_name('jupyter-book')} build book/ -W -n --keep-going".split()
+    built = subprocess.run(command, cwd=folder, capture_output=True, text=True, env={**os.environ, **environment})
+    assert built.returncode == 0, built.stdout[-3000:] + built.stderr[-3000:]
+    return folder / "_build/html"
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def served(site: Path) -> Iterator[str]:
+    """The address at which a folder is served while the block lasts."""
+    handler = functools.partial(Quiet, directory=str(site))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
