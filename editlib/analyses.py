@@ -202,7 +202,8 @@ def plan(name: str, *, root: Path, profile: str = "quick", parameters: Mapping[s
         "data": _fingerprints("data", chosen.data, values),
         "files": _file_hashes(values[name] for name in chosen.files),
     }
-    called = _names_of_paths([path for value in values.values() for path in _paths(value)], root)
+    named = (values[name] for name in (*chosen.models, *chosen.data, *chosen.files))
+    called = _names_of_paths([path for value in named for path in _paths(value)], root)
     shown, inputs = without_paths((values, inputs), folders=[root], called=called)
     spec = short_hash({"schema": SCHEMA, "analysis": name, "parameters": shown, **inputs})
     return Plan(chosen, profile, values, shown, called, inputs, spec)

@@ -275,7 +275,7 @@ def _listed(**entries: object) -> str:
 
 
 def _indented(*rows: Sequence[object]) -> str:
-    return "\n".join(f"  {line}".rstrip() for line in table([map(_cell, row) for row in rows]).splitlines())
+    return "\n".join(f"  {line}".rstrip() for line in table([list(map(_cell, row)) for row in rows]).splitlines())
 
 
 def _cell(value: object) -> object:

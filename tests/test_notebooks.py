@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from editlib import runs
+from editlib.crate import NAME as CRATE
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
@@ -40,7 +41,8 @@ CASE_COLUMNS = {
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of what an analysis needs of the project, so that its runs are not kept."""
     root = tmp_path_factory.mktemp("project")
-    shutil.copy(ROOT / "_config.yml", root)
+    for name in ("_config.yml", "CITATION.cff"):
+        shutil.copy(ROOT / name, root)
     shutil.copytree(ROOT / "notebooks", root / "notebooks")
     return root
 
@@ -53,7 +55,7 @@ def test_every_analysis_is_here() -> None:
 def test_analysis_runs_and_leaves_figures_data_and_metrics(name: str, project: Path) -> None:
     run = runs.execute(name, root=project, parameters=SMALL[name])
     assert run.metrics and run.difference() is None
-    assert {Path(output).parts[0] for output in run.outputs} == {"index.ipynb", "data", "figures"}
+    assert {Path(output).parts[0] for output in run.outputs} == {"index.ipynb", "data", "figures", CRATE}
 
 
 def test_pilot_has_a_row_for_each_case_and_arm(project: Path) -> None:

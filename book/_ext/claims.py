@@ -32,7 +32,7 @@ from typing import Any
 
 import yaml
 from docutils import nodes
-from runs import Run, link, quoted, read_runs, spoken
+from runs import Run, escaped, link, quoted, read_runs, spoken
 from sphinx.application import Sphinx
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
@@ -174,7 +174,8 @@ class Template(Formatter):
         if field_name not in kwargs:
             raise ClaimError(f"no metric {field_name!r}")
         value = kwargs[field_name]
-        return Shown(field_name, float(value) if value in ("inf", "-inf", "nan") else value), field_name
+        known = float(value) if value in ("inf", "-inf", "nan") else value
+        return Shown(field_name, escaped(known) if isinstance(known, str) else known), field_name
 
 
 def judge(claim: Claim, run: Run | None) -> Audit:

@@ -1,17 +1,19 @@
-"""Show executed runs in the book: numbers, figures, one table, and a header on each run's page.
+"""Executed runs in the book: reading them, and quoting their numbers and figures on pages.
 
 Everything comes from `runs/<analysis>/<run>/manifest.json`. A page quotes a run in three ways:
 
     {{ pilot_collapsed_first_share }}     a metric or parameter, formatted; {{ pilot_run }} links to the run
-    ```{run-figure} pilot/scatter         a figure of that run
-    ```{run-table}                        every run there is
+    ```{run-figure} pilot/scatter         a figure of that run; the first of an analysis also says which run it is
+    ```{run-selector} pilot               which run that is and, folded, the others of the analysis
 
-The run quoted for an analysis is its newest published `full` run; without one, its newest run.
+The run quoted for an analysis is its newest published `full` run; without one, its newest run. What a manifest says is
+never trusted as markup: it is escaped before it becomes MyST, and otherwise goes into nodes as text.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
-from sphinx.addnodes import download_reference
+from folds import fold
+from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.directives.patches import Figure
@@ -27,7 +30,9 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 HINT = "execute one with `editlib run {} --profile quick`"
-SHOWN_BY_NAME = ("model", "n", "method", "seed")  # parameters with a line of their own in the header
+FOLDER = re.compile(r"runs/[a-z][a-z0-9-]*/(local-)?[0-9a-f]{12}")
+MARKUP = re.compile(r"""([!-/:-@[-`{-~])""")  # what MyST may read as more than text, all of it punctuation
+LONGEST = 200  # characters of a value that a page shows
 
 
 @dataclass(frozen=True)
@@ -55,12 +60,29 @@ class Run:
         return str(self.manifest["run"])
 
     @property
+    def spec(self) -> str:
+        return str(self.manifest["spec"])
+
+    @property
+    def profile(self) -> str:
+        return str(self.manifest["profile"])
+
+    @property
     def parameters(self) -> dict[str, Any]:
         return dict(self.manifest["parameters"])
 
     @property
+    def model(self) -> str:
+        """The model that the analysis is about; empty if it is about none."""
+        return str(self.parameters.get("model") or "")
+
+    @property
+    def finished(self) -> str:
+        return str(self.manifest["finished"])
+
+    @property
     def date(self) -> str:
-        return datetime.fromisoformat(self.manifest["finished"]).strftime("%Y-%m-%d")
+        return datetime.fromisoformat(self.finished).strftime("%Y-%m-%d")
 
     @property
     def duration(self) -> str:
@@ -69,21 +91,27 @@ class Run:
 
 def read_runs(book: Path) -> list[Run]:
     """Every run of the book, newest first."""
-    runs = [read_run(path, book) for path in book.glob("runs/*/*/manifest.json")]
-    return sorted(runs, key=lambda run: str(run.manifest["finished"]), reverse=True)
+    found = (read_run(path, book) for path in book.glob("runs/*/*/manifest.json"))
+    return sorted((run for run in found if run), key=lambda run: run.finished, reverse=True)
 
 
-def read_run(path: Path, book: Path) -> Run:
-    data = sorted(file.relative_to(path.parent).as_posix() for file in path.parent.glob("data/*.parquet"))
+def read_run(path: Path, book: Path) -> Run | None:
+    """The run of a manifest, or None in a folder that is not named as its manifest says."""
     folder = path.parent.relative_to(book).as_posix()
-    return Run(folder, json.loads(path.read_text("utf-8")), ("index.ipynb", "manifest.json", *data))
+    manifest = json.loads(path.read_text("utf-8"))
+    named = (f"runs/{manifest['analysis']}/{prefix}{manifest['run']}" for prefix in ("", "local-"))
+    if not (FOLDER.fullmatch(folder) and folder in named):
+        return None
+    data = sorted(file.relative_to(path.parent).as_posix() for file in path.parent.glob("data/*.parquet"))
+    about = (name for name in ("ro-crate-metadata.json", "citation.bib") if (path.parent / name).is_file())
+    return Run(folder, manifest, ("index.ipynb", *data, "manifest.json", *about))
 
 
 def quoted(runs: Iterable[Run]) -> dict[str, Run]:
     """The run that pages quote, by analysis."""
 
     def rank(run: Run) -> tuple[bool, bool, str]:
-        return not run.local, run.manifest["profile"] == "full", str(run.manifest["finished"])
+        return not run.local, run.profile == "full", run.finished
 
     return {run.analysis: run for run in sorted(runs, key=rank)}  # the best one is last and stays
 
@@ -110,26 +138,33 @@ def spoken_duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def spoken_hardware(hardware: dict[str, Any]) -> str:
-    parts = [f"{hardware['cpu']}, {hardware['cores']} cores", f"{hardware['memory_gib']:.0f} GiB"]
-    return ", ".join(parts + [str(gpu) for gpu in hardware.get("gpus", [])])
+def clipped(value: object) -> str:
+    """A value as one line of text, cut where it becomes too long to read."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text):,} characters)"
 
 
-def spoken_code(git: dict[str, Any]) -> str:
-    commit = f"commit {git['commit'][:12]}" if git["commit"] else "no commit"
-    return f"{commit}, with local changes" if git["dirty"] else commit
+def escaped(value: object) -> str:
+    """A value as MyST that reads as that text."""
+    return MARKUP.sub(r"\\\1", clipped(value))
 
 
 def link(run: Run) -> str:
+    """A link to a run's page, in MyST."""
     return f"[{run.id}](/{run.docname}.ipynb)" + " (local, not published)" * run.local
+
+
+def page_link(run: Run, text: str = "") -> pending_xref:
+    """A link to a run's page, as a node."""
+    about = {"refdomain": "std", "reftype": "doc", "reftarget": f"/{run.docname}", "refexplicit": True}
+    return pending_xref("", nodes.inline("", text or run.id), refwarn=True, **about)
 
 
 def substitutions(run: Run) -> dict[str, str]:
     """What `{{ <analysis>_<name> }}` stands for."""
-    about = {"run": f"run {link(run)}", "profile": run.manifest["profile"], "date": run.date}
-    values = {**run.parameters, **about, **run.manifest["metrics"]}
-    prefix = run.analysis.replace("-", "_")
-    return {f"{prefix}_{name}": spoken(name, value) for name, value in values.items()}
+    values = {**run.parameters, "profile": run.profile, "date": run.date, **run.manifest["metrics"]}
+    shown = {name: escaped(spoken(name, value)) for name, value in values.items()} | {"run": f"run {link(run)}"}
+    return {f"{run.analysis.replace('-', '_')}_{name}": text for name, text in shown.items()}
 
 
 def add_substitutions(app: Sphinx, config: Config) -> None:
@@ -150,89 +185,53 @@ class RunFigure(Figure, SphinxDirective):
     def run(self) -> list[nodes.Node]:
         analysis, name = self.arguments[0].split("/")
         book = Path(self.env.srcdir)
-        run = quoted(read_runs(book)).get(analysis)
+        runs = read_runs(book)
+        run = quoted(runs).get(analysis)
         path = f"{run.folder}/figures/{name}.png" if run else ""
-        if not (path and (book / path).is_file()):
+        if not (run and (book / path).is_file()):
             raise self.error(f"no run of {analysis!r} has figures/{name}.png: {HINT.format(analysis)}")
         self.arguments[0] = f"/{path}"
-        return list(super().run())
+        selected = self.env.temp_data.setdefault("runs_selected", set())  # of this page
+        first = analysis not in selected
+        selected.add(analysis)
+        return [*super().run(), *([selector(run, runs)] if first else [])]
 
 
-class RunTable(SphinxDirective):
-    """`{run-table}`: every run, newest first, as a table."""
+class RunSelector(SphinxDirective):
+    """`{run-selector} pilot`: the quoted pilot run, and links to the others."""
+
+    required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
         runs = read_runs(Path(self.env.srcdir))
-        if not runs:
-            return self.parse_text_to_nodes(f"There is no run yet: {HINT.format('pilot')}.")
-        head = ["| Run | Analysis | Profile | Model | n | Date | Duration |", "|:--|:--|:--|:--|--:|:--|--:|"]
-        table = self.parse_text_to_nodes("\n".join(head + [table_row(run) for run in runs]))
-        return [nodes.container("", *table, classes=["runs-table"])]
+        run = quoted(runs).get(self.arguments[0])
+        if run is None:
+            raise self.error(f"there is no run of {self.arguments[0]!r}: {HINT.format(self.arguments[0])}")
+        self.env.temp_data.setdefault("runs_selected", set()).add(run.analysis)
+        return [selector(run, runs)]
 
 
-def table_row(run: Run) -> str:
-    model, n = (spoken(name, run.parameters.get(name, "")) for name in ("model", "n"))
-    page = f"[{run.id}](/{run.docname}.ipynb)" + " local" * run.local
-    cells = [page, run.analysis, run.manifest["profile"], model, n, run.date, run.duration]
-    return "| " + " | ".join(cells) + " |"
+def selector(run: Run, runs: Iterable[Run]) -> nodes.Node:
+    """One line about a run; folded below it the analysis' other runs, newest of each model first."""
+    others = [other for other in runs if other.analysis == run.analysis and other is not run]
+    newest = {other.model: other for other in reversed(others)}.values()
+    ordered = sorted(others, key=lambda other: other not in newest)
+    line = nodes.paragraph("", "", nodes.Text("Shown here: run "), page_link(run), nodes.Text(about(run)))
+    items = [nodes.list_item("", nodes.paragraph("", "", page_link(o), nodes.Text(about(o)))) for o in ordered]
+    word = "run" if len(items) == 1 else "runs"
+    folded = [fold(f"{len(items)} other {word}", nodes.bullet_list("", *items))] if items else []
+    return nodes.container("", line, *folded, classes=["run-selector"])
 
 
-# -- the header of a run's page ------------------------------------------------------------------------
-
-
-def add_header(app: Sphinx, doctree: nodes.document) -> None:
-    """Put what the manifest says below the title of a run's page."""
-    runs = {run.docname: run for run in read_runs(Path(app.srcdir))}
-    run = runs.get(app.env.docname)
-    if run is None:
-        return
-    section = next(iter(doctree.findall(nodes.section)))
-    section[1:1] = ([local_notice()] if run.local else []) + [header(run)]
-
-
-def local_notice() -> nodes.Node:
-    text = "Local run, not published: it is on this machine only. Do not cite it."
-    return nodes.attention("", nodes.paragraph("", text))
-
-
-def header(run: Run) -> nodes.Node:
-    lines: dict[str, list[nodes.Node]] = {
-        "Run": [nodes.literal("", run.id), nodes.Text("  spec "), nodes.literal("", run.manifest["spec"])],
-        "Analysis": [nodes.Text(f"{run.analysis}, profile {run.manifest['profile']}")],
-        "Parameters": parameter_nodes(run.parameters),
-        "Executed": [nodes.Text(f"{run.date}, in {run.duration}")],
-        "Hardware": [nodes.Text(spoken_hardware(run.manifest["hardware"]))],
-        "Code": [nodes.Text(spoken_code(run.manifest["git"]))],
-        "Files": separated([download(file, run.docname) for file in run.files]),
-    }
-    fields = [field(name, content) for name, content in lines.items()]
-    return nodes.container("", nodes.field_list("", *fields), classes=["run-header"])
-
-
-def parameter_nodes(parameters: dict[str, Any]) -> list[nodes.Node]:
-    names = [*(name for name in SHOWN_BY_NAME if name in parameters)]
-    names += sorted(set(parameters) - set(names))
-    return separated([nodes.literal("", f"{name}={parameters[name]}") for name in names])
-
-
-def separated(items: list[nodes.Node]) -> list[nodes.Node]:
-    """The items with a space between them, so that lines can break there."""
-    return [node for item in items for node in (item, nodes.Text(" "))][:-1]
-
-
-def field(name: str, content: list[nodes.Node]) -> nodes.field:
-    body = nodes.field_body("", nodes.paragraph("", "", *content))
-    return nodes.field("", nodes.field_name("", name), body)
-
-
-def download(file: str, docname: str) -> nodes.Node:
-    """A link that copies the file into the site; `file` stands beside the page."""
-    return download_reference("", "", nodes.literal("", Path(file).name), reftarget=file, refdoc=docname)
+def about(run: Run) -> str:
+    """What tells a run from others of its analysis."""
+    told = (clipped(run.model), run.profile, run.date, "local, not published" * run.local)
+    return "".join(f" · {text}" for text in told if text)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
+    app.setup_extension("folds")
     app.add_directive("run-figure", RunFigure)
-    app.add_directive("run-table", RunTable)
+    app.add_directive("run-selector", RunSelector)
     app.connect("config-inited", add_substitutions)
-    app.connect("doctree-read", add_header, priority=100)  # before titles and downloads are collected
     return {"version": "1", "parallel_read_safe": True}

@@ -1,16 +1,12 @@
 """One built book, one browser, for all tests of the site."""
 
-import functools
-import http.server
 import os
 import shutil
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from books import build, served
 from playwright.sync_api import Browser, Error, Page, sync_playwright
 
 ROOT = Path(__file__).parents[2]
@@ -33,25 +29,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         missing("no published run under book/runs")
     folder = tmp_path_factory.mktemp("site")
     shutil.copy(ROOT / "_config.yml", folder)
+    shutil.copytree(ROOT / "notebooks", folder / "notebooks")  # run pages compare with them
     shutil.copytree(ROOT / "book", folder / "book", ignore=shutil.ignore_patterns("local-*", "__pycache__"))
-    command = f"{Path(sys.executable).with_name('jupyter-book')} build book/ -W -n --keep-going".split()
-    built = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert built.returncode == 0, built.stdout[-3000:] + built.stderr[-3000:]
-    return folder / "_build/html"
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+    return build(folder)
 
 
 @pytest.fixture(scope="session")
 def address(site: Path) -> Iterator[str]:
-    handler = functools.partial(Quiet, directory=str(site))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
+    with served(site) as place:
+        yield place
 
 
 @pytest.fixture(scope="session")

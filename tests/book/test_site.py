@@ -47,15 +47,6 @@ def test_navigation_leads_to_every_page(page: Page) -> None:
         assert page.locator("article h1").is_visible(), target
 
 
-def test_run_page_says_what_was_run_and_offers_the_data(page: Page, site: Path) -> None:
-    run = next(iter(sorted((site / "runs/pilot").iterdir())))
-    page.goto(f"runs/pilot/{run.name}/index.html")
-    header = page.locator(".run-header")
-    assert run.name in header.inner_text()
-    names = header.locator("a.download").all_inner_texts()
-    assert {"index.ipynb", "manifest.json", "cases.parquet"} <= set(names)
-
-
 @pytest.mark.parametrize("width", [375, 1280])
 def test_no_page_scrolls_sideways(page: Page, site: Path, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 800})

@@ -1,0 +1,46 @@
+// Makes the table of runs sortable, searchable and filterable; without this script it is a plain table.
+import DataTable from "./dt_bundle.js";
+
+const asked = new URLSearchParams(location.search);
+
+// A labelled select that keeps the rows with one value in a column.
+const filter = (table, header) => {
+  const column = table.column(header).index();
+  const name = header.textContent.trim();
+  const told = (row) => table.cell(row, column).node().textContent;
+  const values = [...new Set(table.rows().indexes().toArray().map(told))].filter(Boolean).sort();
+  const select = document.createElement("select");
+  select.className = "form-select form-select-sm";
+  select.append(new Option("all", ""), ...values.map((value) => new Option(value, value)));
+  const apply = () => {
+    const wanted = select.value;
+    table.search.fixed(name, wanted ? (_, __, row) => told(row) === wanted : null).draw();
+  };
+  select.addEventListener("change", apply);
+  select.value = values.find((value) => value === asked.get(name.toLowerCase())) ?? "";
+  apply();
+  const label = document.createElement("label");
+  label.textContent = name;
+  select.id = label.htmlFor = `runs-by-${name.toLowerCase()}`;
+  const part = document.createElement("div");
+  part.append(label, select);
+  return part;
+};
+
+new DataTable(".runs-table table", {
+  paging: false,
+  order: [],
+  autoWidth: false,
+  layout: { topStart: "search", topEnd: "info", bottomStart: null, bottomEnd: null },
+  language: { search: "Search", info: "_TOTAL_ shown", infoEmpty: "none shown", infoFiltered: "", zeroRecords: "No run is like that." },
+  initComplete() {
+    const table = this.api();
+    const box = table.table().container();
+    const [search, info] = [".dt-search", ".dt-info"].map((part) => box.querySelector(part));
+    const bar = document.createElement("div");
+    bar.className = "runs-filters";
+    bar.append(...[...box.querySelectorAll("th[data-filter]")].map((header) => filter(table, header)), search, info);
+    info.setAttribute("role", "status");
+    box.closest(".runs-table").before(bar); // only the table scrolls sideways
+  },
+});

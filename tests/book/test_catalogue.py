@@ -1,0 +1,136 @@
+"""The page of all runs: a table that sorts, filters and searches, the same for machines, and links from pages."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from books import published
+from playwright.sync_api import Browser, Page
+
+SHOWN = ".runs-table tbody tr"
+
+
+def runs_of(page: Page) -> list[str]:
+    """Ids in the order of the rows."""
+    return page.locator(f"{SHOWN} a").all_inner_texts()
+
+
+def test_table_lists_every_run_and_links_to_its_page(page: Page) -> None:
+    page.goto("runs.html")
+    assert sorted(runs_of(page)) == sorted(run.run for run in published())
+    for link in page.locator(f"{SHOWN} a").evaluate_all("(links) => links.map((link) => link.href)"):
+        assert page.request.head(link).ok, link
+
+
+def test_runs_of_one_spec_stand_together_and_are_marked(page: Page) -> None:
+    page.goto("runs.html")
+    counts = Counter(run.spec for run in published())
+    rows = page.locator(SHOWN).all()
+    specs = [row.locator("td").last.locator("code").inner_text() for row in rows]
+    assert [spec for spec, before in zip(specs, ["", *specs], strict=False) if spec != before] == list(
+        dict.fromkeys(specs)
+    )
+    for row, spec in zip(rows, specs, strict=True):
+        several = counts[spec] > 1
+        assert (f"×{counts[spec]}" in row.inner_text(), "same-spec" in (row.get_attribute("class") or "")) == (
+            several,
+        ) * 2
+
+
+@pytest.mark.parametrize("name", ["Analysis", "Profile", "Model"])
+def test_filter_keeps_the_rows_of_one_value_by_keyboard(page: Page, name: str) -> None:
+    page.goto("runs.html")
+    select = page.get_by_label(name, exact=True)
+    select.focus()
+    page.keyboard.press("ArrowDown")
+    wanted = select.input_value()
+    column = {"Analysis": "analysis", "Profile": "profile"}.get(name)
+    told = {run.run: getattr(run, column) if column else run.parameters.get("model") for run in published()}
+    assert wanted and sorted(runs_of(page)) == sorted(run for run, value in told.items() if value == wanted)
+    assert page.get_by_role("status").inner_text() == f"{len(runs_of(page))} shown"
+
+
+def test_address_may_name_the_filter(page: Page) -> None:
+    page.goto("runs.html?analysis=pilot")
+    assert sorted(runs_of(page)) == sorted(run.run for run in published("pilot"))
+
+
+def test_search_looks_at_every_column(page: Page) -> None:
+    page.goto("runs.html")
+    run = published()[0]
+    page.get_by_label("Search").last.fill(run.run)
+    assert runs_of(page) == [run.run]
+
+
+def test_headers_sort_by_what_they_mean(page: Page) -> None:
+    page.goto("runs.html")
+    seconds = {run.run: run.seconds for run in published()}
+    header = page.locator(".runs-table th", has_text="Duration")
+    for order, reverse in (("ascending", False), ("descending", True)):
+        header.get_by_role("button").press("Enter")
+        assert header.get_attribute("aria-sort") == order
+        assert [seconds[run] for run in runs_of(page)] == sorted(seconds.values(), reverse=reverse)
+
+
+def test_table_needs_no_script(browser: Browser, address: str) -> None:
+    context = browser.new_context(base_url=address, java_script_enabled=False)
+    page = context.new_page()
+    page.goto("runs.html")
+    assert sorted(runs_of(page)) == sorted(run.run for run in published())
+    assert page.locator(".runs-table caption").is_visible()
+    assert page.locator(".runs-table th[scope=col]").count() == 8
+    context.close()
+
+
+def test_library_is_loaded_on_this_page_alone(page: Page, site: Path) -> None:
+    users = [path.name for path in site.rglob("*.html") if "catalogue.mjs" in path.read_text("utf-8")]
+    assert users == ["runs.html"]
+    assert not any("dt_bundle" in path.read_text("utf-8") for path in site.rglob("*.html"))
+
+
+@pytest.mark.parametrize("width", [375, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_serious_accessibility_problem(browser: Browser, address: str, scheme: Any, width: int) -> None:
+    page = browser.new_page(base_url=address, color_scheme=scheme, viewport={"width": width, "height": 800})
+    page.goto("runs.html")
+    page.locator(".runs-filters").wait_for()
+    found = Axe().run(page).response["violations"]
+    assert [v["id"] for v in found if v["impact"] in ("serious", "critical")] == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.close()
+
+
+def test_machines_read_the_same(page: Page, site: Path) -> None:
+    told = {run["run"]: run for run in json.loads((site / "runs.json").read_text("utf-8"))["runs"]}
+    assert told.keys() == {run.run for run in published()}
+    for run in published():
+        record = told[run.run]
+        assert {name: record[name] for name in ("analysis", "title", "profile", "spec", "started", "seconds")} == {
+            name: run.record[name] for name in ("analysis", "title", "profile", "spec", "started", "seconds")
+        }
+        assert (record["parameters"], record["metrics"]) == (run.record["parameters"], run.record["metrics"])
+        assert (record["published"], record["model"]) == (True, run.parameters.get("model"))
+        assert (site / record["page"]).is_file()
+        for name in record["files"]:
+            assert (site / name).read_bytes() == (run.folder / name.partition(f"{run.run}/")[2]).read_bytes()
+    page.goto("runs.html")
+    link = page.get_by_role("link", name="runs.json").evaluate("(link) => link.href")
+    assert page.request.get(link).body() == (site / "runs.json").read_bytes()
+
+
+def test_page_that_quotes_an_analysis_leads_to_its_other_runs(page: Page) -> None:
+    page.goto("butterfly-effect.html")
+    place = page.locator(".run-selector", has=page.locator("a[href*='runs/pilot/']"))
+    assert place.count() == 1, "once, however many figures there are"
+    others = place.locator("details li a").all_text_contents()
+    runs = {run.run: run for run in published("pilot")}
+    assert {*others, place.locator("a").first.inner_text()} == runs.keys()
+    models = [runs[run].parameters["model"] for run in others]
+    assert len(set(models[: len(set(models))])) == len(set(models)), "the newest of each model comes first"
+    if others:
+        place.locator("summary").press("Enter")
+        place.locator("details li a").first.press("Enter")
+        page.locator(".run-header").wait_for()
