@@ -13,10 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page
 
 from editlib.manifest import Manifest, read_manifest
 
 ROOT = Path(__file__).parents[1]
+SERIOUS = ("serious", "critical")
 PAGES = ("runs.md", "compare.md", "references.md", "references.bib")
 
 
@@ -63,3 +66,11 @@ def served(site: Path) -> Iterator[str]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
+
+
+def violations(page: Page) -> list[str]:
+    """Each serious or critical violation that axe-core finds on a page, with the elements it is about."""
+    options = {"resultTypes": ["violations"], "preload": False}  # it would look for style sheets where there are none
+    found = Axe().run(page, options=options).response["violations"]
+    serious = [violation for violation in found if violation["impact"] in SERIOUS]
+    return [f"{each['id']}: {[node['target'] for node in each['nodes']]}" for each in serious]

@@ -1,21 +1,10 @@
 """Pages that everybody can read: axe-core finds no serious violation in light or dark, and a keyboard is enough."""
 
-from typing import Any
-
 import pytest
-from axe_playwright_python.sync_playwright import Axe
+from books import violations
 from playwright.sync_api import Page
 
 PAGES = ("index.html", "butterfly-effect.html", "fall-of-rome.html", "claim-audit.html", "glossary.html")
-SERIOUS = ("serious", "critical")
-
-
-def violations(page: Page) -> list[str]:
-    """Each serious or critical violation with the elements it is about."""
-    options = {"resultTypes": ["violations"], "preload": False}  # it would look for style sheets where there are none
-    results: dict[str, Any] = Axe().run(page, options=options).response
-    found = [violation for violation in results["violations"] if violation["impact"] in SERIOUS]
-    return [f"{each['id']}: {[node['target'] for node in each['nodes']]}" for each in found]
 
 
 def show(page: Page, name: str, scheme: str) -> None:

@@ -31,6 +31,7 @@ def test_every_image_is_displayed_and_described(page: Page, site: Path) -> None:
     for name in pages(site):
         page.goto(name)
         for image in page.locator("article img").all():
+            image.evaluate("(image) => { image.loading = 'eager' }")  # most wait until a reader comes near
             assert image.evaluate("(image) => image.decode().then(() => image.naturalWidth)") > 0, name
             described = image.get_attribute("alt") or ""  # Sphinx falls back to the file's name
             assert described and not described.endswith(".png"), f"{name}: {image.get_attribute('src')}"
