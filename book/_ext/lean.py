@@ -2,12 +2,13 @@
 
 - Icons: 80 of 2,000 kilobytes, as a script that draws them and as styles for readers without JavaScript.
 - The search's index: the page that searches has it, and the others lead there.
-- Pictures are loaded when a reader comes near.
+- Pictures are loaded when a reader comes near. Their place is kept free, so that a page does not move under its reader.
 """
 
 from __future__ import annotations
 
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sphinx.application import Sphinx
 ICON = re.compile(r'"?([a-z0-9-]+)"?:(\[\d+,\d+,\[[^\]]*\],"[0-9a-f]*",(?:"[^"]*"|\[[^\]]*\])\]),?')  # name:[width,…]
 RULE = re.compile(r'(?:\.fa-[a-z0-9-]+:before,?)+\{content:"[^"]*"\}')
 NAME = re.compile(r"\bfa-([a-z0-9-]+)")
+PICTURE = re.compile(r'<img (?=[^>]*loading="lazy")(?![^>]*\b(?:width|height)=)(?=[^>]*src="([^"]+\.png)")')
 SEARCH = re.compile(r'\s*<script src="[^"]*\b(?:searchtools|language_data|searchindex)\.js[^"]*"></script>')
 
 
@@ -42,6 +44,17 @@ def styled(style: str, names: set[str]) -> str:
     return RULE.sub("", style) + "@media (scripting: none) {" + "".join(rules) + "}"
 
 
+def sized(page: str, folder: Path) -> str:
+    """A page in `folder` whose pictures tell their size in pixels."""
+
+    def told(picture: re.Match[str]) -> str:
+        header = (folder / picture[1]).read_bytes()[:24]
+        width, height = struct.unpack(">II", header[16:])  # where a PNG has them
+        return f'{picture[0]}width="{width}" height="{height}" '
+
+    return PICTURE.sub(told, page)
+
+
 def lighten(app: Sphinx, problem: Exception | None) -> None:
     """Take out of the built site what it does not use."""
     if problem is not None or app.builder.format != "html":
@@ -52,8 +65,8 @@ def lighten(app: Sphinx, problem: Exception | None) -> None:
         file = site / "_static" / path
         file.write_text(change(file.read_text("utf-8"), names), "utf-8")
     for page in site.rglob("*.html"):
-        if page.name != "search.html":
-            page.write_text(SEARCH.sub("", page.read_text("utf-8")), "utf-8")
+        text = sized(page.read_text("utf-8"), page.parent)
+        page.write_text(text if page.name == "search.html" else SEARCH.sub("", text), "utf-8")
 
 
 def delay_pictures(app: Sphinx, doctree: nodes.document, page: str) -> None:
