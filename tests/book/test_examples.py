@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from books import published
 
 from editlib import cli
 from editlib.methods.presets import PRESETS
@@ -25,8 +26,9 @@ COMMANDS = sorted(
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_of_a_page_run_in_order_and_print_what_their_comments_say(
-    name: str, capsys: pytest.CaptureFixture[str]
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(published()[0].folder)  # some read a run's files
     source = "\n".join(EXAMPLES[name])
     exec(compile(source, f"{name}.md", "exec"), {})
     said = re.findall(r"print\(.*\)  # (.*)$", source, re.M)

@@ -10,7 +10,8 @@ LINKS = "//@href | //@src"
 
 def broken(site: Path) -> list[str]:
     """`page: target` of each address inside the site that names no file of it, or no place on its page."""
-    trees = {path: html.parse(path).getroot() for path in sorted(site.rglob("*.html"))}
+    pages = [page for page in sorted(site.rglob("*.html")) if page.parent.name != "_static"]  # templates of the theme
+    trees = {page: html.parse(page).getroot() for page in pages}
     places = {path: {*tree.xpath("//@id"), *tree.xpath("//a/@name")} for path, tree in trees.items()}
     return [
         f"{page.relative_to(site)}: {link}"

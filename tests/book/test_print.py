@@ -1,7 +1,9 @@
 """The book on paper."""
 
-import importlib.util
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,16 +16,12 @@ PAGE = """<!doctype html><title>A book</title>
 
 
 @pytest.fixture
-def printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
+def printed(tmp_path: Path) -> bytes:
     if not CHROMIUM.exists():
         missing("no Chromium: the browser tests need /usr/bin/chromium")
-    spec = importlib.util.spec_from_file_location("print_book", ROOT / "book/print.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setenv("CHROMIUM", str(CHROMIUM))
     (tmp_path / "index.html").write_text(PAGE)
-    module.print_book(tmp_path / "index.html", tmp_path / "book.pdf")
+    command = [sys.executable, ROOT / "book/print.py", "index.html", "book.pdf"]
+    subprocess.run(command, cwd=tmp_path, env={**os.environ, "CHROMIUM": str(CHROMIUM)}, check=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["book.pdf", "index.html"]
     return (tmp_path / "book.pdf").read_bytes()
 
