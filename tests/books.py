@@ -8,7 +8,8 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -74,3 +75,11 @@ def violations(page: Page) -> list[str]:
     found = Axe().run(page, options=options).response["violations"]
     serious = [violation for violation in found if violation["impact"] in SERIOUS]
     return [f"{each['id']}: {[node['target'] for node in each['nodes']]}" for each in serious]
+
+
+def eventually(read: Callable[[], object], wanted: object) -> None:
+    """Wait until a page, which answers a key or a click in its own time, reads as wanted; then say what it reads."""
+    end = time.monotonic() + 30
+    while (found := read()) != wanted and time.monotonic() < end:
+        time.sleep(0.05)
+    assert found == wanted

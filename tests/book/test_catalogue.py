@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from books import published, violations
+from books import eventually, published, violations
 from playwright.sync_api import Browser, Page
 
 SHOWN = ".runs-table tbody tr"
@@ -48,20 +48,22 @@ def test_filter_keeps_the_rows_of_one_value_by_keyboard(page: Page, name: str) -
     wanted = select.input_value()
     column = {"Analysis": "analysis", "Profile": "profile"}.get(name)
     told = {run.run: getattr(run, column) if column else run.parameters.get("model") for run in published()}
-    assert wanted and sorted(runs_of(page)) == sorted(run for run, value in told.items() if value == wanted)
-    assert page.get_by_role("status").inner_text() == f"{len(runs_of(page))} shown"
+    kept = sorted(run for run, value in told.items() if value == wanted)
+    assert wanted and kept
+    eventually(lambda: sorted(runs_of(page)), kept)
+    eventually(page.get_by_role("status").inner_text, f"{len(kept)} shown")
 
 
 def test_address_may_name_the_filter(page: Page) -> None:
     page.goto("runs.html?analysis=pilot")
-    assert sorted(runs_of(page)) == sorted(run.run for run in published("pilot"))
+    eventually(lambda: sorted(runs_of(page)), sorted(run.run for run in published("pilot")))
 
 
 def test_search_looks_at_every_column(page: Page) -> None:
     page.goto("runs.html")
     run = published()[0]
     page.get_by_label("Search").last.fill(run.run)
-    assert runs_of(page) == [run.run]
+    eventually(lambda: runs_of(page), [run.run])
 
 
 def test_headers_sort_by_what_they_mean(page: Page) -> None:
@@ -70,8 +72,8 @@ def test_headers_sort_by_what_they_mean(page: Page) -> None:
     header = page.locator(".runs-table th", has_text="Duration")
     for order, reverse in (("ascending", False), ("descending", True)):
         header.get_by_role("button").press("Enter")
-        assert header.get_attribute("aria-sort") == order
-        assert [seconds[run] for run in runs_of(page)] == sorted(seconds.values(), reverse=reverse)
+        eventually(lambda: header.get_attribute("aria-sort"), order)
+        eventually(lambda: [seconds[run] for run in runs_of(page)], sorted(seconds.values(), reverse=reverse))
 
 
 def test_table_needs_no_script(browser: Browser, address: str) -> None:

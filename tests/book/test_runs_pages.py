@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from books import ROOT, build, published, small, violations
+from books import ROOT, build, eventually, published, small, violations
 from playwright.sync_api import Browser, Page
 
 from editlib import analyses, citation
@@ -43,7 +43,7 @@ def test_every_parameter_is_there_folded(page: Page, run: Manifest) -> None:
     folded = page.locator(".run-parameters")
     assert folded.get_attribute("open") is None
     folded.locator("summary").press("Enter")
-    assert folded.locator("dt").all_inner_texts() == list(run.parameters)
+    eventually(folded.locator("dt").all_inner_texts, list(run.parameters))
 
 
 def test_citation_is_that_of_the_command_line_and_can_be_copied(page: Page, run: Manifest) -> None:
@@ -100,7 +100,7 @@ def test_header_works_on_a_phone_by_keyboard_in_the_dark(browser: Browser, addre
     for part in ("again", "cite", "parameters"):
         page.locator(f".run-{part} summary").focus()
         page.keyboard.press("Enter")
-        assert page.locator(f".run-{part}").get_attribute("open") is not None
+        page.locator(f".run-{part}[open]").wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
     page.close()
 
@@ -123,7 +123,7 @@ def test_keyboard_leads_from_the_landing_page_to_a_run(page: Page) -> None:
                 break
         with page.expect_navigation():
             page.keyboard.press("Enter")
-    assert page.locator(".run-header").is_visible()
+    page.locator(".run-header").wait_for()
 
 
 # -- what depends on the checkout ----------------------------------------------------------------------
