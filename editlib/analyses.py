@@ -202,8 +202,9 @@ def plan(name: str, *, root: Path, profile: str = "quick", parameters: Mapping[s
         "data": _fingerprints("data", chosen.data, values),
         "files": _file_hashes(values[name] for name in chosen.files),
     }
-    named = (values[name] for name in (*chosen.models, *chosen.data, *chosen.files))
-    called = _names_of_paths([path for value in named for path in _paths(value)], root)
+    named = [str(values[name]) for name in (*chosen.models, *chosen.data) if values[name]]
+    named += [path for name in chosen.files for _, path in _listed(values[name])]
+    called = _names_of_paths([Path(path) for path in named if Path(path).is_absolute()], root)
     shown, inputs = without_paths((values, inputs), folders=[root], called=called)
     spec = short_hash({"schema": SCHEMA, "analysis": name, "parameters": shown, **inputs})
     return Plan(chosen, profile, values, shown, called, inputs, spec)
@@ -215,12 +216,6 @@ def _absolute(name: str, value: Value, chosen: Analysis) -> Value:
         return ",".join(f"{task}={Path(path).resolve()}" for task, path in _listed(value))
     named = name in chosen.models + chosen.data and isinstance(value, str) and not value.startswith("testbed")
     return str(Path(value).resolve()) if named and value and Path(str(value)).exists() else value  # type: ignore[arg-type]
-
-
-def _paths(value: Value) -> list[Path]:
-    """The absolute paths in a parameter's value, which is one, or is `name=path,name=path`."""
-    parts = [part.rpartition("=")[2] for part in str(value).split(",")] if isinstance(value, str) else []
-    return [Path(part) for part in [value, *parts] if isinstance(part, str) and Path(part).is_absolute()]
 
 
 def _names_of_paths(paths: Iterable[Path], root: Path) -> dict[str, str]:

@@ -4,6 +4,7 @@ A notebook works in its run's folder: it writes `data/*.parquet`, `figures/*.png
 name -> number or string), which ends up in the manifest.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -299,9 +300,9 @@ def _add_crate(record: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """Describe the folder for readers who do not know this project; returns the new file's hash."""
     from editlib.crate import NAME, describe
 
-    text = json.dumps(describe(record), indent=1, ensure_ascii=False, allow_nan=False)
-    (folder / NAME).write_text(text + "\n", "utf-8")
-    return {NAME: hash_files(folder)[NAME]}
+    text = json.dumps(describe(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    (folder / NAME).write_bytes(text.encode())
+    return {NAME: hashlib.sha256(text.encode()).hexdigest()}
 
 
 def _take_metrics(path: Path) -> dict[str, float | str]:
