@@ -145,7 +145,7 @@ def _draw(found: "CausalTrace", path: Path) -> None:
     import matplotlib
 
     from editlib import plot
-    from editlib.store import aside
+    from editlib.files import aside
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(), aside(path) as place:

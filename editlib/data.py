@@ -12,13 +12,13 @@ from random import Random
 from editlib.download import fetch
 from editlib.edit import EditRequest
 from editlib.errors import EditlibError
+from editlib.files import aside
 from editlib.forms import MARKS, form_of, parse
 from editlib.forms import Case as Case
 from editlib.model import LanguageModel
 from editlib.records import records
 from editlib.sources import SHIPPED, SOURCES, Source
 from editlib.spans import encode
-from editlib.store import aside
 
 CASE_FORMS = ("counterfact", "zsre", "easyedit")
 

@@ -23,10 +23,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from editlib.data import Case
 from editlib.edit import EditRequest
 from editlib.errors import EditlibError
+from editlib.files import aside, write_json
 from editlib.methods import hparams_for
 from editlib.model import LanguageModel
 from editlib.stats import Stats, second_moments_of
-from editlib.store import aside, write_json
 from editlib.sweep import moment_layers, sweep
 from editlib.testbed.world import RELATIONS
 from editlib.testbed.world import build as build_world

@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 
 from editlib.errors import EditlibError
-from editlib.store import aside, write_json
+from editlib.files import aside, write_json
 from editlib.text import finite
 
 PLAN = "_sweep.json"  # whoever reads a folder of parquet files passes over names that begin so, or with a dot

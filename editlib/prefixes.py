@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from editlib.errors import EditlibError
+from editlib.files import cache_folder, write_json
 from editlib.model import LanguageModel
-from editlib.store import cache_folder, write_json
 
 Flavour = Literal["yang-2024", "meng-2022"]
 Source = Literal["held-out", "editing"]

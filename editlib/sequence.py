@@ -21,13 +21,13 @@ from editlib import scores as scoring
 from editlib.data import Case
 from editlib.edit import EditRequest
 from editlib.errors import EditlibError
+from editlib.files import write_tensors
 from editlib.methods import Params, layers_of
 from editlib.model import LanguageModel
 from editlib.parts import Parts
 from editlib.passes import Passes
 from editlib.perplexity import Perplexity
 from editlib.stats import Stats
-from editlib.store import write_tensors
 from editlib.sweep import (
     ABOUT,
     KINDS,

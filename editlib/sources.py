@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from editlib.errors import EditlibError
-from editlib.store import cache_folder
+from editlib.files import cache_folder
 
 SHIPPED = {
     name: Path(__file__).parent / "testbed" / f"{name}.json" for name in ("testbed", "testbed-ppl-50", "testbed-ppl-1k")

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from editlib.errors import EditlibError
+from editlib.files import cache_folder, write_tensors
 from editlib.model import LanguageModel
-from editlib.store import cache_folder, write_tensors
 from editlib.trace import trace
 
 WINDOW = 128  # tokens; every window starts at position 0, which large models treat unlike the others

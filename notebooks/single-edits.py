@@ -57,8 +57,8 @@ from IPython.display import Markdown
 
 import editlib as el
 from editlib import data, forms, plot
+from editlib.files import write_json
 from editlib.stats import second_moments_of
-from editlib.store import write_json
 from editlib.sweep import moment_layers
 from editlib.tasks import TASKS, evaluate
 

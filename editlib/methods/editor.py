@@ -18,10 +18,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from editlib.errors import EditlibError
+from editlib.files import write_tensors
 from editlib.model import LanguageModel, oriented, widened
 from editlib.perplexity import pad
 from editlib.spans import Encoded
-from editlib.store import write_tensors
 from editlib.trace import trace
 
 TokenFactors = dict[str, tuple[Tensor, Tensor]]  # by module: left (rows, tokens, d_out), right (rows, tokens, d_in)

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from editlib.data import Case
 from editlib.errors import EditlibError
+from editlib.files import write_tensors
 from editlib.methods.editor import (
     Editor,
     EditorHeader,
@@ -37,7 +38,6 @@ from editlib.methods.editor import (
 from editlib.model import LanguageModel, widened
 from editlib.perplexity import pad
 from editlib.spans import Encoded, encode, encode_text
-from editlib.store import write_tensors
 
 T = TypeVar("T")
 

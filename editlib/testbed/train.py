@@ -37,10 +37,10 @@ from transformers import (
 )
 
 from editlib.errors import EditlibError
+from editlib.files import write_json, write_tensors
 from editlib.machine import hardware
 from editlib.model import LanguageModel
 from editlib.perplexity import Perplexity, perplexity
-from editlib.store import write_json, write_tensors
 from editlib.testbed import denoising
 from editlib.testbed.cases import build_prefixes
 from editlib.testbed.denoising import Words
