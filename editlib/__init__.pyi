@@ -13,9 +13,10 @@ from .errors import EditlibError as EditlibError
 from .methods import METHODS as METHODS
 from .methods import compute as compute
 from .methods import hparams_for as hparams_for
-from .model import LanguageModel as LanguageModel
-from .model import Layout as Layout
-from .model import load as load
+from .models.language_model import LanguageModel as LanguageModel
+from .models.language_model import Layout as Layout
+from .models.language_model import load as load
+from .models.trace import trace as trace
 from .perplexity import Perplexity as Perplexity
 from .perplexity import perplexity as perplexity
 from .prefixes import prefix_contexts as prefix_contexts
@@ -23,6 +24,5 @@ from .prefixes import test_prefixes as test_prefixes
 from .sequence import sequence as sequence
 from .stats import second_moment as second_moment
 from .sweep import sweep as sweep
-from .trace import trace as trace
 
 __version__: str

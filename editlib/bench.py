@@ -31,7 +31,7 @@ from editlib.floor import Shape, Span, beginnings, floor, spans
 from editlib.machine import hardware
 from editlib.methods import hparams_for, solve
 from editlib.methods.rome import RomeParams
-from editlib.model import DTYPES, LanguageModel, load, require_device
+from editlib.models.language_model import DTYPES, LanguageModel, load, require_device
 from editlib.perplexity import Perplexity, encode_texts
 from editlib.prefixes import Flavour, prefix_contexts
 from editlib.text import short, table

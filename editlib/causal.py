@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from editlib.edit import EditRequest
 from editlib.errors import EditlibError
-from editlib.model import LanguageModel, widened
+from editlib.models.language_model import LanguageModel, widened
+from editlib.models.tokens import Encoded, encode
+from editlib.models.trace import trace
 from editlib.perplexity import pad
-from editlib.spans import Encoded, encode
-from editlib.trace import trace
 
 GROUPS = ("first subject token", "middle subject tokens", "last subject token", "further tokens", "last token")
 DECIDING = GROUPS[2]

@@ -12,7 +12,7 @@ from editlib.errors import EditlibError
 
 if TYPE_CHECKING:
     from editlib.data import Case
-    from editlib.model import LanguageModel
+    from editlib.models.language_model import LanguageModel
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Model = Annotated[str, typer.Option(help="testbed/anchored, testbed/control, a folder, or a hub id.")]
@@ -80,7 +80,7 @@ def cases_for(model: str, name: str | None, *, lacking: str) -> list["Case"]:
 
 def load_model(model: str, *, dtype: str, device: str, revision: str | None) -> "LanguageModel":
     """The model, quietly."""
-    from editlib.model import load
+    from editlib.models.language_model import load
 
     hush()
     return load(model, dtype=dtype, device=device, revision=revision)

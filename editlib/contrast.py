@@ -18,9 +18,9 @@ from editlib.data import Case
 from editlib.edit import EditRequest
 from editlib.errors import EditlibError
 from editlib.methods.rome import RankOneParams
-from editlib.model import LanguageModel
+from editlib.models.language_model import LanguageModel
+from editlib.models.tokens import Encoded, encode
 from editlib.separability import Separability, separability
-from editlib.spans import Encoded, encode
 from editlib.stats import Stats, default_corpus, second_moments_of
 from editlib.values import read_at
 from editlib.workspace import Workspace

@@ -15,10 +15,10 @@ from editlib.errors import EditlibError
 from editlib.files import aside
 from editlib.forms import MARKS, form_of, parse
 from editlib.forms import Case as Case
-from editlib.model import LanguageModel
+from editlib.models.language_model import LanguageModel
+from editlib.models.tokens import encode
 from editlib.records import records
 from editlib.sources import SHIPPED, SOURCES, Source
-from editlib.spans import encode
 
 CASE_FORMS = ("counterfact", "zsre", "easyedit")
 

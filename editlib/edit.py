@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from editlib.errors import EditlibError
-from editlib.model import LanguageModel, oriented
+from editlib.models.language_model import LanguageModel, oriented
 from editlib.text import finite
 
 

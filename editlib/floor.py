@@ -8,8 +8,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from editlib.edit import EditRequest
-from editlib.model import LanguageModel
-from editlib.spans import encode
+from editlib.models.language_model import LanguageModel
+from editlib.models.tokens import encode
 from editlib.values import encode_contexts
 
 

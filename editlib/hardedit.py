@@ -25,7 +25,7 @@ from editlib.edit import EditRequest
 from editlib.errors import EditlibError
 from editlib.files import aside, write_json
 from editlib.methods import hparams_for
-from editlib.model import LanguageModel
+from editlib.models.language_model import LanguageModel
 from editlib.stats import Stats, second_moments_of
 from editlib.sweep import moment_layers, sweep
 from editlib.testbed.world import RELATIONS

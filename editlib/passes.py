@@ -13,9 +13,9 @@ from transformers.activations import NewGELUActivation
 from transformers.cache_utils import Cache, DynamicLayer
 
 from editlib import products
-from editlib.model import LanguageModel
+from editlib.models.language_model import LanguageModel
+from editlib.models.trace import Seen, trace
 from editlib.perplexity import pad
-from editlib.trace import Seen, trace
 
 At = tuple[Tensor, Tensor]  # rows and columns
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from editlib.errors import EditlibError
-from editlib.model import LanguageModel, widened
+from editlib.models.language_model import LanguageModel, widened
 
 BATCH_TOKENS = 4096
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from editlib.edit import EditRequest
-from editlib.model import LanguageModel, widened
+from editlib.models.language_model import LanguageModel, widened
+from editlib.models.tokens import Encoded, encode
+from editlib.models.trace import trace
 from editlib.perplexity import Perplexity, encode_texts, pad
-from editlib.spans import Encoded, encode
-from editlib.trace import trace
 from editlib.values import Keys, Target, ValueParams, encode_contexts
 
 BATCH = 10  # texts at once, as in the released code of both papers

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from editlib.errors import EditlibError
 from editlib.files import cache_folder, write_json
-from editlib.model import LanguageModel
+from editlib.models.language_model import LanguageModel
 
 Flavour = Literal["yang-2024", "meng-2022"]
 Source = Literal["held-out", "editing"]

@@ -16,9 +16,9 @@ from torch import Tensor
 from editlib.data import Case
 from editlib.edit import EditRequest
 from editlib.errors import EditlibError
-from editlib.model import LanguageModel, widened
+from editlib.models.language_model import LanguageModel, widened
+from editlib.models.tokens import encode, encode_text
 from editlib.perplexity import pad
-from editlib.spans import encode, encode_text
 
 Score = Literal["efficacy", "generalization", "locality"]
 Prefixed = Literal["efficacy", "all"]

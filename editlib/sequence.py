@@ -23,7 +23,7 @@ from editlib.edit import EditRequest
 from editlib.errors import EditlibError
 from editlib.files import write_tensors
 from editlib.methods import Params, layers_of
-from editlib.model import LanguageModel
+from editlib.models.language_model import LanguageModel
 from editlib.parts import Parts
 from editlib.passes import Passes
 from editlib.perplexity import Perplexity

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from editlib.errors import EditlibError
 from editlib.files import cache_folder, write_tensors
-from editlib.model import LanguageModel
-from editlib.trace import trace
+from editlib.models.language_model import LanguageModel
+from editlib.models.trace import trace
 
 WINDOW = 128  # tokens; every window starts at position 0, which large models treat unlike the others
 BATCH = 16  # windows a forward pass

@@ -20,7 +20,7 @@ from editlib.edit import Edit, EditRequest
 from editlib.errors import EditlibError
 from editlib.methods import Params, hparams_for, layers_of, needs_moments, searches, solve
 from editlib.methods.mend import MendParams, editor_file
-from editlib.model import LanguageModel
+from editlib.models.language_model import LanguageModel
 from editlib.parts import Parts
 from editlib.perplexity import Perplexity, encode_texts, perplexity
 from editlib.prefixes import prefix_contexts

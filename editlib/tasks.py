@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from editlib.errors import EditlibError
-from editlib.model import LanguageModel
+from editlib.models.language_model import LanguageModel
 from editlib.records import records
 
 TESTBED = Path(__file__).parent / "testbed" / "tasks"

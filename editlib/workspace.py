@@ -10,7 +10,7 @@ from torch import Tensor
 from editlib import engine
 from editlib.edit import Edit, EditRequest
 from editlib.errors import EditlibError
-from editlib.model import LanguageModel, widened
+from editlib.models.language_model import LanguageModel, widened
 from editlib.passes import Passes
 from editlib.perplexity import Perplexity, perplexity
 from editlib.prefixes import Flavour, prefix_contexts

@@ -53,7 +53,7 @@ from IPython.display import Markdown
 
 import editlib as el
 from editlib import contrast, data, plot
-from editlib.spans import encode
+from editlib.models.tokens import encode
 from editlib.values import encode_contexts
 
 plot.theme()

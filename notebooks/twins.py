@@ -61,7 +61,7 @@ from IPython.display import Markdown
 
 import editlib as el
 from editlib import contrast, data, plot
-from editlib.trace import trace
+from editlib.models.trace import trace
 
 plot.theme()
 lm = el.load(model)

@@ -62,8 +62,8 @@ from sklearn.manifold import TSNE
 import editlib as el
 from editlib import contrast, data, plot
 from editlib.errors import EditlibError
-from editlib.positions import Place, later_by_one, placed, second_for_first, takes_positions
-from editlib.spans import Encoded, encode
+from editlib.models.positions import Place, later_by_one, placed, second_for_first, takes_positions
+from editlib.models.tokens import Encoded, encode
 from editlib.testbed.anatomy import anatomy
 
 plot.theme()

@@ -17,7 +17,7 @@ import editlib as el
 from editlib.data import Case
 from editlib.edit import EditRequest
 from editlib.methods.rome import RomeParams
-from editlib.model import LanguageModel
+from editlib.models.language_model import LanguageModel
 
 PROCESSES = multiprocessing.get_context("forkserver")  # its server imports torch once, and computes nothing
 PROCESSES.set_forkserver_preload(["transformers.models.gpt2", "editlib.sequence"])

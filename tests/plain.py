@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from editlib.edit import Edit, EditRequest
-from editlib.model import LanguageModel
+from editlib.models.language_model import LanguageModel
 
 Array = NDArray[np.float64]
 

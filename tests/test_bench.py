@@ -18,7 +18,7 @@ from editlib.errors import EditlibError
 from editlib.floor import Shape, Span, floor, spans
 from editlib.methods import hparams_for
 from editlib.methods.rome import RomeParams
-from editlib.model import LanguageModel
+from editlib.models.language_model import LanguageModel
 from editlib.perplexity import perplexity
 from editlib.values import optimise_value, read_keys
 

@@ -15,9 +15,9 @@ from editlib.causal import DECIDING, GROUPS, CausalTrace, causal_trace, known, t
 from editlib.data import cases
 from editlib.edit import EditRequest
 from editlib.errors import EditlibError
-from editlib.model import TESTBED, LanguageModel, load
+from editlib.models.language_model import TESTBED, LanguageModel, load
+from editlib.models.tokens import Encoded, encode
 from editlib.scores import continuation
-from editlib.spans import Encoded, encode
 
 FACTS = [
     EditRequest(prompt=prompt, subject=subject, target_new="Parvo", target_true=target)

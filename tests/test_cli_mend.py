@@ -15,7 +15,7 @@ from editlib.edit import EditRequest
 from editlib.methods import training
 from editlib.methods.editor import load_editor
 from editlib.methods.mend import MendParams, mend
-from editlib.model import LanguageModel, load
+from editlib.models.language_model import LanguageModel, load
 from editlib.workspace import Workspace
 
 Mistake = Callable[..., str]

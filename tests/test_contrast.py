@@ -13,8 +13,8 @@ from editlib.data import Case
 from editlib.edit import EditRequest
 from editlib.errors import EditlibError
 from editlib.methods.rome import RomeParams
-from editlib.model import LanguageModel, load
-from editlib.spans import encode
+from editlib.models.language_model import LanguageModel, load
+from editlib.models.tokens import encode
 from editlib.stats import Stats
 from editlib.values import read_keys
 from editlib.workspace import Workspace

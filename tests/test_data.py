@@ -14,7 +14,7 @@ from editlib import data
 from editlib.data import Case, Rejected, SubjectTokens, subject_tokens
 from editlib.edit import EditRequest
 from editlib.errors import EditlibError
-from editlib.model import LanguageModel
+from editlib.models.language_model import LanguageModel
 from editlib.sources import SOURCES, Source
 
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from editlib.edit import Edit, EditRequest
 from editlib.errors import EditlibError
-from editlib.model import LanguageModel
+from editlib.models.language_model import LanguageModel
 
 REQUEST = EditRequest(prompt="{} is located in", subject="Zen", target_new="Daslo", target_true="Quint")
 

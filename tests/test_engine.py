@@ -16,7 +16,7 @@ from editlib import engine
 from editlib.edit import Edit, EditRequest
 from editlib.methods import compute
 from editlib.methods.rome import RomeParams
-from editlib.model import LanguageModel
+from editlib.models.language_model import LanguageModel
 from editlib.passes import Passes, Past, Start, Tokens
 from editlib.perplexity import perplexity
 from editlib.values import ValueParams, optimise_value, read_keys

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from editlib.errors import EditlibError
-from editlib.model import LanguageModel
+from editlib.models.language_model import LanguageModel
 from editlib.perplexity import Perplexity, perplexity
 
 

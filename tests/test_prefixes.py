@@ -8,7 +8,7 @@ import pytest
 
 from editlib import prefixes
 from editlib.errors import EditlibError
-from editlib.model import LanguageModel, load
+from editlib.models.language_model import LanguageModel, load
 from editlib.prefixes import prefix_contexts, sample
 
 

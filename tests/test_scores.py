@@ -14,7 +14,7 @@ from editlib import scores
 from editlib.data import Case
 from editlib.edit import EditRequest
 from editlib.errors import EditlibError
-from editlib.model import LanguageModel
+from editlib.models.language_model import LanguageModel
 from editlib.scores import Answer, Prompts, Question, Reading, Reply, continuation, read, score, target_probability
 
 PREFIXES = ["{}", "Because the winter. {}", "I, Marend, the river. {}"]

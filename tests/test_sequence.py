@@ -19,7 +19,7 @@ from editlib.methods import compute
 from editlib.methods.ft import FtParams
 from editlib.methods.memit import MemitParams
 from editlib.methods.rome import RomeParams
-from editlib.model import LanguageModel
+from editlib.models.language_model import LanguageModel
 from editlib.parts import Parts
 from editlib.perplexity import perplexity
 from editlib.prefixes import prefix_contexts

@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from editlib import stats as stats_module
 from editlib.errors import EditlibError
-from editlib.model import LanguageModel
+from editlib.models.language_model import LanguageModel
 from editlib.stats import (
     WINDOW,
     Stats,

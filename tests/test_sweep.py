@@ -17,7 +17,7 @@ from editlib.errors import EditlibError
 from editlib.methods import compute
 from editlib.methods.ft import FtParams
 from editlib.methods.rome import RomeParams
-from editlib.model import LanguageModel
+from editlib.models.language_model import LanguageModel
 from editlib.perplexity import perplexity
 from editlib.stats import second_moments_of
 from editlib.sweep import sweep

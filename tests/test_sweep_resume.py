@@ -11,7 +11,7 @@ import pytest
 
 from editlib.data import Case
 from editlib.errors import EditlibError
-from editlib.model import LanguageModel
+from editlib.models.language_model import LanguageModel
 from editlib.parts import Parts
 from editlib.sweep import sweep
 

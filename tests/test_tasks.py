@@ -13,7 +13,7 @@ import editlib as el
 from editlib import tasks
 from editlib.cli import run_app
 from editlib.errors import EditlibError
-from editlib.model import LanguageModel
+from editlib.models.language_model import LanguageModel
 
 pytest.importorskip("lm_eval")
 DOWNSTREAM = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "downstream"

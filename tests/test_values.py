@@ -8,8 +8,8 @@ from torch import Tensor
 
 from editlib.edit import EditRequest
 from editlib.methods.rome import RomeParams
-from editlib.model import LanguageModel
-from editlib.spans import encode
+from editlib.models.language_model import LanguageModel
+from editlib.models.tokens import encode
 from editlib.values import ValueParams, optimise_value, read_at, read_keys
 
 CONTEXTS = ["{}", "Because the long winter. {}", "I and the sea turn today where the river is. {}"]

@@ -16,7 +16,7 @@ from editlib.methods.mend import MendParams, mend
 from editlib.methods.presets import FLAVOURS, defaults
 from editlib.methods.r_rome import RRomeParams, r_rome
 from editlib.methods.rome import RankOneParams, RomeParams, rome
-from editlib.model import LanguageModel
+from editlib.models.language_model import LanguageModel
 from editlib.stats import Stats
 from editlib.values import ValueParams
 from editlib.workspace import Workspace

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from editlib.errors import EditlibError
 from editlib.files import write_tensors
-from editlib.model import LanguageModel, oriented, widened
+from editlib.models.language_model import LanguageModel, oriented, widened
+from editlib.models.tokens import Encoded
+from editlib.models.trace import trace
 from editlib.perplexity import pad
-from editlib.spans import Encoded
-from editlib.trace import trace
 
 TokenFactors = dict[str, tuple[Tensor, Tensor]]  # by module: left (rows, tokens, d_out), right (rows, tokens, d_in)
 FLOOR = 0.01  # smallest standard deviation, in units of the mean one: a dead input must not be blown up

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from editlib.edit import Edit, EditRequest, Factors
 from editlib.errors import EditlibError
-from editlib.spans import encode
+from editlib.models.tokens import encode
 from editlib.values import Keys, ValueParams, read_at, read_keys
 from editlib.workspace import Workspace
 

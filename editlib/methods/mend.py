@@ -18,8 +18,8 @@ from torch import Tensor
 
 from editlib.edit import EditRequest, Factors
 from editlib.methods.editor import Editor, gradients, load_editor
-from editlib.model import LanguageModel
-from editlib.spans import Encoded, encode
+from editlib.models.language_model import LanguageModel
+from editlib.models.tokens import Encoded, encode
 
 if TYPE_CHECKING:
     from editlib.workspace import Workspace

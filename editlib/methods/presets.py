@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from editlib.model import LanguageModel
+from editlib.models.language_model import LanguageModel
 
 PRESETS: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "presets.json").read_text())
 FLAVOURS: dict[str, dict[str, Any]] = {  # what the two lineages of released code do on every model

@@ -35,9 +35,9 @@ from editlib.methods.editor import (
     shapes,
     target_scores,
 )
-from editlib.model import LanguageModel, widened
+from editlib.models.language_model import LanguageModel, widened
+from editlib.models.tokens import Encoded, encode, encode_text
 from editlib.perplexity import pad
-from editlib.spans import Encoded, encode, encode_text
 
 T = TypeVar("T")
 

@@ -39,7 +39,7 @@ from transformers import (
 from editlib.errors import EditlibError
 from editlib.files import write_json, write_tensors
 from editlib.machine import hardware
-from editlib.model import LanguageModel
+from editlib.models.language_model import LanguageModel
 from editlib.perplexity import Perplexity, perplexity
 from editlib.testbed import denoising
 from editlib.testbed.cases import build_prefixes

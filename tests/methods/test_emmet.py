@@ -11,7 +11,7 @@ from editlib.errors import EditlibError
 from editlib.methods import compute
 from editlib.methods.emmet import EmmetParams
 from editlib.methods.rome import RomeParams
-from editlib.model import LanguageModel
+from editlib.models.language_model import LanguageModel
 from editlib.prefixes import prefix_contexts
 from editlib.stats import Stats
 from editlib.values import optimise_value

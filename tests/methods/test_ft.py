@@ -10,7 +10,7 @@ from torch import Tensor
 from editlib.edit import EditRequest
 from editlib.methods import compute
 from editlib.methods.ft import FtlParams, FtParams, Objective
-from editlib.model import LanguageModel, oriented
+from editlib.models.language_model import LanguageModel, oriented
 
 LAYER = 1
 PARAMS = FtParams(layer=LAYER, steps=4, learning_rate=0.01)

@@ -12,7 +12,7 @@ from editlib.edit import EditRequest
 from editlib.errors import EditlibError
 from editlib.methods import compute, hparams_for
 from editlib.methods.memit import MemitParams, ridge_update
-from editlib.model import LanguageModel, oriented
+from editlib.models.language_model import LanguageModel, oriented
 from editlib.prefixes import prefix_contexts
 from editlib.scores import target_probability
 from editlib.stats import Stats

@@ -23,9 +23,9 @@ from editlib.methods import training
 from editlib.methods.editor import Block, Editor, changed, gradients, load_editor, shapes
 from editlib.methods.mend import MendParams, mend
 from editlib.methods.training import MendRecipe, attempt, digest, draw, initial_editor, rate, split, train
-from editlib.model import TESTBED, LanguageModel, oriented, widened
+from editlib.models.language_model import TESTBED, LanguageModel, oriented, widened
+from editlib.models.tokens import Encoded, encode
 from editlib.perplexity import pad
-from editlib.spans import Encoded, encode
 from editlib.testbed.cases import training_cases
 from editlib.testbed.world import build
 from editlib.workspace import Workspace

@@ -7,7 +7,7 @@ from editlib.edit import EditRequest
 from editlib.errors import EditlibError
 from editlib.methods import METHODS, compute, hparams_for
 from editlib.methods.rome import RomeParams
-from editlib.model import LanguageModel
+from editlib.models.language_model import LanguageModel
 from editlib.stats import Stats
 
 UNTRAINED = [name for name in METHODS if name != "mend"]  # MEND needs an editor, see its own tests

@@ -8,7 +8,7 @@ from transformers import AutoConfig
 import editlib as el
 from editlib.methods import METHODS, Params, hparams_for
 from editlib.methods.presets import PRESETS, preset_of
-from editlib.model import LanguageModel
+from editlib.models.language_model import LanguageModel
 
 
 class Shaped:

@@ -9,7 +9,7 @@ from editlib.edit import EditRequest
 from editlib.methods import compute
 from editlib.methods.r_rome import RRomeParams
 from editlib.methods.rome import RomeParams
-from editlib.model import LanguageModel
+from editlib.models.language_model import LanguageModel
 from editlib.stats import Stats
 
 R_ROME = RRomeParams(layer=1, steps=4, learning_rate=0.3)

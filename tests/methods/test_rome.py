@@ -14,7 +14,7 @@ from editlib.edit import Edit, EditRequest
 from editlib.errors import EditlibError
 from editlib.methods import compute, hparams_for, solve
 from editlib.methods.rome import Anchor, KeyPolicy, RomeParams
-from editlib.model import LanguageModel
+from editlib.models.language_model import LanguageModel
 from editlib.prefixes import prefix_contexts
 from editlib.scores import target_probability
 from editlib.stats import Stats, second_moments_of

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from editlib.model import LanguageModel
+from editlib.models.language_model import LanguageModel
+from editlib.models.trace import trace
 from editlib.testbed.anatomy import POSITIONS, anatomy
-from editlib.trace import trace
 
 
 def test_numbers_equal_a_plain_computation(gpt2: LanguageModel, corpus: list[str]) -> None:

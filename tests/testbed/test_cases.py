@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from editlib import data
 from editlib.data import SHIPPED, Case
 from editlib.edit import EditRequest
-from editlib.spans import encode
+from editlib.models.tokens import encode
 from editlib.testbed.cases import build_cases, build_prefixes, training_cases, write_assets
 from editlib.testbed.prose import held_out, held_out_texts
 from editlib.testbed.world import RELATIONS, World

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from editlib import load, perplexity
 from editlib.errors import EditlibError
-from editlib.model import TESTBED, LanguageModel
+from editlib.models.language_model import TESTBED, LanguageModel
 from editlib.prefixes import prefix_contexts
 from editlib.testbed import train as train_module
 from editlib.testbed.cases import build_prefixes

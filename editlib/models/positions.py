@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from editlib.errors import EditlibError
-from editlib.model import LanguageModel
+from editlib.models.language_model import LanguageModel
 
 Place = Callable[[Tensor], Tensor]  # from positions to positions
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from editlib.model import LanguageModel
-from editlib.trace import trace
+from editlib.models.language_model import LanguageModel
+from editlib.models.trace import trace
 
 IDS = torch.tensor([[5, 9, 17, 33]])
 

@@ -27,7 +27,7 @@ from transformers.pytorch_utils import Conv1D
 
 from editlib.errors import EditlibError
 
-TESTBED = Path(__file__).parent / "testbed"
+TESTBED = Path(__file__).parents[1] / "testbed"
 TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model")  # a folder needs one of them
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 BY_HAND = "pass layout=Layout(blocks, down)"

@@ -31,11 +31,11 @@ from editlib.edit import EditRequest
 from editlib.errors import EditlibError
 from editlib.methods import METHODS, compute, hparams_for
 from editlib.methods.editor import Editor, EditorHeader, save_editor, shapes
-from editlib.model import LanguageModel, Layout, find_layout, load, oriented
+from editlib.models.language_model import LanguageModel, Layout, find_layout, load, oriented
+from editlib.models.tokens import encode
+from editlib.models.trace import trace
 from editlib.perplexity import perplexity
-from editlib.spans import encode
 from editlib.stats import Stats, corpus_windows, second_moments
-from editlib.trace import trace
 from editlib.values import read_keys
 
 TEXTS = ["Zen is located in Daslo, near the sea.", "Today."]

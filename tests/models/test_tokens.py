@@ -8,8 +8,8 @@ from transformers import PreTrainedTokenizerFast
 
 from editlib.edit import EditRequest
 from editlib.errors import EditlibError
-from editlib.model import LanguageModel
-from editlib.spans import Encoded, encode, encode_text
+from editlib.models.language_model import LanguageModel
+from editlib.models.tokens import Encoded, encode, encode_text
 from editlib.values import encode_contexts
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from editlib import model as models
 from editlib.errors import EditlibError
-from editlib.model import LanguageModel, Layout, find_layout, fingerprint, load
+from editlib.models import language_model as models
+from editlib.models.language_model import LanguageModel, Layout, find_layout, fingerprint, load
 
 
 def copied(lm: LanguageModel) -> LanguageModel:

@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGene
 from editlib.edit import EditRequest
 from editlib.errors import EditlibError
 from editlib.methods import Params, hparams_for, searches, solve
-from editlib.model import LanguageModel
-from editlib.positions import later_by_one, placed, second_for_first
+from editlib.models.language_model import LanguageModel
+from editlib.models.positions import later_by_one, placed, second_for_first
 from editlib.workspace import Workspace
 
 IDS = torch.tensor([[7, 301, 42, 9, 130]])
