@@ -6,7 +6,7 @@ from . import scores as scores
 from . import stats as stats
 from . import testbed as testbed
 from .causal import causal_trace as causal_trace
-from .data import Case as Case
+from .data.datasets import Case as Case
 from .edit import Edit as Edit
 from .edit import EditRequest as EditRequest
 from .errors import EditlibError as EditlibError

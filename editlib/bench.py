@@ -24,7 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, LlamaConfig, PreTrainedConfig
 
-from editlib import data, plainpath, products
+from editlib import plainpath, products
+from editlib.data import datasets as data
 from editlib.edit import Edit, EditRequest
 from editlib.errors import EditlibError
 from editlib.floor import Shape, Span, beginnings, floor, spans

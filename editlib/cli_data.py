@@ -11,7 +11,7 @@ from editlib.cli_options import Json
 from editlib.text import table, to_json
 
 if TYPE_CHECKING:
-    from editlib.data import Reading
+    from editlib.data.datasets import Reading
 
 app = typer.Typer(help="Edit cases and texts: what is here, and where to get the rest.", rich_markup_mode=None)
 
@@ -41,7 +41,7 @@ def get_data(
 
     Example: editlib data get me-ppl-50
     """
-    from editlib import data
+    from editlib.data import datasets as data
 
     report = _report(name, data.get(name, progress=sys.stderr.isatty()))
     typer.echo(to_json(report) if as_json else _text(report, limit=10))
@@ -57,7 +57,7 @@ def import_data(
 
     Example: editlib data import hardcf HardCF.json
     """
-    from editlib import data
+    from editlib.data import datasets as data
 
     report = _report(name, data.import_file(name, file))
     typer.echo(to_json(report) if as_json else _text(report))
@@ -74,7 +74,7 @@ def check_data(
 
     Example: editlib data check testbed
     """
-    from editlib import data
+    from editlib.data import datasets as data
 
     reports = [_report(one, data.check(one)) for one in ([name] if name else data.present())]
     typer.echo(to_json(reports) if as_json else "\n".join(_text(report, limit=10) for report in reports))
@@ -82,7 +82,7 @@ def check_data(
 
 def _sources() -> list[dict[str, Any]]:
     """What is known of every file; `path` is None for one that is not here."""
-    from editlib.sources import SHIPPED, SOURCES
+    from editlib.data.sources import SHIPPED, SOURCES
 
     shipped = {"records": None, "licence": "MIT", "about": "shipped with editlib", "how": None}
     rows: list[dict[str, Any]] = [{"name": name, "path": str(path)} | shipped for name, path in SHIPPED.items()]
@@ -94,8 +94,8 @@ def _sources() -> list[dict[str, Any]]:
 
 def _report(name: str, reading: "Reading") -> dict[str, Any]:
     """What was read, as JSON; `published` is the number of records the authors' file has."""
-    from editlib import data
-    from editlib.sources import SOURCES
+    from editlib.data import datasets as data
+    from editlib.data.sources import SOURCES
 
     return {
         "name": name, "path": str(data.locate(name)), "sha256": data.fingerprint(name), "form": reading.form,

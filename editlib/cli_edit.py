@@ -66,8 +66,9 @@ def edit(
     """
     import torch
 
-    from editlib import data, methods
+    from editlib import methods
     from editlib import stats as moments
+    from editlib.data import datasets as data
     from editlib.edit import EditRequest
     from editlib.report import before_after
 

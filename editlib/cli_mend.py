@@ -13,7 +13,7 @@ from editlib.errors import EditlibError
 from editlib.text import table
 
 if TYPE_CHECKING:
-    from editlib.data import Case
+    from editlib.data.datasets import Case
 
 app = typer.Typer(help="Editors for the method mend, one for each model.", rich_markup_mode=None)
 
@@ -67,7 +67,7 @@ def train_editor(
 
 
 def _training_cases(data: str | None, model: str) -> list["Case"]:
-    from editlib.data import cases
+    from editlib.data.datasets import cases
     from editlib.testbed.cases import training_cases
     from editlib.testbed.world import build
 

@@ -11,7 +11,7 @@ import typer
 from editlib.errors import EditlibError
 
 if TYPE_CHECKING:
-    from editlib.data import Case
+    from editlib.data.datasets import Case
     from editlib.models.language_model import LanguageModel
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -62,7 +62,7 @@ def _json(text: str) -> Any:
 
 def texts_for(model: str, name: str | None) -> list[str] | None:
     """Texts by name, for testbed models their own if none is given."""
-    from editlib import data
+    from editlib.data import datasets as data
 
     name = name or ("testbed-ppl-50" if model.startswith("testbed/") else None)
     return data.texts(name) if name else None
@@ -70,7 +70,7 @@ def texts_for(model: str, name: str | None) -> list[str] | None:
 
 def cases_for(model: str, name: str | None, *, lacking: str) -> list["Case"]:
     """Edit cases by name, for testbed models their own if none is given; `lacking` says what is missing without."""
-    from editlib import data
+    from editlib.data import datasets as data
 
     name = name or ("testbed" if model.startswith("testbed/") else None)
     if name is None:

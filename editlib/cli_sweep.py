@@ -80,8 +80,9 @@ def sweep(
 
     Example: editlib sweep --model testbed/anchored --method rome --method c-rome -n 100 --out rome
     """
-    from editlib import data, methods
+    from editlib import methods
     from editlib import stats as moments
+    from editlib.data import datasets as data
     from editlib.sequence import sequence
     from editlib.sequence import summary as of_sequence
     from editlib.sweep import summary as of_edits
@@ -180,8 +181,8 @@ def hardedit(
 
     Example: editlib hardedit --model testbed/anchored --author world -n 20 --out hard
     """
-    from editlib import data
     from editlib import hardedit as making
+    from editlib.data import datasets as data
 
     if author not in ("world", "openai"):
         raise EditlibError(f"author {author!r} is unknown; use world or openai")

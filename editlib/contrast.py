@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from editlib import data
-from editlib.data import Case
+from editlib.data import datasets as data
+from editlib.data.datasets import Case
 from editlib.edit import EditRequest
 from editlib.errors import EditlibError
 from editlib.methods.rome import RankOneParams

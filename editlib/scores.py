@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from editlib.data import Case
+from editlib.data.datasets import Case
 from editlib.edit import EditRequest
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel, widened

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from editlib import engine
 from editlib import scores as scoring
-from editlib.data import Case
+from editlib.data.datasets import Case
 from editlib.edit import EditRequest
 from editlib.errors import EditlibError
 from editlib.files import write_tensors

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from editlib import scores as scoring
-from editlib.data import Case, subject_tokens
+from editlib.data.datasets import Case, subject_tokens
 from editlib.edit import Edit, EditRequest
 from editlib.errors import EditlibError
 from editlib.methods import Params, hparams_for, layers_of, needs_moments, searches, solve

@@ -17,9 +17,9 @@ from typing import Any
 
 import pandas as pd
 
+from editlib.data.records import records
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
-from editlib.records import records
 
 TESTBED = Path(__file__).parent / "testbed" / "tasks"
 TESTBED_TASKS = ("testbed-choice", "testbed-cloze", "testbed-qa")

@@ -56,7 +56,8 @@ import pandas as pd
 from IPython.display import Markdown
 
 import editlib as el
-from editlib import data, forms, plot
+from editlib import data, plot
+from editlib.data import forms
 from editlib.files import write_json
 from editlib.stats import second_moments_of
 from editlib.sweep import moment_layers

@@ -14,7 +14,7 @@ from threading import RLock
 from tqdm import tqdm
 
 import editlib as el
-from editlib.data import Case
+from editlib.data.datasets import Case
 from editlib.edit import EditRequest
 from editlib.methods.rome import RomeParams
 from editlib.models.language_model import LanguageModel

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from editlib import causal
 from editlib.causal import DECIDING, GROUPS, CausalTrace, causal_trace, known, token_groups
-from editlib.data import cases
+from editlib.data.datasets import cases
 from editlib.edit import EditRequest
 from editlib.errors import EditlibError
 from editlib.models.language_model import TESTBED, LanguageModel, load

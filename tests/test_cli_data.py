@@ -9,7 +9,7 @@ import pytest
 
 from editlib import data
 from editlib.cli import run_app
-from editlib.sources import SHIPPED, SOURCES
+from editlib.data.sources import SHIPPED, SOURCES
 
 QUESTION = {"src": "Where is Zen?", "subject": "Zen", "alt": "Daslo", "answers": ["Quint"]}
 QUESTION |= {"rephrase": "Zen is where?", "loc": "nq question: who sang it", "loc_ans": "Marend"}

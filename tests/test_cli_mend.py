@@ -10,7 +10,7 @@ import pytest
 
 from editlib import data
 from editlib.cli import run_app
-from editlib.data import Case
+from editlib.data.datasets import Case
 from editlib.edit import EditRequest
 from editlib.methods import training
 from editlib.methods.editor import load_editor

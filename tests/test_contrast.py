@@ -9,7 +9,7 @@ import torch
 
 from editlib import contrast, data
 from editlib.contrast import COLLAPSE, NORMAL, Interval
-from editlib.data import Case
+from editlib.data.datasets import Case
 from editlib.edit import EditRequest
 from editlib.errors import EditlibError
 from editlib.methods.rome import RomeParams

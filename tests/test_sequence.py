@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from editlib.data import Case
+from editlib.data.datasets import Case
 from editlib.edit import EditRequest
 from editlib.errors import EditlibError
 from editlib.methods import compute

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import editlib
-from editlib.data import Case, subject_tokens
+from editlib.data.datasets import Case, subject_tokens
 from editlib.edit import Edit, EditRequest
 from editlib.errors import EditlibError
 from editlib.methods import compute

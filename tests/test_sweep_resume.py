@@ -9,7 +9,7 @@ import killed
 import pandas as pd
 import pytest
 
-from editlib.data import Case
+from editlib.data.datasets import Case
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
 from editlib.parts import Parts

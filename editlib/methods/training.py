@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 from tqdm import tqdm
 
-from editlib.data import Case
+from editlib.data.datasets import Case
 from editlib.errors import EditlibError
 from editlib.files import write_tensors
 from editlib.methods.editor import (

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from editlib import data, load
-from editlib.data import Case
+from editlib.data.datasets import Case
 from editlib.edit import Edit, EditRequest
 from editlib.errors import EditlibError
 from editlib.methods import editor as editor_module

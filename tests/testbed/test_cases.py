@@ -9,7 +9,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from editlib import data
-from editlib.data import SHIPPED, Case
+from editlib.data.datasets import SHIPPED, Case
 from editlib.edit import EditRequest
 from editlib.models.tokens import encode
 from editlib.testbed.cases import build_cases, build_prefixes, training_cases, write_assets

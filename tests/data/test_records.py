@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from editlib import records as module
+from editlib.data import records as module
+from editlib.data.records import records
 from editlib.errors import EditlibError
-from editlib.records import records
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=10),

@@ -11,11 +11,11 @@ from threading import Thread
 import pytest
 
 from editlib import data
-from editlib.data import Case, Rejected, SubjectTokens, subject_tokens
+from editlib.data.datasets import Case, Rejected, SubjectTokens, subject_tokens
+from editlib.data.sources import SOURCES, Source
 from editlib.edit import EditRequest
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
-from editlib.sources import SOURCES, Source
 
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 

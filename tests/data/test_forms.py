@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from editlib.data.forms import MARKS, Case, form_of, parse, template
 from editlib.edit import EditRequest
 from editlib.errors import EditlibError
-from editlib.forms import MARKS, Case, form_of, parse, template
 
 COUNTERFACT: dict[str, Any] = {
     "case_id": 7,

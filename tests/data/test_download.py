@@ -8,7 +8,7 @@ from threading import Thread
 
 import pytest
 
-from editlib.download import fetch
+from editlib.data.download import fetch
 from editlib.errors import EditlibError
 
 BODY = bytes(range(256)) * 4000  # about a megabyte: more than one buffer

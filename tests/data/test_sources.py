@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from editlib.data.forms import MARKS
+from editlib.data.sources import SHIPPED, SOURCES, Source
 from editlib.errors import EditlibError
-from editlib.forms import MARKS
-from editlib.sources import SHIPPED, SOURCES, Source
 
 
 def source(name: str = "tiny", **fields: str) -> Source:

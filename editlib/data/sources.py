@@ -8,7 +8,8 @@ from editlib.errors import EditlibError
 from editlib.files import cache_folder
 
 SHIPPED = {
-    name: Path(__file__).parent / "testbed" / f"{name}.json" for name in ("testbed", "testbed-ppl-50", "testbed-ppl-1k")
+    name: Path(__file__).parents[1] / "testbed" / f"{name}.json"
+    for name in ("testbed", "testbed-ppl-50", "testbed-ppl-1k")
 }
 
 ROME = "https://rome.baulab.info/data/dsets/"

@@ -9,16 +9,16 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-from editlib.download import fetch
+from editlib.data.download import fetch
+from editlib.data.forms import MARKS, form_of, parse
+from editlib.data.forms import Case as Case
+from editlib.data.records import records
+from editlib.data.sources import SHIPPED, SOURCES, Source
 from editlib.edit import EditRequest
 from editlib.errors import EditlibError
 from editlib.files import aside
-from editlib.forms import MARKS, form_of, parse
-from editlib.forms import Case as Case
 from editlib.models.language_model import LanguageModel
 from editlib.models.tokens import encode
-from editlib.records import records
-from editlib.sources import SHIPPED, SOURCES, Source
 
 CASE_FORMS = ("counterfact", "zsre", "easyedit")
 

@@ -1,0 +1,17 @@
+from .datasets import Case as Case
+from .datasets import Reading as Reading
+from .datasets import Rejected as Rejected
+from .datasets import SubjectTokens as SubjectTokens
+from .datasets import cases as cases
+from .datasets import check as check
+from .datasets import draw as draw
+from .datasets import fingerprint as fingerprint
+from .datasets import get as get
+from .datasets import import_file as import_file
+from .datasets import locate as locate
+from .datasets import present as present
+from .datasets import read as read
+from .datasets import read_cases as read_cases
+from .datasets import read_texts as read_texts
+from .datasets import subject_tokens as subject_tokens
+from .datasets import texts as texts
