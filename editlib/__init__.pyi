@@ -9,6 +9,10 @@ from .causal import causal_trace as causal_trace
 from .data.datasets import Case as Case
 from .edit import Edit as Edit
 from .edit import EditRequest as EditRequest
+from .engine.perplexity import Perplexity as Perplexity
+from .engine.perplexity import perplexity as perplexity
+from .engine.prefixes import prefix_contexts as prefix_contexts
+from .engine.prefixes import test_prefixes as test_prefixes
 from .errors import EditlibError as EditlibError
 from .methods import METHODS as METHODS
 from .methods import compute as compute
@@ -17,10 +21,6 @@ from .models.language_model import LanguageModel as LanguageModel
 from .models.language_model import Layout as Layout
 from .models.language_model import load as load
 from .models.trace import trace as trace
-from .perplexity import Perplexity as Perplexity
-from .perplexity import perplexity as perplexity
-from .prefixes import prefix_contexts as prefix_contexts
-from .prefixes import test_prefixes as test_prefixes
 from .sequence import sequence as sequence
 from .stats import second_moment as second_moment
 from .sweep import sweep as sweep

@@ -24,19 +24,20 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, LlamaConfig, PreTrainedConfig
 
-from editlib import plainpath, products
+from editlib import plainpath
 from editlib.data import datasets as data
 from editlib.edit import Edit, EditRequest
+from editlib.engine import products
+from editlib.engine.perplexity import Perplexity, encode_texts
+from editlib.engine.prefixes import Flavour, prefix_contexts
+from editlib.engine.values import Keys, Target, ValueParams
 from editlib.errors import EditlibError
 from editlib.floor import Shape, Span, beginnings, floor, spans
 from editlib.machine import hardware
 from editlib.methods import hparams_for, solve
 from editlib.methods.rome import RomeParams
 from editlib.models.language_model import DTYPES, LanguageModel, load, require_device
-from editlib.perplexity import Perplexity, encode_texts
-from editlib.prefixes import Flavour, prefix_contexts
 from editlib.text import short, table
-from editlib.values import Keys, Target, ValueParams
 from editlib.workspace import Workspace
 
 TESTBED = "testbed/anchored"  # lends random models its tokenizer, prefix contexts, cases and prose

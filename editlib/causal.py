@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from editlib.edit import EditRequest
+from editlib.engine.perplexity import pad
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel, widened
 from editlib.models.tokens import Encoded, encode
 from editlib.models.trace import trace
-from editlib.perplexity import pad
 
 GROUPS = ("first subject token", "middle subject tokens", "last subject token", "further tokens", "last token")
 DECIDING = GROUPS[2]

@@ -8,9 +8,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from editlib.edit import EditRequest
+from editlib.engine.values import encode_contexts
 from editlib.models.language_model import LanguageModel
 from editlib.models.tokens import encode
-from editlib.values import encode_contexts
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from editlib.edit import EditRequest
+from editlib.engine.perplexity import Perplexity, encode_texts, pad
+from editlib.engine.values import Keys, Target, ValueParams, encode_contexts
 from editlib.models.language_model import LanguageModel, widened
 from editlib.models.tokens import Encoded, encode
 from editlib.models.trace import trace
-from editlib.perplexity import Perplexity, encode_texts, pad
-from editlib.values import Keys, Target, ValueParams, encode_contexts
 
 BATCH = 10  # texts at once, as in the released code of both papers
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from editlib import scores
 from editlib.edit import Edit, EditRequest
+from editlib.engine.perplexity import perplexity
 from editlib.models.language_model import LanguageModel
-from editlib.perplexity import perplexity
 from editlib.text import short, table
 
 

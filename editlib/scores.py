@@ -15,10 +15,10 @@ from torch import Tensor
 
 from editlib.data.datasets import Case
 from editlib.edit import EditRequest
+from editlib.engine.perplexity import pad
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel, widened
 from editlib.models.tokens import encode, encode_text
-from editlib.perplexity import pad
 
 Score = Literal["efficacy", "generalization", "locality"]
 Prefixed = Literal["efficacy", "all"]

@@ -16,17 +16,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from editlib import engine
 from editlib import scores as scoring
 from editlib.data.datasets import Case
 from editlib.edit import EditRequest
+from editlib.engine import search as engine
+from editlib.engine.passes import Passes
+from editlib.engine.perplexity import Perplexity
 from editlib.errors import EditlibError
 from editlib.files import write_tensors
 from editlib.methods import Params, layers_of
 from editlib.models.language_model import LanguageModel
 from editlib.parts import Parts
-from editlib.passes import Passes
-from editlib.perplexity import Perplexity
 from editlib.stats import Stats
 from editlib.sweep import (
     ABOUT,

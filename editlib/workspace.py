@@ -7,15 +7,15 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from editlib import engine
 from editlib.edit import Edit, EditRequest
+from editlib.engine import search as engine
+from editlib.engine.passes import Passes
+from editlib.engine.perplexity import Perplexity, perplexity
+from editlib.engine.prefixes import Flavour, prefix_contexts
+from editlib.engine.values import Keys, Target, ValueParams, optimise_value, read_keys
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel, widened
-from editlib.passes import Passes
-from editlib.perplexity import Perplexity, perplexity
-from editlib.prefixes import Flavour, prefix_contexts
 from editlib.stats import Stats, second_moments_of
-from editlib.values import Keys, Target, ValueParams, optimise_value, read_keys
 
 T = TypeVar("T")
 

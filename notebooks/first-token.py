@@ -53,8 +53,8 @@ from IPython.display import Markdown
 
 import editlib as el
 from editlib import contrast, data, plot
+from editlib.engine.values import encode_contexts
 from editlib.models.tokens import encode
-from editlib.values import encode_contexts
 
 plot.theme()
 lm = el.load(model)

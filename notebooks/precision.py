@@ -46,9 +46,9 @@ from IPython.display import Markdown
 
 import editlib as el
 from editlib import data, plot
+from editlib.engine.values import optimise_value
 from editlib.methods import solve
 from editlib.stats import second_moments_of
-from editlib.values import optimise_value
 from editlib.workspace import Workspace
 
 plot.theme()

@@ -58,7 +58,7 @@ from IPython.display import Markdown
 
 import editlib as el
 from editlib import contrast, data, plot, stats
-from editlib.values import ValueParams
+from editlib.engine.values import ValueParams
 
 plot.theme()
 lm = el.load(model)

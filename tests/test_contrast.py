@@ -11,12 +11,12 @@ from editlib import contrast, data
 from editlib.contrast import COLLAPSE, NORMAL, Interval
 from editlib.data.datasets import Case
 from editlib.edit import EditRequest
+from editlib.engine.values import read_keys
 from editlib.errors import EditlibError
 from editlib.methods.rome import RomeParams
 from editlib.models.language_model import LanguageModel, load
 from editlib.models.tokens import encode
 from editlib.stats import Stats
-from editlib.values import read_keys
 from editlib.workspace import Workspace
 
 REQUESTS = [

@@ -14,6 +14,8 @@ import torch
 
 from editlib.data.datasets import Case
 from editlib.edit import EditRequest
+from editlib.engine.perplexity import perplexity
+from editlib.engine.prefixes import prefix_contexts
 from editlib.errors import EditlibError
 from editlib.methods import compute
 from editlib.methods.ft import FtParams
@@ -21,8 +23,6 @@ from editlib.methods.memit import MemitParams
 from editlib.methods.rome import RomeParams
 from editlib.models.language_model import LanguageModel
 from editlib.parts import Parts
-from editlib.perplexity import perplexity
-from editlib.prefixes import prefix_contexts
 from editlib.sequence import COLUMNS, sequence
 from editlib.stats import Stats
 

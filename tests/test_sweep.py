@@ -13,12 +13,12 @@ import torch
 import editlib
 from editlib.data.datasets import Case, subject_tokens
 from editlib.edit import Edit, EditRequest
+from editlib.engine.perplexity import perplexity
 from editlib.errors import EditlibError
 from editlib.methods import compute
 from editlib.methods.ft import FtParams
 from editlib.methods.rome import RomeParams
 from editlib.models.language_model import LanguageModel
-from editlib.perplexity import perplexity
 from editlib.stats import second_moments_of
 from editlib.sweep import sweep
 from editlib.workspace import Workspace

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from editlib.edit import Edit, EditRequest
+from editlib.engine.values import ValueParams
 from editlib.errors import EditlibError
 from editlib.methods.emmet import EmmetParams, emmet
 from editlib.methods.ft import FtlParams, FtParams, ft
@@ -18,7 +19,6 @@ from editlib.methods.r_rome import RRomeParams, r_rome
 from editlib.methods.rome import RankOneParams, RomeParams, rome
 from editlib.models.language_model import LanguageModel
 from editlib.stats import Stats
-from editlib.values import ValueParams
 from editlib.workspace import Workspace
 
 Params = RomeParams | RRomeParams | EmmetParams | MemitParams | FtParams | FtlParams | MendParams

@@ -17,12 +17,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from editlib.engine.perplexity import pad
 from editlib.errors import EditlibError
 from editlib.files import write_tensors
 from editlib.models.language_model import LanguageModel, oriented, widened
 from editlib.models.tokens import Encoded
 from editlib.models.trace import trace
-from editlib.perplexity import pad
 
 TokenFactors = dict[str, tuple[Tensor, Tensor]]  # by module: left (rows, tokens, d_out), right (rows, tokens, d_in)
 FLOOR = 0.01  # smallest standard deviation, in units of the mean one: a dead input must not be blown up

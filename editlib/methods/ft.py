@@ -16,9 +16,9 @@ from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
 from editlib.edit import EditRequest, Factors
+from editlib.engine.perplexity import pad
 from editlib.models.language_model import LanguageModel, widened
 from editlib.models.tokens import Encoded, encode
-from editlib.perplexity import pad
 from editlib.workspace import Workspace
 
 Objective = Literal["teacher-forced", "last-position"]

@@ -16,9 +16,9 @@ from pydantic import PositiveFloat
 from torch import Tensor
 
 from editlib.edit import Edit, EditRequest, Factors
+from editlib.engine.values import Keys, ValueParams, read_at, read_keys
 from editlib.errors import EditlibError
 from editlib.models.tokens import encode
-from editlib.values import Keys, ValueParams, read_at, read_keys
 from editlib.workspace import Workspace
 
 

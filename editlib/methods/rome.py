@@ -15,7 +15,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from editlib.edit import EditRequest, Factors
-from editlib.values import ValueParams
+from editlib.engine.values import ValueParams
 from editlib.workspace import Workspace
 
 KeyPolicy = Literal["mixed", "prefixed", "unprefixed"]

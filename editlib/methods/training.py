@@ -24,6 +24,7 @@ from torch.nn.functional import kl_div
 from tqdm import tqdm
 
 from editlib.data.datasets import Case
+from editlib.engine.perplexity import pad
 from editlib.errors import EditlibError
 from editlib.files import write_tensors
 from editlib.methods.editor import (
@@ -37,7 +38,6 @@ from editlib.methods.editor import (
 )
 from editlib.models.language_model import LanguageModel, widened
 from editlib.models.tokens import Encoded, encode, encode_text
-from editlib.perplexity import pad
 
 T = TypeVar("T")
 

@@ -6,9 +6,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from editlib.engine.perplexity import encode_texts
 from editlib.models.language_model import LanguageModel
 from editlib.models.trace import trace
-from editlib.perplexity import encode_texts
 
 POSITIONS = 10
 

@@ -9,14 +9,14 @@ from plain import Array, dense, distance, reads, ridge_change
 from torch import Tensor
 
 from editlib.edit import EditRequest
+from editlib.engine.prefixes import prefix_contexts
+from editlib.engine.values import optimise_value
 from editlib.errors import EditlibError
 from editlib.methods import compute, hparams_for
 from editlib.methods.memit import MemitParams, ridge_update
 from editlib.models.language_model import LanguageModel, oriented
-from editlib.prefixes import prefix_contexts
 from editlib.scores import target_probability
 from editlib.stats import Stats
-from editlib.values import optimise_value
 
 SEARCH = MemitParams(layers=(0, 1), steps=4, learning_rate=0.3, moment_weight=3.0)
 REQUESTS = [

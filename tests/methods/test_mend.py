@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from editlib import data, load
 from editlib.data.datasets import Case
 from editlib.edit import Edit, EditRequest
+from editlib.engine.perplexity import pad
 from editlib.errors import EditlibError
 from editlib.methods import editor as editor_module
 from editlib.methods import training
@@ -25,7 +26,6 @@ from editlib.methods.mend import MendParams, mend
 from editlib.methods.training import MendRecipe, attempt, digest, draw, initial_editor, rate, split, train
 from editlib.models.language_model import TESTBED, LanguageModel, oriented, widened
 from editlib.models.tokens import Encoded, encode
-from editlib.perplexity import pad
 from editlib.testbed.cases import training_cases
 from editlib.testbed.world import build
 from editlib.workspace import Workspace

@@ -11,14 +11,14 @@ import torch
 from plain import Array, distance, least_change, reads
 
 from editlib.edit import Edit, EditRequest
+from editlib.engine.prefixes import prefix_contexts
+from editlib.engine.values import Target, optimise_value
 from editlib.errors import EditlibError
 from editlib.methods import compute, hparams_for, solve
 from editlib.methods.rome import Anchor, KeyPolicy, RomeParams
 from editlib.models.language_model import LanguageModel
-from editlib.prefixes import prefix_contexts
 from editlib.scores import target_probability
 from editlib.stats import Stats, second_moments_of
-from editlib.values import Target, optimise_value
 from editlib.workspace import Workspace
 
 LAYER = 1

@@ -7,10 +7,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from editlib.edit import EditRequest
+from editlib.engine.values import encode_contexts
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
 from editlib.models.tokens import Encoded, encode, encode_text
-from editlib.values import encode_contexts
 
 
 def byte_alphabet() -> dict[str, int]:

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
-from editlib import load, perplexity
+from editlib import load
+from editlib.engine import perplexity
+from editlib.engine.prefixes import prefix_contexts
 from editlib.errors import EditlibError
 from editlib.models.language_model import TESTBED, LanguageModel
-from editlib.prefixes import prefix_contexts
 from editlib.testbed import train as train_module
 from editlib.testbed.cases import build_prefixes
 from editlib.testbed.denoising import Words, hidden_perplexity, recalled

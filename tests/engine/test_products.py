@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from editlib import products
+from editlib.engine import products
 
 pytestmark = pytest.mark.skipif(products.PRODUCT is None, reason="this torch has no oneDNN")
 MODULES = {"linear": nn.Linear(6, 5), "without bias": nn.Linear(6, 5, bias=False), "conv1d": Conv1D(5, 6)}

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from editlib.edit import EditRequest
+from editlib.engine.values import ValueParams, optimise_value, read_at, read_keys
 from editlib.methods.rome import RomeParams
 from editlib.models.language_model import LanguageModel
 from editlib.models.tokens import encode
-from editlib.values import ValueParams, optimise_value, read_at, read_keys
 
 CONTEXTS = ["{}", "Because the long winter. {}", "I and the sea turn today where the river is. {}"]
 LAYER = 1

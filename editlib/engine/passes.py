@@ -12,10 +12,10 @@ from torch.nn.functional import gelu
 from transformers.activations import NewGELUActivation
 from transformers.cache_utils import Cache, DynamicLayer
 
-from editlib import products
+from editlib.engine import products
+from editlib.engine.perplexity import pad
 from editlib.models.language_model import LanguageModel
 from editlib.models.trace import Seen, trace
-from editlib.perplexity import pad
 
 At = tuple[Tensor, Tensor]  # rows and columns
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from editlib.engine.perplexity import Perplexity, perplexity
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
-from editlib.perplexity import Perplexity, perplexity
 
 
 @torch.no_grad()

@@ -12,14 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from editlib import engine
 from editlib.edit import Edit, EditRequest
+from editlib.engine import search as engine
+from editlib.engine.passes import Passes, Past, Start, Tokens
+from editlib.engine.perplexity import perplexity
+from editlib.engine.values import ValueParams, optimise_value, read_keys
 from editlib.methods import compute
 from editlib.methods.rome import RomeParams
 from editlib.models.language_model import LanguageModel
-from editlib.passes import Passes, Past, Start, Tokens
-from editlib.perplexity import perplexity
-from editlib.values import ValueParams, optimise_value, read_keys
 from editlib.workspace import Workspace
 
 LAYER = 1

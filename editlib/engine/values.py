@@ -9,11 +9,11 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from editlib.edit import EditRequest
+from editlib.engine.perplexity import pad
+from editlib.engine.prefixes import Flavour
 from editlib.models.language_model import LanguageModel, widened
 from editlib.models.tokens import Encoded, encode
 from editlib.models.trace import Seen, trace
-from editlib.perplexity import pad
-from editlib.prefixes import Flavour
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from editlib import prefixes
+from editlib.engine import prefixes
+from editlib.engine.prefixes import prefix_contexts, sample
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel, load
-from editlib.prefixes import prefix_contexts, sample
 
 
 def in_folder(lm: LanguageModel, folder: Path, content: str) -> LanguageModel:

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from editlib.edit import EditRequest
+from editlib.engine.passes import Passes, Past, Start, Tokens
+from editlib.engine.perplexity import Perplexity, encode_texts
+from editlib.engine.values import Keys, Target, ValueParams, encode_contexts
 from editlib.models.language_model import LanguageModel, widened
 from editlib.models.tokens import Encoded, encode
-from editlib.passes import Passes, Past, Start, Tokens
-from editlib.perplexity import Perplexity, encode_texts
-from editlib.values import Keys, Target, ValueParams, encode_contexts
 
 CHECK = 5  # steps between two looks at which requests are done; in between, the device is not waited for
 LOGITS = {"cpu": 2**24, "cuda": 2**29}  # numbers held at once when texts are scored
