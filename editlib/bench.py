@@ -26,7 +26,10 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, LlamaConf
 
 from editlib import plainpath
 from editlib.data import datasets as data
-from editlib.edit import Edit, EditRequest
+from editlib.editing.edit import Edit, EditRequest
+from editlib.editing.methods import hparams_for, solve
+from editlib.editing.methods.rome import RomeParams
+from editlib.editing.session import Workspace
 from editlib.engine import products
 from editlib.engine.perplexity import Perplexity, encode_texts
 from editlib.engine.prefixes import Flavour, prefix_contexts
@@ -34,11 +37,8 @@ from editlib.engine.values import Keys, Target, ValueParams
 from editlib.errors import EditlibError
 from editlib.floor import Shape, Span, beginnings, floor, spans
 from editlib.machine import hardware
-from editlib.methods import hparams_for, solve
-from editlib.methods.rome import RomeParams
 from editlib.models.language_model import DTYPES, LanguageModel, load, require_device
 from editlib.text import short, table
-from editlib.workspace import Workspace
 
 TESTBED = "testbed/anchored"  # lends random models its tokenizer, prefix contexts, cases and prose
 SHAPES: dict[str, PreTrainedConfig] = {

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from editlib.edit import EditRequest
+from editlib.editing.edit import EditRequest
 from editlib.engine.perplexity import pad
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel, widened

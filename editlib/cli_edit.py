@@ -66,10 +66,10 @@ def edit(
     """
     import torch
 
-    from editlib import methods
-    from editlib import stats as moments
     from editlib.data import datasets as data
-    from editlib.edit import EditRequest
+    from editlib.editing import methods
+    from editlib.editing import stats as moments
+    from editlib.editing.edit import EditRequest
     from editlib.report import before_after
 
     request = EditRequest(prompt=prompt, subject=subject, target_new=target)

@@ -47,8 +47,8 @@ def train_editor(
 
     Example: editlib mend train --model testbed/anchored --out editor.safetensors
     """
-    from editlib.methods.editor import load_editor
-    from editlib.methods.training import MendRecipe, train
+    from editlib.editing.methods.editor import load_editor
+    from editlib.editing.methods.training import MendRecipe, train
 
     check_new(out)
     options = {

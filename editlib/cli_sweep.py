@@ -80,9 +80,9 @@ def sweep(
 
     Example: editlib sweep --model testbed/anchored --method rome --method c-rome -n 100 --out rome
     """
-    from editlib import methods
-    from editlib import stats as moments
     from editlib.data import datasets as data
+    from editlib.editing import methods
+    from editlib.editing import stats as moments
     from editlib.sequence import sequence
     from editlib.sequence import summary as of_sequence
     from editlib.sweep import summary as of_edits

@@ -15,15 +15,15 @@ from torch import Tensor
 
 from editlib.data import datasets as data
 from editlib.data.datasets import Case
-from editlib.edit import EditRequest
+from editlib.editing.edit import EditRequest
+from editlib.editing.methods.rome import RankOneParams
+from editlib.editing.session import Workspace
+from editlib.editing.stats import Stats, default_corpus, second_moments_of
 from editlib.engine.values import read_at
 from editlib.errors import EditlibError
-from editlib.methods.rome import RankOneParams
 from editlib.models.language_model import LanguageModel
 from editlib.models.tokens import Encoded, encode
 from editlib.separability import Separability, separability
-from editlib.stats import Stats, default_corpus, second_moments_of
-from editlib.workspace import Workspace
 
 COLLAPSE, NORMAL = GROUPS = ("collapse", "normal")
 ROWS = 64  # texts a forward pass

@@ -21,12 +21,12 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from editlib.data.datasets import Case
-from editlib.edit import EditRequest
+from editlib.editing.edit import EditRequest
+from editlib.editing.methods import hparams_for
+from editlib.editing.stats import Stats, second_moments_of
 from editlib.errors import EditlibError
 from editlib.files import aside, write_json
-from editlib.methods import hparams_for
 from editlib.models.language_model import LanguageModel
-from editlib.stats import Stats, second_moments_of
 from editlib.sweep import moment_layers, sweep
 from editlib.testbed.world import RELATIONS
 from editlib.testbed.world import build as build_world

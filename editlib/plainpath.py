@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
-from editlib.edit import EditRequest
+from editlib.editing.edit import EditRequest
 from editlib.engine.perplexity import Perplexity, encode_texts, pad
 from editlib.engine.values import Keys, Target, ValueParams, encode_contexts
 from editlib.models.language_model import LanguageModel, widened

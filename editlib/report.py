@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from editlib import scores
-from editlib.edit import Edit, EditRequest
+from editlib.editing.edit import Edit, EditRequest
 from editlib.engine.perplexity import perplexity
 from editlib.models.language_model import LanguageModel
 from editlib.text import short, table

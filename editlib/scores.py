@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from editlib.data.datasets import Case
-from editlib.edit import EditRequest
+from editlib.editing.edit import EditRequest
 from editlib.engine.perplexity import pad
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel, widened

@@ -18,16 +18,17 @@ from tqdm import tqdm
 
 from editlib import scores as scoring
 from editlib.data.datasets import Case
-from editlib.edit import EditRequest
+from editlib.editing.edit import EditRequest
+from editlib.editing.methods import Params, layers_of
+from editlib.editing.session import Workspace
+from editlib.editing.stats import Stats
 from editlib.engine import search as engine
 from editlib.engine.passes import Passes
 from editlib.engine.perplexity import Perplexity
 from editlib.errors import EditlibError
 from editlib.files import write_tensors
-from editlib.methods import Params, layers_of
 from editlib.models.language_model import LanguageModel
 from editlib.parts import Parts
-from editlib.stats import Stats
 from editlib.sweep import (
     ABOUT,
     KINDS,
@@ -43,7 +44,6 @@ from editlib.sweep import (
     plan_of,
     variants_of,
 )
-from editlib.workspace import Workspace
 
 PART = 16  # steps after which rows and weights are written
 COLUMNS = ("step", "method", "measured", "case_id", *ABOUT, *MEASURED, *NUMBERS, "steps", "seconds", "error")

@@ -16,16 +16,16 @@ from tqdm import tqdm
 
 from editlib import scores as scoring
 from editlib.data.datasets import Case, subject_tokens
-from editlib.edit import Edit, EditRequest
+from editlib.editing.edit import Edit, EditRequest
+from editlib.editing.methods import Params, hparams_for, layers_of, needs_moments, searches, solve
+from editlib.editing.methods.mend import MendParams, editor_file
+from editlib.editing.session import Workspace
+from editlib.editing.stats import Stats
 from editlib.engine.perplexity import Perplexity, encode_texts, perplexity
 from editlib.engine.prefixes import prefix_contexts
 from editlib.errors import EditlibError
-from editlib.methods import Params, hparams_for, layers_of, needs_moments, searches, solve
-from editlib.methods.mend import MendParams, editor_file
 from editlib.models.language_model import LanguageModel
 from editlib.parts import Parts
-from editlib.stats import Stats
-from editlib.workspace import Workspace
 
 T = TypeVar("T")
 P = ParamSpec("P")

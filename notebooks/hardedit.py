@@ -53,9 +53,9 @@ from IPython.display import Markdown, display
 
 import editlib as el
 from editlib import data, plot
+from editlib.editing.stats import second_moments_of
 from editlib.hardedit import WorldAuthor, build
 from editlib.sequence import sequence, summary
-from editlib.stats import second_moments_of
 from editlib.sweep import moment_layers
 
 plot.theme()

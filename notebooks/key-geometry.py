@@ -54,7 +54,7 @@ from IPython.display import Markdown
 
 import editlib as el
 from editlib import contrast, data, plot
-from editlib.workspace import Workspace
+from editlib.editing.session import Workspace
 
 plot.theme()
 models = {name: el.load(name) for name in (model, control) if name}

@@ -59,8 +59,8 @@ from IPython.display import Markdown
 import editlib as el
 from editlib import data, plot, scores
 from editlib.causal import DECIDING
-from editlib.methods import solve
-from editlib.workspace import Workspace
+from editlib.editing.methods import solve
+from editlib.editing.session import Workspace
 
 plot.theme()
 lm = el.load(model)

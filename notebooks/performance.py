@@ -58,8 +58,8 @@ from matplotlib.ticker import LogLocator
 
 import editlib as el
 from editlib import bench, data, plot, stats
-from editlib.methods import solve
-from editlib.workspace import Workspace
+from editlib.editing.methods import solve
+from editlib.editing.session import Workspace
 
 plot.theme()
 PLAIN, ENGINE, FLOOR = plot.COLORS.values()

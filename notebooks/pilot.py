@@ -57,9 +57,9 @@ from IPython.display import Markdown
 
 import editlib as el
 from editlib import data, plot
+from editlib.editing.session import Workspace
 from editlib.sweep import edit_of, prepare
 from editlib.tasks import evaluate
-from editlib.workspace import Workspace
 
 plot.theme()
 lm = el.load(model)

@@ -46,10 +46,10 @@ from IPython.display import Markdown
 
 import editlib as el
 from editlib import data, plot
+from editlib.editing.methods import solve
+from editlib.editing.session import Workspace
+from editlib.editing.stats import second_moments_of
 from editlib.engine.values import optimise_value
-from editlib.methods import solve
-from editlib.stats import second_moments_of
-from editlib.workspace import Workspace
 
 plot.theme()
 TRUTH, SINGLE, PLAIN, HALF = "float64", "float32, engine", "float32, plain path", "bfloat16, engine"

@@ -61,8 +61,8 @@ from IPython.display import Markdown
 
 import editlib as el
 from editlib import contrast, data, plot, scores
+from editlib.editing.session import Workspace
 from editlib.sweep import edit_of, prepare
-from editlib.workspace import Workspace
 
 plot.theme()
 lm = el.load(model)

@@ -56,8 +56,8 @@ from IPython.display import Markdown, display
 
 import editlib as el
 from editlib import data, plot, scores
+from editlib.editing.stats import second_moments_of
 from editlib.sequence import sequence, summary
-from editlib.stats import second_moments_of
 from editlib.sweep import moment_layers
 from editlib.tasks import evaluate
 

@@ -58,8 +58,8 @@ from IPython.display import Markdown
 import editlib as el
 from editlib import data, plot
 from editlib.data import forms
+from editlib.editing.stats import second_moments_of
 from editlib.files import write_json
-from editlib.stats import second_moments_of
 from editlib.sweep import moment_layers
 from editlib.tasks import TASKS, evaluate
 

@@ -65,9 +65,9 @@ from IPython.display import Markdown
 
 import editlib as el
 from editlib import data, plot
+from editlib.editing.session import Workspace
 from editlib.sweep import attempt, edit_of, prepare
 from editlib.tasks import evaluate
-from editlib.workspace import Workspace
 
 plot.theme()
 SCALED, SUMMED, NOISE = WAYS = ("one edit, scaled", "many edits, summed", "noise, scaled")

@@ -51,8 +51,8 @@ from IPython.display import Markdown
 
 import editlib as el
 from editlib import data, plot
+from editlib.editing.stats import second_moments_of
 from editlib.models.language_model import oriented, widened
-from editlib.stats import second_moments_of
 from editlib.sweep import moment_layers
 
 plot.theme()

@@ -21,9 +21,9 @@ from transformers import (
 )
 
 from editlib.cli import run_app
-from editlib.edit import EditRequest
+from editlib.editing.edit import EditRequest
+from editlib.editing.stats import Stats, corpus_windows, second_moments
 from editlib.models.language_model import LanguageModel
-from editlib.stats import Stats, corpus_windows, second_moments
 
 settings.register_profile("editlib", deadline=None, database=None, max_examples=150, derandomize=True)
 settings.load_profile("editlib")

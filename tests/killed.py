@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 import editlib as el
 from editlib.data.datasets import Case
-from editlib.edit import EditRequest
-from editlib.methods.rome import RomeParams
+from editlib.editing.edit import EditRequest
+from editlib.editing.methods.rome import RomeParams
 from editlib.models.language_model import LanguageModel
 
 PROCESSES = multiprocessing.get_context("forkserver")  # its server imports torch once, and computes nothing

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from editlib.edit import Edit, EditRequest
+from editlib.editing.edit import Edit, EditRequest
 from editlib.models.language_model import LanguageModel
 
 Array = NDArray[np.float64]

@@ -13,7 +13,7 @@ from torch import Tensor
 from editlib import causal
 from editlib.causal import DECIDING, GROUPS, CausalTrace, causal_trace, known, token_groups
 from editlib.data.datasets import cases
-from editlib.edit import EditRequest
+from editlib.editing.edit import EditRequest
 from editlib.errors import EditlibError
 from editlib.models.language_model import TESTBED, LanguageModel, load
 from editlib.models.tokens import Encoded, encode

@@ -217,7 +217,7 @@ def test_a_damaged_model_folder_is_named(model: Path, tmp_path: Path, mistake: M
 
 def test_statistics_of_another_model_are_refused(model: Path, tmp_path: Path, mistake: Mistake) -> None:
     torch = pytest.importorskip("torch")
-    from editlib.stats import Stats, StatsHeader
+    from editlib.editing.stats import Stats, StatsHeader
 
     path = Stats(StatsHeader("0" * 64, "0" * 64, 128, 128), {1: torch.eye(64)}).save(tmp_path / "c.safetensors")
     assert "these statistics were made for model 000000000000" in mistake(*edit(model, stats=path))

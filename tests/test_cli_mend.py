@@ -11,12 +11,12 @@ import pytest
 from editlib import data
 from editlib.cli import run_app
 from editlib.data.datasets import Case
-from editlib.edit import EditRequest
-from editlib.methods import training
-from editlib.methods.editor import load_editor
-from editlib.methods.mend import MendParams, mend
+from editlib.editing.edit import EditRequest
+from editlib.editing.methods import training
+from editlib.editing.methods.editor import load_editor
+from editlib.editing.methods.mend import MendParams, mend
+from editlib.editing.session import Workspace
 from editlib.models.language_model import LanguageModel, load
-from editlib.workspace import Workspace
 
 Mistake = Callable[..., str]
 

@@ -10,14 +10,14 @@ import torch
 from editlib import contrast, data
 from editlib.contrast import COLLAPSE, NORMAL, Interval
 from editlib.data.datasets import Case
-from editlib.edit import EditRequest
+from editlib.editing.edit import EditRequest
+from editlib.editing.methods.rome import RomeParams
+from editlib.editing.session import Workspace
+from editlib.editing.stats import Stats
 from editlib.engine.values import read_keys
 from editlib.errors import EditlibError
-from editlib.methods.rome import RomeParams
 from editlib.models.language_model import LanguageModel, load
 from editlib.models.tokens import encode
-from editlib.stats import Stats
-from editlib.workspace import Workspace
 
 REQUESTS = [
     EditRequest(prompt="{} is located in", subject="Zen", target_new="Daslo"),

@@ -14,9 +14,9 @@ import pytest
 import editlib as el
 from editlib import data, hardedit
 from editlib.cli import run_app
+from editlib.editing.stats import Stats, second_moments_of
 from editlib.errors import EditlibError
 from editlib.hardedit import KEY, OpenAIAuthor, Unusable, WorldAuthor, build, estimate, records_of
-from editlib.stats import Stats, second_moments_of
 
 SECRET = "sk-secret-of-the-tests"
 

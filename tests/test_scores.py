@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from editlib import scores
 from editlib.data.datasets import Case
-from editlib.edit import EditRequest
+from editlib.editing.edit import EditRequest
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
 from editlib.scores import Answer, Prompts, Question, Reading, Reply, continuation, read, score, target_probability

@@ -13,21 +13,21 @@ import pytest
 import torch
 
 from editlib.data.datasets import Case
-from editlib.edit import EditRequest
+from editlib.editing.edit import EditRequest
+from editlib.editing.methods import compute
+from editlib.editing.methods.ft import FtParams
+from editlib.editing.methods.memit import MemitParams
+from editlib.editing.methods.rome import RomeParams
+from editlib.editing.stats import Stats
 from editlib.engine.perplexity import perplexity
 from editlib.engine.prefixes import prefix_contexts
 from editlib.errors import EditlibError
-from editlib.methods import compute
-from editlib.methods.ft import FtParams
-from editlib.methods.memit import MemitParams
-from editlib.methods.rome import RomeParams
 from editlib.models.language_model import LanguageModel
 from editlib.parts import Parts
 from editlib.sequence import COLUMNS, sequence
-from editlib.stats import Stats
 
 sequence_module = importlib.import_module("editlib.sequence")
-workspace_module = importlib.import_module("editlib.workspace")
+workspace_module = importlib.import_module("editlib.editing.session")
 SEARCH = RomeParams(layer=1, steps=3)
 METHODS = {
     "c-rome": replace(SEARCH, keys="prefixed"),

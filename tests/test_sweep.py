@@ -12,16 +12,16 @@ import torch
 
 import editlib
 from editlib.data.datasets import Case, subject_tokens
-from editlib.edit import Edit, EditRequest
+from editlib.editing.edit import Edit, EditRequest
+from editlib.editing.methods import compute
+from editlib.editing.methods.ft import FtParams
+from editlib.editing.methods.rome import RomeParams
+from editlib.editing.session import Workspace
+from editlib.editing.stats import second_moments_of
 from editlib.engine.perplexity import perplexity
 from editlib.errors import EditlibError
-from editlib.methods import compute
-from editlib.methods.ft import FtParams
-from editlib.methods.rome import RomeParams
 from editlib.models.language_model import LanguageModel
-from editlib.stats import second_moments_of
 from editlib.sweep import sweep
-from editlib.workspace import Workspace
 
 sweep_module = importlib.import_module("editlib.sweep")  # `editlib.sweep` itself is the function
 COLUMNS = (  # design.md, section 6

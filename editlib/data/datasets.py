@@ -14,7 +14,7 @@ from editlib.data.forms import MARKS, form_of, parse
 from editlib.data.forms import Case as Case
 from editlib.data.records import records
 from editlib.data.sources import SHIPPED, SOURCES, Source
-from editlib.edit import EditRequest
+from editlib.editing.edit import EditRequest
 from editlib.errors import EditlibError
 from editlib.files import aside
 from editlib.models.language_model import LanguageModel

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
-from editlib.edit import EditRequest
+from editlib.editing.edit import EditRequest
 from editlib.engine.passes import Passes, Past, Start, Tokens
 from editlib.engine.perplexity import Perplexity, encode_texts
 from editlib.engine.values import Keys, Target, ValueParams, encode_contexts

@@ -8,7 +8,7 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from editlib.edit import EditRequest
+from editlib.editing.edit import EditRequest
 from editlib.engine.perplexity import pad
 from editlib.engine.prefixes import Flavour
 from editlib.models.language_model import LanguageModel, widened

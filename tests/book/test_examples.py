@@ -8,7 +8,7 @@ import pytest
 from books import published
 
 from editlib import cli
-from editlib.methods.presets import PRESETS
+from editlib.editing.methods.presets import PRESETS
 
 BOOK = Path(__file__).parents[2] / "book"
 PAGES = {path.stem: path.read_text("utf-8") for path in sorted(BOOK.glob("*.md"))}

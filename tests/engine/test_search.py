@@ -12,15 +12,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from editlib.edit import Edit, EditRequest
+from editlib.editing.edit import Edit, EditRequest
+from editlib.editing.methods import compute
+from editlib.editing.methods.rome import RomeParams
+from editlib.editing.session import Workspace
 from editlib.engine import search as engine
 from editlib.engine.passes import Passes, Past, Start, Tokens
 from editlib.engine.perplexity import perplexity
 from editlib.engine.values import ValueParams, optimise_value, read_keys
-from editlib.methods import compute
-from editlib.methods.rome import RomeParams
 from editlib.models.language_model import LanguageModel
-from editlib.workspace import Workspace
 
 LAYER = 1
 SEARCH = ValueParams(steps=7, learning_rate=0.1, kl_weight=0.5, stop_loss=0.0, clamp=0.8)

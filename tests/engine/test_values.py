@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from editlib.edit import EditRequest
+from editlib.editing.edit import EditRequest
+from editlib.editing.methods.rome import RomeParams
 from editlib.engine.values import ValueParams, optimise_value, read_at, read_keys
-from editlib.methods.rome import RomeParams
 from editlib.models.language_model import LanguageModel
 from editlib.models.tokens import encode
 

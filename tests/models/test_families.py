@@ -27,16 +27,16 @@ from transformers import (
 )
 
 from editlib import causal
-from editlib.edit import EditRequest
+from editlib.editing.edit import EditRequest
+from editlib.editing.methods import METHODS, compute, hparams_for
+from editlib.editing.methods.editor import Editor, EditorHeader, save_editor, shapes
+from editlib.editing.stats import Stats, corpus_windows, second_moments
 from editlib.engine.perplexity import perplexity
 from editlib.engine.values import read_keys
 from editlib.errors import EditlibError
-from editlib.methods import METHODS, compute, hparams_for
-from editlib.methods.editor import Editor, EditorHeader, save_editor, shapes
 from editlib.models.language_model import LanguageModel, Layout, find_layout, load, oriented
 from editlib.models.tokens import encode
 from editlib.models.trace import trace
-from editlib.stats import Stats, corpus_windows, second_moments
 
 TEXTS = ["Zen is located in Daslo, near the sea.", "Today."]
 PARTS: dict[str, tuple[str, str, set[str]]] = {  # blocks, down-projection, and the linear maps of layer 1's MLP

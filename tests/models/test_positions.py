@@ -10,12 +10,12 @@ from families import T5
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-from editlib.edit import EditRequest
+from editlib.editing.edit import EditRequest
+from editlib.editing.methods import Params, hparams_for, searches, solve
+from editlib.editing.session import Workspace
 from editlib.errors import EditlibError
-from editlib.methods import Params, hparams_for, searches, solve
 from editlib.models.language_model import LanguageModel
 from editlib.models.positions import later_by_one, placed, second_for_first
-from editlib.workspace import Workspace
 
 IDS = torch.tensor([[7, 301, 42, 9, 130]])
 
@@ -73,7 +73,7 @@ def test_an_edit_is_searched_and_measured_with_moved_tokens(
     other = LanguageModel(copy.deepcopy(gpt2.model), gpt2.tokenizer)
     with torch.no_grad():
         other.model.transformer.wpe.weight[0] = other.model.transformer.wpe.weight[1]
-    monkeypatch.setattr("editlib.workspace.prefix_contexts", lambda *_, **__: ["{}", "Near the sea. {}"])
+    monkeypatch.setattr("editlib.editing.session.prefix_contexts", lambda *_, **__: ["{}", "Near the sea. {}"])
     params = hparams_for(gpt2, "rome", covariance=False, steps=3)
     here = replace(ask, prompt="{} is located in")
     with placed(gpt2, second_for_first):

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
-from editlib.edit import EditRequest, Factors
+from editlib.editing.edit import EditRequest, Factors
+from editlib.editing.session import Workspace
 from editlib.engine.perplexity import pad
 from editlib.models.language_model import LanguageModel, widened
 from editlib.models.tokens import Encoded, encode
-from editlib.workspace import Workspace
 
 Objective = Literal["teacher-forced", "last-position"]
 

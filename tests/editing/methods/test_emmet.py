@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from plain import dense, distance, reads, ridge_change
 
-from editlib.edit import EditRequest
+from editlib.editing.edit import EditRequest
+from editlib.editing.methods import compute
+from editlib.editing.methods.emmet import EmmetParams
+from editlib.editing.methods.rome import RomeParams
+from editlib.editing.stats import Stats
 from editlib.engine.prefixes import prefix_contexts
 from editlib.engine.values import optimise_value
 from editlib.errors import EditlibError
-from editlib.methods import compute
-from editlib.methods.emmet import EmmetParams
-from editlib.methods.rome import RomeParams
 from editlib.models.language_model import LanguageModel
-from editlib.stats import Stats
 
 LAYER = 1
 SEARCH = EmmetParams(layer=LAYER, steps=4, learning_rate=0.3)

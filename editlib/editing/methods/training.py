@@ -24,10 +24,7 @@ from torch.nn.functional import kl_div
 from tqdm import tqdm
 
 from editlib.data.datasets import Case
-from editlib.engine.perplexity import pad
-from editlib.errors import EditlibError
-from editlib.files import write_tensors
-from editlib.methods.editor import (
+from editlib.editing.methods.editor import (
     Editor,
     EditorHeader,
     changed,
@@ -36,6 +33,9 @@ from editlib.methods.editor import (
     shapes,
     target_scores,
 )
+from editlib.engine.perplexity import pad
+from editlib.errors import EditlibError
+from editlib.files import write_tensors
 from editlib.models.language_model import LanguageModel, widened
 from editlib.models.tokens import Encoded, encode, encode_text
 

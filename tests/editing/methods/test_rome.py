@@ -10,16 +10,16 @@ import pytest
 import torch
 from plain import Array, distance, least_change, reads
 
-from editlib.edit import Edit, EditRequest
+from editlib.editing.edit import Edit, EditRequest
+from editlib.editing.methods import compute, hparams_for, solve
+from editlib.editing.methods.rome import Anchor, KeyPolicy, RomeParams
+from editlib.editing.session import Workspace
+from editlib.editing.stats import Stats, second_moments_of
 from editlib.engine.prefixes import prefix_contexts
 from editlib.engine.values import Target, optimise_value
 from editlib.errors import EditlibError
-from editlib.methods import compute, hparams_for, solve
-from editlib.methods.rome import Anchor, KeyPolicy, RomeParams
 from editlib.models.language_model import LanguageModel
 from editlib.scores import target_probability
-from editlib.stats import Stats, second_moments_of
-from editlib.workspace import Workspace
 
 LAYER = 1
 CONSISTENT = ["c-rome", "p-rome"]
@@ -224,7 +224,7 @@ def test_a_workspace_searches_once_for_a_whole_family(
         searches.append(1)
         return optimise_value(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("editlib.workspace.optimise_value", counted)
+    monkeypatch.setattr("editlib.editing.session.optimise_value", counted)
     space = Workspace(lm, stats=moments)
     for method in ALL:
         params = hparams_for(lm, method, layer=LAYER, steps=6, learning_rate=0.3)

@@ -16,19 +16,19 @@ from torch import Tensor, nn
 
 from editlib import data, load
 from editlib.data.datasets import Case
-from editlib.edit import Edit, EditRequest
+from editlib.editing.edit import Edit, EditRequest
+from editlib.editing.methods import editor as editor_module
+from editlib.editing.methods import training
+from editlib.editing.methods.editor import Block, Editor, changed, gradients, load_editor, shapes
+from editlib.editing.methods.mend import MendParams, mend
+from editlib.editing.methods.training import MendRecipe, attempt, digest, draw, initial_editor, rate, split, train
+from editlib.editing.session import Workspace
 from editlib.engine.perplexity import pad
 from editlib.errors import EditlibError
-from editlib.methods import editor as editor_module
-from editlib.methods import training
-from editlib.methods.editor import Block, Editor, changed, gradients, load_editor, shapes
-from editlib.methods.mend import MendParams, mend
-from editlib.methods.training import MendRecipe, attempt, digest, draw, initial_editor, rate, split, train
 from editlib.models.language_model import TESTBED, LanguageModel, oriented, widened
 from editlib.models.tokens import Encoded, encode
 from editlib.testbed.cases import training_cases
 from editlib.testbed.world import build
-from editlib.workspace import Workspace
 
 LAYERS = (1, 2)
 TINY = MendRecipe(
@@ -158,7 +158,9 @@ def test_the_editor_is_two_blocks_on_the_normalised_pair(lm: LanguageModel, edit
 def test_several_requests_change_weights_by_the_sum_of_each(
     lm: LanguageModel, editor_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.import_module("editlib.methods.mend"), "BATCH", 2)  # not the function of that name
+    monkeypatch.setattr(
+        importlib.import_module("editlib.editing.methods.mend"), "BATCH", 2
+    )  # not the function of that name
     together, alone = edited(lm, REQUESTS, editor_file), [edited(lm, [r], editor_file) for r in REQUESTS]
     for name in together.factors:
         torch.testing.assert_close(together.delta(name), sum(e.delta(name) for e in alone), rtol=1e-3, atol=1e-6)

@@ -7,19 +7,19 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from editlib.edit import Edit, EditRequest
+from editlib.editing.edit import Edit, EditRequest
+from editlib.editing.methods.emmet import EmmetParams, emmet
+from editlib.editing.methods.ft import FtlParams, FtParams, ft
+from editlib.editing.methods.memit import MemitParams, memit
+from editlib.editing.methods.mend import MendParams, mend
+from editlib.editing.methods.presets import FLAVOURS, defaults
+from editlib.editing.methods.r_rome import RRomeParams, r_rome
+from editlib.editing.methods.rome import RankOneParams, RomeParams, rome
+from editlib.editing.session import Workspace
+from editlib.editing.stats import Stats
 from editlib.engine.values import ValueParams
 from editlib.errors import EditlibError
-from editlib.methods.emmet import EmmetParams, emmet
-from editlib.methods.ft import FtlParams, FtParams, ft
-from editlib.methods.memit import MemitParams, memit
-from editlib.methods.mend import MendParams, mend
-from editlib.methods.presets import FLAVOURS, defaults
-from editlib.methods.r_rome import RRomeParams, r_rome
-from editlib.methods.rome import RankOneParams, RomeParams, rome
 from editlib.models.language_model import LanguageModel
-from editlib.stats import Stats
-from editlib.workspace import Workspace
 
 Params = RomeParams | RRomeParams | EmmetParams | MemitParams | FtParams | FtlParams | MendParams
 

@@ -15,11 +15,11 @@ import torch
 from pydantic import PositiveFloat
 from torch import Tensor
 
-from editlib.edit import Edit, EditRequest, Factors
+from editlib.editing.edit import Edit, EditRequest, Factors
+from editlib.editing.session import Workspace
 from editlib.engine.values import Keys, ValueParams, read_at, read_keys
 from editlib.errors import EditlibError
 from editlib.models.tokens import encode
-from editlib.workspace import Workspace
 
 
 @dataclass(frozen=True, kw_only=True)

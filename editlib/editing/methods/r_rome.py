@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from editlib.edit import EditRequest, Factors
-from editlib.methods.rome import RankOneParams, RomeParams, rome
-from editlib.workspace import Workspace
+from editlib.editing.edit import EditRequest, Factors
+from editlib.editing.methods.rome import RankOneParams, RomeParams, rome
+from editlib.editing.session import Workspace
 
 SWITCHES: dict[str, dict[str, Any]] = {
     "prefix-keys": {"keys": "prefixed", "anchor": "unprefixed"},

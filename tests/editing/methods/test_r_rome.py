@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from editlib.edit import EditRequest
-from editlib.methods import compute
-from editlib.methods.r_rome import RRomeParams
-from editlib.methods.rome import RomeParams
+from editlib.editing.edit import EditRequest
+from editlib.editing.methods import compute
+from editlib.editing.methods.r_rome import RRomeParams
+from editlib.editing.methods.rome import RomeParams
+from editlib.editing.stats import Stats
 from editlib.models.language_model import LanguageModel
-from editlib.stats import Stats
 
 R_ROME = RRomeParams(layer=1, steps=4, learning_rate=0.3)
 ROME = RomeParams(layer=1, steps=4, learning_rate=0.3)

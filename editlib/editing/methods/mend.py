@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from editlib.edit import EditRequest, Factors
-from editlib.methods.editor import Editor, gradients, load_editor
+from editlib.editing.edit import EditRequest, Factors
+from editlib.editing.methods.editor import Editor, gradients, load_editor
 from editlib.models.language_model import LanguageModel
 from editlib.models.tokens import Encoded, encode
 
 if TYPE_CHECKING:
-    from editlib.workspace import Workspace
+    from editlib.editing.session import Workspace
 
 SHIPPED = "mend.safetensors"  # the editor's name in its model's folder
 BATCH = 16  # requests whose gradients are taken in one pass

@@ -6,8 +6,8 @@ import pytest
 from transformers import AutoConfig
 
 import editlib as el
-from editlib.methods import METHODS, Params, hparams_for
-from editlib.methods.presets import PRESETS, preset_of
+from editlib.editing.methods import METHODS, Params, hparams_for
+from editlib.editing.methods.presets import PRESETS, preset_of
 from editlib.models.language_model import LanguageModel
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from pydantic import NonNegativeFloat
 
-from editlib.edit import EditRequest, Factors
+from editlib.editing.edit import EditRequest, Factors
+from editlib.editing.methods.rome import RankOneParams
+from editlib.editing.session import Workspace
 from editlib.errors import EditlibError
-from editlib.methods.rome import RankOneParams
-from editlib.workspace import Workspace
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from editlib.edit import Edit, EditRequest
+from editlib.editing.edit import Edit, EditRequest
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
 

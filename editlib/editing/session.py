@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from editlib.edit import Edit, EditRequest
+from editlib.editing.edit import Edit, EditRequest
+from editlib.editing.stats import Stats, second_moments_of
 from editlib.engine import search as engine
 from editlib.engine.passes import Passes
 from editlib.engine.perplexity import Perplexity, perplexity
@@ -15,7 +16,6 @@ from editlib.engine.prefixes import Flavour, prefix_contexts
 from editlib.engine.values import Keys, Target, ValueParams, optimise_value, read_keys
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel, widened
-from editlib.stats import Stats, second_moments_of
 
 T = TypeVar("T")
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from editlib.edit import EditRequest
-from editlib.methods import compute
-from editlib.methods.ft import FtlParams, FtParams, Objective
+from editlib.editing.edit import EditRequest
+from editlib.editing.methods import compute
+from editlib.editing.methods.ft import FtlParams, FtParams, Objective
 from editlib.models.language_model import LanguageModel, oriented
 
 LAYER = 1

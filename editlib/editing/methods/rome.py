@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from editlib.edit import EditRequest, Factors
+from editlib.editing.edit import EditRequest, Factors
+from editlib.editing.session import Workspace
 from editlib.engine.values import ValueParams
-from editlib.workspace import Workspace
 
 KeyPolicy = Literal["mixed", "prefixed", "unprefixed"]
 Anchor = Literal["unprefixed", "mean", "current"]

@@ -11,9 +11,7 @@ from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from editlib import stats as stats_module
-from editlib.errors import EditlibError
-from editlib.models.language_model import LanguageModel
-from editlib.stats import (
+from editlib.editing.stats import (
     WINDOW,
     Stats,
     corpus_windows,
@@ -23,6 +21,8 @@ from editlib.stats import (
     second_moments,
     second_moments_of,
 )
+from editlib.errors import EditlibError
+from editlib.models.language_model import LanguageModel
 
 
 @pytest.fixture(autouse=True)

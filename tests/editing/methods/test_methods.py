@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from editlib.edit import EditRequest
+from editlib.editing.edit import EditRequest
+from editlib.editing.methods import METHODS, compute, hparams_for
+from editlib.editing.methods.rome import RomeParams
+from editlib.editing.stats import Stats
 from editlib.errors import EditlibError
-from editlib.methods import METHODS, compute, hparams_for
-from editlib.methods.rome import RomeParams
 from editlib.models.language_model import LanguageModel
-from editlib.stats import Stats
 
 UNTRAINED = [name for name in METHODS if name != "mend"]  # MEND needs an editor, see its own tests
 ONE_AT_A_TIME = ["rome", "c-rome", "p-rome", "r-rome"]

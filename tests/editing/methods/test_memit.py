@@ -8,15 +8,15 @@ import torch
 from plain import Array, dense, distance, reads, ridge_change
 from torch import Tensor
 
-from editlib.edit import EditRequest
+from editlib.editing.edit import EditRequest
+from editlib.editing.methods import compute, hparams_for
+from editlib.editing.methods.memit import MemitParams, ridge_update
+from editlib.editing.stats import Stats
 from editlib.engine.prefixes import prefix_contexts
 from editlib.engine.values import optimise_value
 from editlib.errors import EditlibError
-from editlib.methods import compute, hparams_for
-from editlib.methods.memit import MemitParams, ridge_update
 from editlib.models.language_model import LanguageModel, oriented
 from editlib.scores import target_probability
-from editlib.stats import Stats
 
 SEARCH = MemitParams(layers=(0, 1), steps=4, learning_rate=0.3, moment_weight=3.0)
 REQUESTS = [
