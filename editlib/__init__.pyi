@@ -1,9 +1,7 @@
 from . import data as data
 from . import errors as errors
 from . import plot as plot
-from . import scores as scores
 from . import testbed as testbed
-from .causal import causal_trace as causal_trace
 from .data.datasets import Case as Case
 from .editing import methods as methods
 from .editing import stats as stats
@@ -18,6 +16,8 @@ from .engine.perplexity import perplexity as perplexity
 from .engine.prefixes import prefix_contexts as prefix_contexts
 from .engine.prefixes import test_prefixes as test_prefixes
 from .errors import EditlibError as EditlibError
+from .measuring import scores as scores
+from .measuring.causal import causal_trace as causal_trace
 from .models.language_model import LanguageModel as LanguageModel
 from .models.language_model import Layout as Layout
 from .models.language_model import load as load

@@ -28,7 +28,7 @@ from editlib.errors import EditlibError
 from editlib.text import table, to_json
 
 if TYPE_CHECKING:
-    from editlib.causal import CausalTrace
+    from editlib.measuring.causal import CausalTrace
 
 
 def edit(
@@ -70,7 +70,7 @@ def edit(
     from editlib.editing import methods
     from editlib.editing import stats as moments
     from editlib.editing.edit import EditRequest
-    from editlib.report import before_after
+    from editlib.measuring.report import before_after
 
     request = EditRequest(prompt=prompt, subject=subject, target_new=target)
     check_new(out)
@@ -123,7 +123,7 @@ def layers(
     """
     from random import Random
 
-    from editlib.causal import causal_trace
+    from editlib.measuring.causal import causal_trace
 
     _check_figure(out)
     pool = [case.request for case in cases_for(model, cases, lacking=f"no facts to trace {model} on")]
@@ -190,7 +190,7 @@ def tasks(
 
     Example: editlib tasks --model testbed/anchored --limit 50
     """
-    from editlib import tasks as downstream
+    from editlib.measuring import tasks as downstream
 
     files = _files(file or [])
     names = task or list(files) or (downstream.TESTBED_TASKS if model.startswith("testbed/") else ())

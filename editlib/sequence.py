@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from editlib import scores as scoring
 from editlib.data.datasets import Case
 from editlib.editing.edit import EditRequest
 from editlib.editing.methods import Params, layers_of
@@ -27,6 +26,7 @@ from editlib.engine.passes import Passes
 from editlib.engine.perplexity import Perplexity
 from editlib.errors import EditlibError
 from editlib.files import write_tensors
+from editlib.measuring import scores as scoring
 from editlib.models.language_model import LanguageModel
 from editlib.parts import Parts
 from editlib.sweep import (

@@ -14,7 +14,6 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from editlib import scores as scoring
 from editlib.data.datasets import Case, subject_tokens
 from editlib.editing.edit import Edit, EditRequest
 from editlib.editing.methods import Params, hparams_for, layers_of, needs_moments, searches, solve
@@ -24,6 +23,7 @@ from editlib.editing.stats import Stats
 from editlib.engine.perplexity import Perplexity, encode_texts, perplexity
 from editlib.engine.prefixes import prefix_contexts
 from editlib.errors import EditlibError
+from editlib.measuring import scores as scoring
 from editlib.models.language_model import LanguageModel
 from editlib.parts import Parts
 

@@ -54,7 +54,8 @@ import pandas as pd
 from IPython.display import Markdown
 
 import editlib as el
-from editlib import contrast, data, plot
+from editlib import data, plot
+from editlib.measuring import contrast
 
 plot.theme()
 lm = el.load(model)

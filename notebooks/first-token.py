@@ -52,8 +52,9 @@ import torch
 from IPython.display import Markdown
 
 import editlib as el
-from editlib import contrast, data, plot
+from editlib import data, plot
 from editlib.engine.values import encode_contexts
+from editlib.measuring import contrast
 from editlib.models.tokens import encode
 
 plot.theme()

@@ -53,8 +53,9 @@ import torch
 from IPython.display import Markdown
 
 import editlib as el
-from editlib import contrast, data, plot
+from editlib import data, plot
 from editlib.editing.session import Workspace
+from editlib.measuring import contrast
 
 plot.theme()
 models = {name: el.load(name) for name in (model, control) if name}

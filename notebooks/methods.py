@@ -58,9 +58,9 @@ from IPython.display import Markdown
 
 import editlib as el
 from editlib import data, plot, scores
-from editlib.causal import DECIDING
 from editlib.editing.methods import solve
 from editlib.editing.session import Workspace
+from editlib.measuring.causal import DECIDING
 
 plot.theme()
 lm = el.load(model)

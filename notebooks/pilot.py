@@ -58,8 +58,8 @@ from IPython.display import Markdown
 import editlib as el
 from editlib import data, plot
 from editlib.editing.session import Workspace
+from editlib.measuring.tasks import evaluate
 from editlib.sweep import edit_of, prepare
-from editlib.tasks import evaluate
 
 plot.theme()
 lm = el.load(model)

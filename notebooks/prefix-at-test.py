@@ -60,8 +60,9 @@ import pandas as pd
 from IPython.display import Markdown
 
 import editlib as el
-from editlib import contrast, data, plot, scores
+from editlib import data, plot, scores
 from editlib.editing.session import Workspace
+from editlib.measuring import contrast
 from editlib.sweep import edit_of, prepare
 
 plot.theme()

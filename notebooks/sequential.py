@@ -57,9 +57,9 @@ from IPython.display import Markdown, display
 import editlib as el
 from editlib import data, plot, scores
 from editlib.editing.stats import second_moments_of
+from editlib.measuring.tasks import evaluate
 from editlib.sequence import sequence, summary
 from editlib.sweep import moment_layers
-from editlib.tasks import evaluate
 
 plot.theme()
 lm = el.load(model)

@@ -57,8 +57,9 @@ import pandas as pd
 from IPython.display import Markdown
 
 import editlib as el
-from editlib import contrast, data, plot, stats
+from editlib import data, plot, stats
 from editlib.engine.values import ValueParams
+from editlib.measuring import contrast
 
 plot.theme()
 lm = el.load(model)

@@ -60,8 +60,8 @@ from editlib import data, plot
 from editlib.data import forms
 from editlib.editing.stats import second_moments_of
 from editlib.files import write_json
+from editlib.measuring.tasks import TASKS, evaluate
 from editlib.sweep import moment_layers
-from editlib.tasks import TASKS, evaluate
 
 plot.theme()
 METHODS = ("ft-l", "mend", "rome", "memit")

@@ -66,8 +66,8 @@ from IPython.display import Markdown
 import editlib as el
 from editlib import data, plot
 from editlib.editing.session import Workspace
+from editlib.measuring.tasks import evaluate
 from editlib.sweep import attempt, edit_of, prepare
-from editlib.tasks import evaluate
 
 plot.theme()
 SCALED, SUMMED, NOISE = WAYS = ("one edit, scaled", "many edits, summed", "noise, scaled")

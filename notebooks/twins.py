@@ -60,7 +60,8 @@ import torch
 from IPython.display import Markdown
 
 import editlib as el
-from editlib import contrast, data, plot
+from editlib import data, plot
+from editlib.measuring import contrast
 from editlib.models.trace import trace
 
 plot.theme()

@@ -60,8 +60,9 @@ from IPython.display import Markdown
 from sklearn.manifold import TSNE
 
 import editlib as el
-from editlib import contrast, data, plot
+from editlib import data, plot
 from editlib.errors import EditlibError
+from editlib.measuring import contrast
 from editlib.models.positions import Place, later_by_one, placed, second_for_first, takes_positions
 from editlib.models.tokens import Encoded, encode
 from editlib.testbed.anatomy import anatomy

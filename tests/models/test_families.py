@@ -26,7 +26,6 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from editlib import causal
 from editlib.editing.edit import EditRequest
 from editlib.editing.methods import METHODS, compute, hparams_for
 from editlib.editing.methods.editor import Editor, EditorHeader, save_editor, shapes
@@ -34,6 +33,7 @@ from editlib.editing.stats import Stats, corpus_windows, second_moments
 from editlib.engine.perplexity import perplexity
 from editlib.engine.values import read_keys
 from editlib.errors import EditlibError
+from editlib.measuring import causal
 from editlib.models.language_model import LanguageModel, Layout, find_layout, load, oriented
 from editlib.models.tokens import encode
 from editlib.models.trace import trace

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from editlib.tasks import TESTBED, TESTBED_TASKS
+from editlib.measuring.tasks import TESTBED, TESTBED_TASKS
 from editlib.testbed.prose import held_out
 from editlib.testbed.tasks import CHOICES, COUNT, Records, build_tasks, write_tasks
 from editlib.testbed.world import RELATIONS, Fact, World

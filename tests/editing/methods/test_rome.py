@@ -18,8 +18,8 @@ from editlib.editing.stats import Stats, second_moments_of
 from editlib.engine.prefixes import prefix_contexts
 from editlib.engine.values import Target, optimise_value
 from editlib.errors import EditlibError
+from editlib.measuring.scores import target_probability
 from editlib.models.language_model import LanguageModel
-from editlib.scores import target_probability
 
 LAYER = 1
 CONSISTENT = ["c-rome", "p-rome"]

@@ -21,7 +21,7 @@ from editlib.data.records import records
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
 
-TESTBED = Path(__file__).parent / "testbed" / "tasks"
+TESTBED = Path(__file__).parents[1] / "testbed" / "tasks"
 TESTBED_TASKS = ("testbed-choice", "testbed-cloze", "testbed-qa")
 BATCH = 32  # questions run together
 COLUMNS = ("task", "metric", "value", "stderr", "n", "chance")

@@ -14,8 +14,18 @@ from editlib import scores
 from editlib.data.datasets import Case
 from editlib.editing.edit import EditRequest
 from editlib.errors import EditlibError
+from editlib.measuring.scores import (
+    Answer,
+    Prompts,
+    Question,
+    Reading,
+    Reply,
+    continuation,
+    read,
+    score,
+    target_probability,
+)
 from editlib.models.language_model import LanguageModel
-from editlib.scores import Answer, Prompts, Question, Reading, Reply, continuation, read, score, target_probability
 
 PREFIXES = ["{}", "Because the winter. {}", "I, Marend, the river. {}"]
 NAMES = [f"{name}_{protocol}" for name in scores.SCORES for protocol in scores.PROTOCOLS]

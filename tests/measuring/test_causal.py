@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from editlib import causal
-from editlib.causal import DECIDING, GROUPS, CausalTrace, causal_trace, known, token_groups
 from editlib.data.datasets import cases
 from editlib.editing.edit import EditRequest
 from editlib.errors import EditlibError
+from editlib.measuring import causal
+from editlib.measuring.causal import DECIDING, GROUPS, CausalTrace, causal_trace, known, token_groups
+from editlib.measuring.scores import continuation
 from editlib.models.language_model import TESTBED, LanguageModel, load
 from editlib.models.tokens import Encoded, encode
-from editlib.scores import continuation
 
 FACTS = [
     EditRequest(prompt=prompt, subject=subject, target_new="Parvo", target_true=target)

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from editlib import scores
 from editlib.editing.edit import Edit, EditRequest
 from editlib.engine.perplexity import perplexity
+from editlib.measuring import scores
 from editlib.models.language_model import LanguageModel
 from editlib.text import short, table
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from editlib.errors import EditlibError
-from editlib.separability import Separability, separability
+from editlib.measuring.separability import Separability, separability
 
 
 def normal(count: int, width: int, *, shift: float = 0.0, seed: int = 0) -> Tensor:

@@ -21,9 +21,9 @@ from editlib.editing.session import Workspace
 from editlib.editing.stats import Stats, default_corpus, second_moments_of
 from editlib.engine.values import read_at
 from editlib.errors import EditlibError
+from editlib.measuring.separability import Separability, separability
 from editlib.models.language_model import LanguageModel
 from editlib.models.tokens import Encoded, encode
-from editlib.separability import Separability, separability
 
 COLLAPSE, NORMAL = GROUPS = ("collapse", "normal")
 ROWS = 64  # texts a forward pass

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import editlib as el
-from editlib import tasks
 from editlib.cli import run_app
 from editlib.errors import EditlibError
+from editlib.measuring import tasks
 from editlib.models.language_model import LanguageModel
 
 pytest.importorskip("lm_eval")

@@ -7,8 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from editlib import contrast, data
-from editlib.contrast import COLLAPSE, NORMAL, Interval
+from editlib import data
 from editlib.data.datasets import Case
 from editlib.editing.edit import EditRequest
 from editlib.editing.methods.rome import RomeParams
@@ -16,6 +15,8 @@ from editlib.editing.session import Workspace
 from editlib.editing.stats import Stats
 from editlib.engine.values import read_keys
 from editlib.errors import EditlibError
+from editlib.measuring import contrast
+from editlib.measuring.contrast import COLLAPSE, NORMAL, Interval
 from editlib.models.language_model import LanguageModel, load
 from editlib.models.tokens import encode
 
