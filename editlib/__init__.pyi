@@ -22,7 +22,7 @@ from .models.language_model import LanguageModel as LanguageModel
 from .models.language_model import Layout as Layout
 from .models.language_model import load as load
 from .models.trace import trace as trace
-from .sequence import sequence as sequence
-from .sweep import sweep as sweep
+from .sweeps.sequential import sequence as sequence
+from .sweeps.single import sweep as sweep
 
 __version__: str

@@ -33,7 +33,7 @@ from editlib.errors import EditlibError
 from editlib.text import table, to_json
 
 if TYPE_CHECKING:
-    from editlib.hardedit import Built, OpenAIAuthor
+    from editlib.sweeps.hardedit import Built, OpenAIAuthor
 
 
 def sweep(
@@ -83,10 +83,10 @@ def sweep(
     from editlib.data import datasets as data
     from editlib.editing import methods
     from editlib.editing import stats as moments
-    from editlib.sequence import sequence
-    from editlib.sequence import summary as of_sequence
-    from editlib.sweep import summary as of_edits
-    from editlib.sweep import sweep as single_edits
+    from editlib.sweeps.sequential import sequence
+    from editlib.sweeps.sequential import summary as of_sequence
+    from editlib.sweeps.single import summary as of_edits
+    from editlib.sweeps.single import sweep as single_edits
 
     _check_sequential(sequential, every=every, no_scores=no_scores, per_sentence=per_sentence)
     _check_table(out, resume=resume)
@@ -119,7 +119,7 @@ def _check_sequential(sequential: bool, *, every: int | None, no_scores: bool, p
 
 
 def _check_table(out: Path, *, resume: bool) -> None:
-    from editlib.parts import check_folder
+    from editlib.sweeps.parts import check_folder
 
     check_new(None if out.exists() else out)
     check_folder(out, resume=resume)
@@ -181,8 +181,8 @@ def hardedit(
 
     Example: editlib hardedit --model testbed/anchored --author world -n 20 --out hard
     """
-    from editlib import hardedit as making
     from editlib.data import datasets as data
+    from editlib.sweeps import hardedit as making
 
     if author not in ("world", "openai"):
         raise EditlibError(f"author {author!r} is unknown; use world or openai")
@@ -206,7 +206,7 @@ def hardedit(
 
 def _endpoint(model: str | None, base_url: str | None) -> "OpenAIAuthor":
     """A model that writes records; raises `EditlibError` without its name or a key."""
-    from editlib.hardedit import OpenAIAuthor
+    from editlib.sweeps.hardedit import OpenAIAuthor
 
     if model is None:
         raise EditlibError("no model to write records; give --author-model NAME")

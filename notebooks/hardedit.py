@@ -54,9 +54,9 @@ from IPython.display import Markdown, display
 import editlib as el
 from editlib import data, plot
 from editlib.editing.stats import second_moments_of
-from editlib.hardedit import WorldAuthor, build
-from editlib.sequence import sequence, summary
-from editlib.sweep import moment_layers
+from editlib.sweeps.hardedit import WorldAuthor, build
+from editlib.sweeps.sequential import sequence, summary
+from editlib.sweeps.single import moment_layers
 
 plot.theme()
 lm = el.load(model)

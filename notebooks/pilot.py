@@ -59,7 +59,7 @@ import editlib as el
 from editlib import data, plot
 from editlib.editing.session import Workspace
 from editlib.measuring.tasks import evaluate
-from editlib.sweep import edit_of, prepare
+from editlib.sweeps.single import edit_of, prepare
 
 plot.theme()
 lm = el.load(model)

@@ -63,7 +63,7 @@ import editlib as el
 from editlib import data, plot, scores
 from editlib.editing.session import Workspace
 from editlib.measuring import contrast
-from editlib.sweep import edit_of, prepare
+from editlib.sweeps.single import edit_of, prepare
 
 plot.theme()
 lm = el.load(model)

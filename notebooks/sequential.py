@@ -58,8 +58,8 @@ import editlib as el
 from editlib import data, plot, scores
 from editlib.editing.stats import second_moments_of
 from editlib.measuring.tasks import evaluate
-from editlib.sequence import sequence, summary
-from editlib.sweep import moment_layers
+from editlib.sweeps.sequential import sequence, summary
+from editlib.sweeps.single import moment_layers
 
 plot.theme()
 lm = el.load(model)

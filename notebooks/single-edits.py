@@ -61,7 +61,7 @@ from editlib.data import forms
 from editlib.editing.stats import second_moments_of
 from editlib.files import write_json
 from editlib.measuring.tasks import TASKS, evaluate
-from editlib.sweep import moment_layers
+from editlib.sweeps.single import moment_layers
 
 plot.theme()
 METHODS = ("ft-l", "mend", "rome", "memit")

@@ -67,7 +67,7 @@ import editlib as el
 from editlib import data, plot
 from editlib.editing.session import Workspace
 from editlib.measuring.tasks import evaluate
-from editlib.sweep import attempt, edit_of, prepare
+from editlib.sweeps.single import attempt, edit_of, prepare
 
 plot.theme()
 SCALED, SUMMED, NOISE = WAYS = ("one edit, scaled", "many edits, summed", "noise, scaled")

@@ -53,7 +53,7 @@ import editlib as el
 from editlib import data, plot
 from editlib.editing.stats import second_moments_of
 from editlib.models.language_model import oriented, widened
-from editlib.sweep import moment_layers
+from editlib.sweeps.single import moment_layers
 
 plot.theme()
 lm = el.load(model)

@@ -20,7 +20,7 @@ from editlib.editing.methods.rome import RomeParams
 from editlib.models.language_model import LanguageModel
 
 PROCESSES = multiprocessing.get_context("forkserver")  # its server imports torch once, and computes nothing
-PROCESSES.set_forkserver_preload(["transformers.models.gpt2", "editlib.sequence"])
+PROCESSES.set_forkserver_preload(["transformers.models.gpt2", "editlib.sweeps.sequential"])
 SEARCH = RomeParams(layer=1, steps=2, covariance=False)
 
 
@@ -33,14 +33,14 @@ def cases(n: int) -> list[Case]:
 
 def single_edits(model: Path, out: Path, begin: Callable[[], LanguageModel]) -> None:
     """200 cases in parts of eight."""
-    importlib.import_module("editlib.sweep").PART = 8
+    importlib.import_module("editlib.sweeps.single").PART = 8
     options = {"texts": texts(model), "out": out, "resume": True, "scores": False, "progress": False}
     el.sweep(begin(), cases(200), methods={"rome": SEARCH}, **options)
 
 
 def sequential_edits(model: Path, out: Path, begin: Callable[[], LanguageModel]) -> None:
     """Two sequences of 30 cases in parts of four."""
-    importlib.import_module("editlib.sequence").PART = 4
+    importlib.import_module("editlib.sweeps.sequential").PART = 4
     methods = {"rome": SEARCH, "c-rome": replace(SEARCH, keys="prefixed")}
     options = {"texts": texts(model), "out": out, "resume": True, "every": 3, "progress": False}
     el.sequence(begin(), cases(30), methods=methods, **options)

@@ -9,7 +9,7 @@ import pytest
 
 from editlib.cli import run_app
 from editlib.cli_testbed import TESTBED
-from editlib.parts import Parts
+from editlib.sweeps.parts import Parts
 
 pytestmark = pytest.mark.skipif(
     not (TESTBED / "anchored" / "card.json").is_file(), reason="the twins are not trained yet"

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from editlib.errors import EditlibError
-from editlib.parts import PLAN, Parts, check_folder
+from editlib.sweeps.parts import PLAN, Parts, check_folder
 
 KINDS = {"case_id": "int64", "steps": "Int64", "mean": "float64", "error": "str", "sure": "bool", "all": "object"}
 PLANNED = {"model": "abc", "methods": [["rome", {"clamp": math.inf, "layers": (1, 2)}]]}

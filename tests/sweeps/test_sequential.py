@@ -23,10 +23,10 @@ from editlib.engine.perplexity import perplexity
 from editlib.engine.prefixes import prefix_contexts
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
-from editlib.parts import Parts
-from editlib.sequence import COLUMNS, sequence
+from editlib.sweeps.parts import Parts
+from editlib.sweeps.sequential import COLUMNS, sequence
 
-sequence_module = importlib.import_module("editlib.sequence")
+sequence_module = importlib.import_module("editlib.sweeps.sequential")
 workspace_module = importlib.import_module("editlib.editing.session")
 SEARCH = RomeParams(layer=1, steps=3)
 METHODS = {

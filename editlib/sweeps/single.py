@@ -25,7 +25,7 @@ from editlib.engine.prefixes import prefix_contexts
 from editlib.errors import EditlibError
 from editlib.measuring import scores as scoring
 from editlib.models.language_model import LanguageModel
-from editlib.parts import Parts
+from editlib.sweeps.parts import Parts
 
 T = TypeVar("T")
 P = ParamSpec("P")

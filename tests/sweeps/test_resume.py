@@ -12,10 +12,10 @@ import pytest
 from editlib.data.datasets import Case
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
-from editlib.parts import Parts
-from editlib.sweep import sweep
+from editlib.sweeps.parts import Parts
+from editlib.sweeps.single import sweep
 
-sweep_module = importlib.import_module("editlib.sweep")
+sweep_module = importlib.import_module("editlib.sweeps.single")
 VARIANTS = {"rome": killed.SEARCH, "c-rome": replace(killed.SEARCH, keys="prefixed")}
 
 

@@ -28,8 +28,8 @@ from editlib.errors import EditlibError
 from editlib.files import write_tensors
 from editlib.measuring import scores as scoring
 from editlib.models.language_model import LanguageModel
-from editlib.parts import Parts
-from editlib.sweep import (
+from editlib.sweeps.parts import Parts
+from editlib.sweeps.single import (
     ABOUT,
     KINDS,
     MEASURED,

@@ -27,7 +27,7 @@ from editlib.editing.stats import Stats, second_moments_of
 from editlib.errors import EditlibError
 from editlib.files import aside, write_json
 from editlib.models.language_model import LanguageModel
-from editlib.sweep import moment_layers, sweep
+from editlib.sweeps.single import moment_layers, sweep
 from editlib.testbed.world import RELATIONS
 from editlib.testbed.world import build as build_world
 from editlib.text import finite

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 import editlib as el
-from editlib import data, hardedit
+from editlib import data
 from editlib.cli import run_app
 from editlib.editing.stats import Stats, second_moments_of
 from editlib.errors import EditlibError
-from editlib.hardedit import KEY, OpenAIAuthor, Unusable, WorldAuthor, build, estimate, records_of
+from editlib.sweeps import hardedit
+from editlib.sweeps.hardedit import KEY, OpenAIAuthor, Unusable, WorldAuthor, build, estimate, records_of
 
 SECRET = "sk-secret-of-the-tests"
 

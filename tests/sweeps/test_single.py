@@ -21,9 +21,9 @@ from editlib.editing.stats import second_moments_of
 from editlib.engine.perplexity import perplexity
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
-from editlib.sweep import sweep
+from editlib.sweeps.single import sweep
 
-sweep_module = importlib.import_module("editlib.sweep")  # `editlib.sweep` itself is the function
+sweep_module = importlib.import_module("editlib.sweeps.single")  # `editlib.sweeps.single` itself is the function
 COLUMNS = (  # design.md, section 6
     "case_id method subject prompt target_new subject_tokens subject_position perplexity_mean "
     "perplexity_corpus perplexity_ratio numerator denominator denominator_consistent delta_norm weight_norm "
