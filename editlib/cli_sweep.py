@@ -257,7 +257,7 @@ def bench(
 
     Example: editlib bench --model gpt2 --edits 16
     """
-    from editlib import bench
+    from editlib.bench import measure as bench
 
     hush()
     work = bench.work(

@@ -57,7 +57,8 @@ from IPython.display import Markdown
 from matplotlib.ticker import LogLocator
 
 import editlib as el
-from editlib import bench, data, plot, stats
+from editlib import data, plot, stats
+from editlib.bench import measure as bench
 from editlib.editing.methods import solve
 from editlib.editing.session import Workspace
 

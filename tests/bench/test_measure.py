@@ -11,15 +11,16 @@ import torch
 from families import CONTEXTS, random_model
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from editlib import bench, plainpath
-from editlib.bench import Work
+from editlib.bench import measure as bench
+from editlib.bench import plain as plainpath
+from editlib.bench.floor import Shape, Span, floor, spans
+from editlib.bench.measure import Work
 from editlib.editing.edit import Edit, EditRequest
 from editlib.editing.methods import hparams_for
 from editlib.editing.methods.rome import RomeParams
 from editlib.engine.perplexity import perplexity
 from editlib.engine.values import optimise_value, read_keys
 from editlib.errors import EditlibError
-from editlib.floor import Shape, Span, floor, spans
 from editlib.models.language_model import LanguageModel
 
 PARAMS = RomeParams(layer=1, steps=6, learning_rate=0.1, kl_weight=0.5, stop_loss=0.0, clamp=0.8, covariance=False)

@@ -24,7 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, LlamaConfig, PreTrainedConfig
 
-from editlib import plainpath
+from editlib.bench import plain as plainpath
+from editlib.bench.floor import Shape, Span, beginnings, floor, spans
 from editlib.data import datasets as data
 from editlib.editing.edit import Edit, EditRequest
 from editlib.editing.methods import hparams_for, solve
@@ -35,7 +36,6 @@ from editlib.engine.perplexity import Perplexity, encode_texts
 from editlib.engine.prefixes import Flavour, prefix_contexts
 from editlib.engine.values import Keys, Target, ValueParams
 from editlib.errors import EditlibError
-from editlib.floor import Shape, Span, beginnings, floor, spans
 from editlib.machine import hardware
 from editlib.models.language_model import DTYPES, LanguageModel, load, require_device
 from editlib.text import short, table

@@ -1,0 +1,1 @@
+"""The engine beside the plain path: seconds, operations and the floor under them."""
