@@ -1,0 +1,5 @@
+"""Figures of the book, one function each; names are loaded when first used."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
