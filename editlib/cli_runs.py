@@ -16,9 +16,9 @@ from editlib.errors import EditlibError
 from editlib.text import short, table, to_json
 
 if TYPE_CHECKING:
-    from editlib.analyses import Analysis
-    from editlib.compare import Comparison, Difference
-    from editlib.manifest import Manifest
+    from editlib.runs.analyses import Analysis
+    from editlib.runs.compare import Comparison, Difference
+    from editlib.runs.manifest import Manifest
 
 WIDEST = 80  # characters of a table's cell
 NO_RUNS = "no runs yet; execute one with: editlib run --all --profile quick"
@@ -49,7 +49,8 @@ def run(
 
     Example: editlib run pilot --profile quick -p n 20 -p method c-rome
     """
-    from editlib import analyses, runs
+    from editlib.runs import analyses
+    from editlib.runs import execute as runs
 
     place = analyses.find_root(root)
     if not (every or listed) and analysis is None:
@@ -89,7 +90,8 @@ def runs(
 
     Example: editlib runs pilot --profile full --sort -seconds
     """
-    from editlib import analyses, runs
+    from editlib.runs import analyses
+    from editlib.runs import execute as runs
 
     place = analyses.find_root(root)
     frame = runs.runs_frame(place)
@@ -116,7 +118,8 @@ def show(run: RunId, root: Root = None, as_json: Json = False) -> None:
 
     Example: editlib show 0123456789ab
     """
-    from editlib import analyses, manifest, runs
+    from editlib.runs import analyses, manifest
+    from editlib.runs import execute as runs
 
     found = runs.find(run, analyses.find_root(root))
     typer.echo(manifest.as_text(found.record).rstrip() if as_json else "\n\n".join(_sections(found)))
@@ -133,7 +136,8 @@ def verify(
 
     Example: editlib verify --all
     """
-    from editlib import analyses, runs
+    from editlib.runs import analyses
+    from editlib.runs import execute as runs
 
     if every == (run is not None):
         raise EditlibError("name one run to check, or give --all")
@@ -156,7 +160,8 @@ def cite(
 
     Example: editlib cite 0123456789ab --format apa
     """
-    from editlib import analyses, citation, runs
+    from editlib.runs import analyses, citation
+    from editlib.runs import execute as runs
 
     if form not in citation.FORMATS:
         raise EditlibError(f"format {reprlib.repr(form)} is unknown; use one of {', '.join(citation.FORMATS)}")
@@ -178,8 +183,9 @@ def compare(
 
     Example: editlib compare 0123456789ab ba9876543210
     """
-    from editlib import analyses, runs
-    from editlib.compare import compare
+    from editlib.runs import analyses
+    from editlib.runs import execute as runs
+    from editlib.runs.compare import compare
 
     place = analyses.find_root(root)
     first, second = runs.find(a, place), runs.find(b, place)
@@ -197,14 +203,15 @@ def publish(
 
     Example: editlib publish 0123456789ab
     """
-    from editlib import analyses, runs
+    from editlib.runs import analyses
+    from editlib.runs import execute as runs
 
     typer.echo(_relative(runs.publish(run, analyses.find_root(root))))
 
 
 def _changed(folder: Path) -> str | None:
     """What is wrong with a run's folder, or None."""
-    from editlib.manifest import NAME, read_manifest
+    from editlib.runs.manifest import NAME, read_manifest
 
     try:
         name = read_manifest(folder).difference()

@@ -17,7 +17,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page
 
-from editlib.manifest import Manifest, read_manifest
+from editlib.runs.manifest import Manifest, read_manifest
 
 ROOT = Path(__file__).parents[1]
 SERIOUS = ("serious", "critical")

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from editlib import crate, manifest
+from editlib.runs import crate, manifest
 
 DIGEST = "ab" * 32
 PROJECT = {

@@ -98,10 +98,10 @@ def test_usage_errors_are_one_line(mistake: Mistake) -> None:
 
 def test_an_interruption_is_one_line_and_status_130() -> None:
     code = (
-        "import editlib.analyses, signal, time\n"
+        "import editlib.runs.analyses, signal, time\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with it ignored\n"
         "def wait(root): print('ready', flush=True); time.sleep(60)\n"
-        "editlib.analyses.find_root = wait\n"
+        "editlib.runs.analyses.find_root = wait\n"
         "from editlib.cli import main\nmain()"
     )
     command = [sys.executable, "-c", code, "run", "toy"]

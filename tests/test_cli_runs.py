@@ -10,9 +10,9 @@ import pytest
 import yaml
 from folders import DIGEST, HOSTILE, make_project, make_run, record
 
-from editlib import citation, manifest
 from editlib.cli import run_app
-from editlib.manifest import Manifest
+from editlib.runs import citation, manifest
+from editlib.runs.manifest import Manifest
 
 Mistake = Callable[..., str]
 ABOUT_ONE = ("show", "verify", "cite", "publish")

@@ -10,8 +10,8 @@ from typing import Any
 
 from runs import Run
 
-from editlib import analyses
 from editlib.errors import EditlibError
+from editlib.runs import analyses
 
 
 def command(run: Run, root: Path) -> str:

@@ -19,8 +19,8 @@ from folds import fold
 from runs import Run, clipped, page_link, read_runs, spoken
 from sphinx.application import Sphinx
 
-from editlib import citation
-from editlib.manifest import read_manifest
+from editlib.runs import citation
+from editlib.runs.manifest import read_manifest
 
 ACTIVE = re.compile(r"<\s*/?(script|iframe|object|embed|form|base|meta|link)\b|<[^>]*\son\w+\s*=|javascript:", re.I)
 FILE_NAMES = {

@@ -9,7 +9,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from editlib.manifest import json_schema
+from editlib.runs.manifest import json_schema
 
 Schema = dict[str, Any]
 

@@ -36,8 +36,8 @@ from editlib.engine.perplexity import Perplexity, encode_texts
 from editlib.engine.prefixes import Flavour, prefix_contexts
 from editlib.engine.values import Keys, Target, ValueParams
 from editlib.errors import EditlibError
-from editlib.machine import hardware
 from editlib.models.language_model import DTYPES, LanguageModel, load, require_device
+from editlib.runs.machine import hardware
 from editlib.text import short, table
 
 TESTBED = "testbed/anchored"  # lends random models its tokenizer, prefix contexts, cases and prose

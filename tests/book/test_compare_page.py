@@ -7,7 +7,7 @@ import pytest
 from books import published, violations
 from playwright.sync_api import Browser, Page
 
-from editlib.manifest import Manifest
+from editlib.runs.manifest import Manifest
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from books import build, served, small
 from playwright.sync_api import Page
 
-from editlib.manifest import hash_files, write
+from editlib.runs.manifest import hash_files, write
 
 EVIL = {
     "script": "<script>window.evil = 1</script>",

@@ -10,8 +10,8 @@ import pytest
 from books import ROOT, build, eventually, published, small, violations
 from playwright.sync_api import Browser, Page
 
-from editlib import analyses, citation
-from editlib.manifest import Manifest, write
+from editlib.runs import analyses, citation
+from editlib.runs.manifest import Manifest, write
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,10 @@ import pandas as pd
 import pytest
 from folders import DIGEST, HOSTILE, INPUTS, make_run
 
-from editlib import analyses, machine, runs
 from editlib.cli_testbed import TESTBED
 from editlib.errors import EditlibError
+from editlib.runs import analyses, machine
+from editlib.runs import execute as runs
 
 ROOT = Path(__file__).parents[1]
 needs_testbed = pytest.mark.skipif(

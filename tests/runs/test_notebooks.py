@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from editlib import runs
-from editlib.crate import NAME as CRATE
+from editlib.runs import execute as runs
+from editlib.runs.crate import NAME as CRATE
 
 ROOT = Path(__file__).parents[1]
 SMALL = {

@@ -16,7 +16,7 @@ from rocrate_validator import services
 from rocrate_validator.models import Severity
 from rocrate_validator.utils.http import HttpRequester
 
-from editlib.manifest import Manifest
+from editlib.runs.manifest import Manifest
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the checker's own
 CONTEXT = (Path(rocrate.__file__).parent / "data" / "ro-crate.jsonld").read_bytes()

@@ -9,7 +9,7 @@ import pytest
 from folders import INPUTS, make_run, record
 
 from editlib import text
-from editlib.compare import Comparison, Difference, Number, compare, intervals
+from editlib.runs.compare import Comparison, Difference, Number, compare, intervals
 
 
 @pytest.fixture

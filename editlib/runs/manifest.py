@@ -14,9 +14,9 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from editlib.analyses import Value, short_hash
-from editlib.citation import bibtex
 from editlib.errors import EditlibError
+from editlib.runs.analyses import Value, short_hash
+from editlib.runs.citation import bibtex
 
 NAME, CITATION = "manifest.json", "citation.bib"
 Id = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]  # the beginning of a sha256

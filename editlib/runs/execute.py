@@ -24,10 +24,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from editlib.analyses import SCHEMA, Plan, plan, project, read
 from editlib.errors import EditlibError
-from editlib.machine import environment, git_state, hardware, without_paths
-from editlib.manifest import Manifest, hash_files, read_manifest, write
+from editlib.runs.analyses import SCHEMA, Plan, plan, project, read
+from editlib.runs.machine import environment, git_state, hardware, without_paths
+from editlib.runs.manifest import Manifest, hash_files, read_manifest, write
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -298,7 +298,7 @@ def _cell_seconds(notebook: Path) -> list[float]:
 
 def _add_crate(record: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """Describe the folder for readers who do not know this project; returns the new file's hash."""
-    from editlib.crate import NAME, describe
+    from editlib.runs.crate import NAME, describe
 
     text = json.dumps(describe(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     (folder / NAME).write_bytes(text.encode())

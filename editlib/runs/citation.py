@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from editlib.manifest import Manifest
+    from editlib.runs.manifest import Manifest
 
 SPECIAL = str.maketrans(
     {

@@ -8,8 +8,8 @@ import yaml
 from folders import DIGEST, HOSTILE, INPUTS, PROJECT, make_run
 from pybtex.database import parse_string
 
-from editlib import citation, manifest
-from editlib.manifest import Manifest
+from editlib.runs import citation, manifest
+from editlib.runs.manifest import Manifest
 
 MODEL = {"n": 3, "model": "testbed/anchored"}
 

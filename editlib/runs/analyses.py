@@ -21,10 +21,10 @@ from typing import Any
 import yaml
 
 from editlib.errors import EditlibError
-from editlib.machine import without_paths
+from editlib.runs.machine import without_paths
 
 SCHEMA = 2  # of spec and manifest
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 SOURCES = (".py", ".json", ".jsonl", ".yaml")  # code and the data that is written by hand or generated with it
 # What executes, lists and cites runs, but computes nothing in them: no number depends on it.
 OUTSIDE = re.compile(r"(cli(_\w+)?|analyses|runs|manifest|citation|crate|compare|machine|download|__init__)\.py")

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from editlib.manifest import Manifest
+from editlib.runs.manifest import Manifest
 
 Metric = bool | int | float | str
 

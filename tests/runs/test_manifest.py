@@ -10,9 +10,9 @@ import jsonschema
 import pytest
 from folders import DIGEST, make_run, record
 
-from editlib import manifest
 from editlib.errors import EditlibError
-from editlib.manifest import Manifest
+from editlib.runs import manifest
+from editlib.runs.manifest import Manifest
 
 SCHEMA = Path(__file__).parents[1] / "book" / "_static" / "manifest.schema.json"
 FILES = ["citation.bib", "data/cases.parquet", "figures/ratios.png", "index.ipynb", "manifest.json",
