@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from folders import DIGEST, HOSTILE, INPUTS, make_run
 
-from editlib.cli_testbed import TESTBED
+from editlib.cli.testbed import TESTBED
 from editlib.errors import EditlibError
 from editlib.runs import analyses, machine
 from editlib.runs import execute as runs

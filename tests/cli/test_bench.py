@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from editlib.cli import run_app
-from editlib.cli_testbed import TESTBED
+from editlib.cli.testbed import TESTBED
 
 pytestmark = pytest.mark.skipif(
     not (TESTBED / "anchored" / "card.json").is_file(), reason="the twins are not trained yet"

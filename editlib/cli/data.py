@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from editlib.cli_options import Json
+from editlib.cli.options import Json
 from editlib.text import table, to_json
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from editlib.cli_options import Device, Json, check_new
+from editlib.cli.options import Device, Json, check_new
 from editlib.errors import EditlibError
 from editlib.text import table, to_json
 
-TESTBED = Path(__file__).parent / "testbed"
+TESTBED = Path(__file__).parents[1] / "testbed"
 
 app = typer.Typer(help="The small models shipped with editlib.", rich_markup_mode=None)
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from editlib.cli import run_app
-from editlib.cli_testbed import TESTBED
+from editlib.cli.testbed import TESTBED
 from editlib.sweeps.parts import Parts
 
 pytestmark = pytest.mark.skipif(

@@ -10,11 +10,13 @@ from typing import Any
 
 import typer
 
-from editlib import cli_data, cli_mend, cli_testbed
-from editlib.cli_edit import edit, layers, tasks
-from editlib.cli_options import Stop
-from editlib.cli_runs import cite, compare, publish, run, runs, show, verify
-from editlib.cli_sweep import bench, hardedit, sweep
+from editlib.cli import data as data
+from editlib.cli import mend as mend
+from editlib.cli import testbed as testbed
+from editlib.cli.edit import edit, layers, tasks
+from editlib.cli.options import Stop
+from editlib.cli.runs import cite, compare, publish, run, runs, show, verify
+from editlib.cli.sweep import bench, hardedit, sweep
 from editlib.errors import EditlibError
 
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]  # click's ClickException, wherever typer keeps click
@@ -30,9 +32,9 @@ app = typer.Typer(
 ABOUT_RUNS = (run, runs, show, verify, cite, compare, publish)
 for command in (edit, layers, sweep, hardedit, *ABOUT_RUNS, tasks, bench):  # in the order of the help
     app.command()(command)
-app.add_typer(cli_data.app, name="data")
-app.add_typer(cli_mend.app, name="mend")
-app.add_typer(cli_testbed.app, name="testbed")
+app.add_typer(data.app, name="data")
+app.add_typer(mend.app, name="mend")
+app.add_typer(testbed.app, name="testbed")
 
 
 def main() -> None:

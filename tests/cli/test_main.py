@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from editlib.cli import run_app
-from editlib.cli_testbed import TESTBED
+from editlib.cli.testbed import TESTBED
 
 REPOSITORY = Path(__file__).parent.parent
 PROGRAM = [sys.executable, "-c", "from editlib.cli import main; main()"]
@@ -336,7 +336,7 @@ def test_an_unknown_twin_is_named(tmp_path: Path, mistake: Mistake) -> None:
 def test_info_checks_files_against_cards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("editlib.cli_testbed.TESTBED", tmp_path)
+    monkeypatch.setattr("editlib.cli.testbed.TESTBED", tmp_path)
     (tmp_path / "control").mkdir()
     (tmp_path / "control" / "model.safetensors").write_bytes(b"weights")
     digest = hashlib.sha256(b"weights").hexdigest()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from editlib.cli_options import (
+from editlib.cli.options import (
     CollapseRatio,
     Corpus,
     Device,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from editlib.cli_options import Json, Stop, pairs
+from editlib.cli.options import Json, Stop, pairs
 from editlib.errors import EditlibError
 from editlib.text import short, table, to_json
 

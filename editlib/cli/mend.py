@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from editlib.cli_options import Device, Dtype, Model, Revision, check_new, load_model
+from editlib.cli.options import Device, Dtype, Model, Revision, check_new, load_model
 from editlib.errors import EditlibError
 from editlib.text import table
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from editlib.cli_options import (
+from editlib.cli.options import (
     CollapseRatio,
     Corpus,
     Device,
