@@ -3,10 +3,10 @@ from . import errors as errors
 from . import plot as plot
 from . import testbed as testbed
 from .data.datasets import Case as Case
+from .data.request import EditRequest as EditRequest
 from .editing import methods as methods
 from .editing import stats as stats
 from .editing.edit import Edit as Edit
-from .editing.edit import EditRequest as EditRequest
 from .editing.methods import METHODS as METHODS
 from .editing.methods import compute as compute
 from .editing.methods import hparams_for as hparams_for

@@ -60,7 +60,7 @@ from IPython.display import Markdown
 
 import editlib as el
 from editlib import data, plot
-from editlib.editing.session import Workspace
+from editlib.editing.session import Session
 from editlib.measuring import contrast
 
 plot.theme()
@@ -77,7 +77,7 @@ def edits(name: str) -> pd.DataFrame:
     variants = {arm: el.hparams_for(lm, "rome", covariance=covariance) for arm, covariance in arms.items()}
     table = el.sweep(lm, chosen, methods=variants, texts=sentences, scores=False, stats=moments, progress=False)
     failed = set(table.loc[table["error"].notna(), "case_id"])
-    able, space = [case for case in chosen if case.case_id not in failed], Workspace(lm, stats=moments)
+    able, space = [case for case in chosen if case.case_id not in failed], Session(lm, stats=moments)
     for arm, params in variants.items():
         lengths = contrast.case_keys(space, params, [case.request for case in able]).whitened.norm(dim=1)
         by_case = dict(zip((case.case_id for case in able), lengths.tolist(), strict=True))

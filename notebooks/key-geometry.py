@@ -54,7 +54,7 @@ from IPython.display import Markdown
 
 import editlib as el
 from editlib import data, plot
-from editlib.editing.session import Workspace
+from editlib.editing.session import Session
 from editlib.measuring import contrast
 
 plot.theme()
@@ -104,7 +104,7 @@ def mapped(name: str, other: str, bare: torch.Tensor, second: torch.Tensor) -> p
 keys, maps = {}, []
 for name, stats in moments.items():
     params = el.hparams_for(models[name], "rome", covariance=stats is not None, layer=rome.layer)
-    space = Workspace(models[name], stats=stats)
+    space = Session(models[name], stats=stats)
     keys[name] = contrast.case_keys(space, params, [case.request for case in able])
     maps.append(mapped(name, "k̄", keys[name].bare, keys[name].mean))
     if params.covariance:

@@ -59,7 +59,7 @@ from IPython.display import Markdown
 import editlib as el
 from editlib import data, plot, scores
 from editlib.editing.methods import solve
-from editlib.editing.session import Workspace
+from editlib.editing.session import Session
 from editlib.measuring.causal import DECIDING
 
 plot.theme()
@@ -167,7 +167,7 @@ def seconds(method: str, case: data.Case) -> float:
     return time.perf_counter() - started
 
 
-space = Workspace(lm)
+space = Session(lm)
 able = [method for method in presets if main.loc[main["method"] == method, "error"].isna().all()]
 clock = pd.Series({method: np.median([seconds(method, case) for case in chosen[:timed]]) for method in able})
 cells = summary[summary["protocol"] == "em_tf"].set_index(["method", "score"])

@@ -60,7 +60,7 @@ import editlib as el
 from editlib import data, plot, stats
 from editlib.bench import measure as bench
 from editlib.editing.methods import solve
-from editlib.editing.session import Workspace
+from editlib.editing.session import Session
 
 plot.theme()
 PLAIN, ENGINE, FLOOR = plot.COLORS.values()
@@ -220,7 +220,7 @@ Markdown(
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Relative error of the direction of C inverse k and of the update, and perplexity over unedited, by tokens per key dimension and kind of subject, all on log axes."}}
 def edited(tokens: torch.Tensor) -> list[tuple[el.Edit, float]]:
     """Every case's edit with the second moment over these windows, and its perplexity over unedited."""
-    space = Workspace(tested, stats=stats.second_moments(tested, tokens, layers=[params.layer]))
+    space = Session(tested, stats=stats.second_moments(tested, tokens, layers=[params.layer]))
     requests = [case.request for case in chosen]
     space.prepare(params.layer, name, requests, params)
     try:

@@ -57,7 +57,7 @@ from IPython.display import Markdown
 
 import editlib as el
 from editlib import data, plot
-from editlib.editing.session import Workspace
+from editlib.editing.session import Session
 from editlib.measuring.tasks import evaluate
 from editlib.sweeps.single import edit_of, prepare
 
@@ -149,7 +149,7 @@ def asked() -> pd.DataFrame:
 able = main[main["error"].isna()].sort_values("perplexity_ratio", ascending=False, na_position="first")
 ranked = able["case_id"].head(top)
 requests = {case.case_id: case.request for case in chosen if case.case_id in set(ranked)}
-space, hparams = Workspace(lm), el.hparams_for(lm, method)
+space, hparams = Session(lm), el.hparams_for(lm, method)
 prepare(space, hparams, list(requests.values()))
 before, after = asked(), []
 for case_id, request in requests.items():

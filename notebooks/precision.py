@@ -47,7 +47,7 @@ from IPython.display import Markdown
 import editlib as el
 from editlib import data, plot
 from editlib.editing.methods import solve
-from editlib.editing.session import Workspace
+from editlib.editing.session import Session
 from editlib.editing.stats import second_moments_of
 from editlib.engine.values import optimise_value
 
@@ -72,7 +72,7 @@ requests = [case.request for case in chosen]
 spaces, targets = {}, {}
 for arm, lm in models.items():
     mine = replace(moments, header=replace(moments.header, model=lm.fingerprint))
-    spaces[arm] = Workspace(lm, stats=mine)
+    spaces[arm] = Session(lm, stats=mine)
     if arm == PLAIN:
         contexts = el.prefix_contexts(lm, flavour=params.contexts)
         targets[arm] = [optimise_value(lm, name, request, contexts, params.search) for request in requests]

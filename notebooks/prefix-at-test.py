@@ -61,7 +61,7 @@ from IPython.display import Markdown
 
 import editlib as el
 from editlib import data, plot, scores
-from editlib.editing.session import Workspace
+from editlib.editing.session import Session
 from editlib.measuring import contrast
 from editlib.sweeps.single import edit_of, prepare
 
@@ -93,7 +93,7 @@ Markdown(
 sources = ("editing", "held-out")
 failed = set(table.loc[table["error"].notna(), "case_id"])
 able = [case for case in chosen if case.case_id not in failed]
-space = Workspace(lm, stats=moments)
+space = Session(lm, stats=moments)
 prepare(space, variants["rome"], [case.request for case in able])
 rows = []
 for case in able:

@@ -65,7 +65,7 @@ from IPython.display import Markdown
 
 import editlib as el
 from editlib import data, plot
-from editlib.editing.session import Workspace
+from editlib.editing.session import Session
 from editlib.measuring.tasks import evaluate
 from editlib.sweeps.single import attempt, edit_of, prepare
 
@@ -77,7 +77,7 @@ lm = el.load(model)
 chosen = data.draw(data.cases(cases), n, seed=seed)
 sentences = data.texts(texts)
 unedited = el.perplexity(lm, sentences).mean
-space = Workspace(lm, corpus=data.texts(corpus) if corpus else None)
+space = Session(lm, corpus=data.texts(corpus) if corpus else None)
 Markdown(f"Unedited `{model}`: perplexity {unedited:.2f} (mean over {len(sentences)} texts). {n} cases drawn.")
 
 # %% [markdown]

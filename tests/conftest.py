@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from editlib.cli import run_app
-from editlib.editing.edit import EditRequest
+from editlib.data.request import EditRequest
 from editlib.editing.stats import Stats, corpus_windows, second_moments
 from editlib.models.language_model import LanguageModel
 

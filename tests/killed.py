@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 import editlib as el
 from editlib.data.datasets import Case
-from editlib.editing.edit import EditRequest
+from editlib.data.request import EditRequest
 from editlib.editing.methods.rome import RomeParams
 from editlib.models.language_model import LanguageModel
 

@@ -7,7 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from editlib.editing.edit import Edit, EditRequest
+from editlib.data.request import EditRequest
+from editlib.editing.edit import Edit
 from editlib.models.language_model import LanguageModel
 
 Array = NDArray[np.float64]

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from editlib.editing.edit import EditRequest
+from editlib.data.request import EditRequest
 from editlib.engine.values import encode_contexts
 from editlib.models.language_model import LanguageModel
 from editlib.models.tokens import encode

@@ -27,16 +27,18 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, LlamaConf
 from editlib.bench import plain as plainpath
 from editlib.bench.floor import Shape, Span, beginnings, floor, spans
 from editlib.data import datasets as data
-from editlib.editing.edit import Edit, EditRequest
+from editlib.data.request import EditRequest
+from editlib.editing.edit import Edit
 from editlib.editing.methods import hparams_for, solve
 from editlib.editing.methods.rome import RomeParams
-from editlib.editing.session import Workspace
+from editlib.editing.session import Session
 from editlib.engine import products
-from editlib.engine.perplexity import Perplexity, encode_texts
+from editlib.engine.perplexity import Perplexity
 from editlib.engine.prefixes import Flavour, prefix_contexts
 from editlib.engine.values import Keys, Target, ValueParams
 from editlib.errors import EditlibError
 from editlib.models.language_model import DTYPES, LanguageModel, load, require_device
+from editlib.models.tokens import encode_texts
 from editlib.runs.machine import hardware
 from editlib.text import short, table
 
@@ -204,8 +206,8 @@ Route = Callable[[Work, Meter], list[Outcome]]
 
 
 def engine(work: Work, meter: Meter) -> list[Outcome]:
-    """All requests at once, by a workspace that knows nothing yet."""
-    space, params = Workspace(work.lm), work.params
+    """All requests at once, by a session that knows nothing yet."""
+    space, params = Session(work.lm), work.params
     with meter("shared"):
         space.rows(work.requests[0], params.contexts)  # runs the prefix contexts
         space.prepare_texts(params.layer, work.texts)
@@ -237,8 +239,8 @@ def _plain_edit(work: Work, request: EditRequest, meter: Meter) -> Outcome:
     return Outcome(target, edit, found)
 
 
-class _Known(Workspace):
-    """A workspace for one request, whose keys and v* were found elsewhere."""
+class _Known(Session):
+    """A session for one request, whose keys and v* were found elsewhere."""
 
     def __init__(self, lm: LanguageModel, keys: Keys, target: Target) -> None:
         super().__init__(lm)

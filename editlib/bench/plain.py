@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
-from editlib.editing.edit import EditRequest
-from editlib.engine.perplexity import Perplexity, encode_texts, pad
+from editlib.data.request import EditRequest
+from editlib.engine.perplexity import Perplexity
 from editlib.engine.values import Keys, Target, ValueParams, encode_contexts
 from editlib.models.language_model import LanguageModel, widened
-from editlib.models.tokens import Encoded, encode
+from editlib.models.tokens import Encoded, encode, encode_texts, pad
 from editlib.models.trace import trace
 
 BATCH = 10  # texts at once, as in the released code of both papers

@@ -67,9 +67,9 @@ def edit(
     import torch
 
     from editlib.data import datasets as data
+    from editlib.data.request import EditRequest
     from editlib.editing import methods
     from editlib.editing import stats as moments
-    from editlib.editing.edit import EditRequest
     from editlib.measuring.report import before_after
 
     request = EditRequest(prompt=prompt, subject=subject, target_new=target)

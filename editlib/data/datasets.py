@@ -13,8 +13,8 @@ from editlib.data.download import fetch
 from editlib.data.forms import MARKS, form_of, parse
 from editlib.data.forms import Case as Case
 from editlib.data.records import records
+from editlib.data.request import EditRequest
 from editlib.data.sources import SHIPPED, SOURCES, Source
-from editlib.editing.edit import EditRequest
 from editlib.errors import EditlibError
 from editlib.files import aside
 from editlib.models.language_model import LanguageModel

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from editlib.editing.edit import EditRequest
+from editlib.data.request import EditRequest
 from editlib.errors import EditlibError
 
 MARKS = {"counterfact": "requested_rewrite", "zsre": "src", "easyedit": "prompt", "texts": "Text"}  # a form's own field

@@ -1,4 +1,4 @@
-"""Edit requests, and edits: exact low-rank weight changes that can be applied, undone, saved and loaded."""
+"""Edits: exact low-rank weight changes that can be applied, undone, saved and loaded."""
 
 import json
 import os
@@ -14,42 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from editlib.data.request import EditRequest
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel, oriented
 from editlib.text import finite
-
-
-@dataclass(frozen=True, kw_only=True)
-class EditRequest:
-    """One fact to change: `prompt` holds one `{}` for `subject`, and `target_new` should follow it.
-
-    Raises `EditlibError` for a prompt without exactly one `{}`, an empty subject or an empty target.
-    """
-
-    prompt: str
-    subject: str
-    target_new: str
-    target_true: str | None = None
-
-    def __post_init__(self) -> None:
-        if not self.subject.strip():
-            raise EditlibError(f"subject {self.subject!r} is empty; name what the prompt is about")
-        if self.prompt.count("{}") != 1:
-            raise EditlibError(
-                f"prompt {self.prompt!r} must hold {{}} once, where the subject goes{self._suggestion()}"
-            )
-        if not self.target_new.strip():
-            raise EditlibError(f"target {self.target_new!r} is empty; say what should follow the prompt")
-
-    def _suggestion(self) -> str:
-        fixed = self.prompt.replace(self.subject, "{}", 1)
-        return f": write {fixed!r}" if fixed.count("{}") == 1 else "; for example '{} is located in'"
-
-    @property
-    def text(self) -> str:
-        """The prompt with its subject in place."""
-        return self.prompt.replace("{}", self.subject, 1)
-
 
 Factors = dict[str, tuple[Tensor, Tensor]]  # by name of the weight: left (d_out, r) and right (d_in, r)
 

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from editlib.editing.edit import Edit, EditRequest
+from editlib.data.request import EditRequest
+from editlib.editing.edit import Edit
 from editlib.editing.stats import Stats, second_moments_of
 from editlib.engine import search as engine
 from editlib.engine.passes import Passes
@@ -20,7 +21,7 @@ from editlib.models.language_model import LanguageModel, widened
 T = TypeVar("T")
 
 
-class Workspace:
+class Session:
     """A model with everything already known about its edits; valid as long as its weights are not changed.
 
     Second moments come from `stats`, else from the user's cache, where they are put after a pass over `corpus`.

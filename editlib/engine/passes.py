@@ -13,8 +13,8 @@ from transformers.activations import NewGELUActivation
 from transformers.cache_utils import Cache, DynamicLayer
 
 from editlib.engine import products
-from editlib.engine.perplexity import pad
 from editlib.models.language_model import LanguageModel
+from editlib.models.tokens import pad
 from editlib.models.trace import Seen, trace
 
 At = tuple[Tensor, Tensor]  # rows and columns

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel, widened
+from editlib.models.tokens import encode_texts, pad
 
 BATCH_TOKENS = 4096
 
@@ -53,23 +53,6 @@ def perplexity(lm: LanguageModel, texts: Sequence[str], *, batch_tokens: int = B
     return Perplexity(losses, np.array([len(row) - 1 for row in rows]))
 
 
-def encode_texts(lm: LanguageModel, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of texts, without special tokens."""
-    if not texts:
-        raise EditlibError("no texts to measure perplexity on; give at least one")
-    rows = lm.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    short = next((text for text, row in zip(texts, rows, strict=True) if len(row) < 2), None)
-    if short is not None:
-        raise EditlibError(f"text {short!r} has fewer than two tokens; perplexity needs two")
-    longest = max(rows, key=len)
-    if lm.context is not None and len(longest) > lm.context:
-        text = texts[rows.index(longest)]
-        raise EditlibError(
-            f"text {text[:40]!r}... has {len(longest)} tokens, the model takes at most {lm.context}; shorten it"
-        )
-    return rows  # type: ignore[no-any-return]
-
-
 def _batches(order: Sequence[int], rows: Sequence[Sequence[int]], limit: int) -> list[list[int]]:
     """Consecutive runs of `order` (sorted by length) whose padded size stays within `limit`."""
     batches: list[list[int]] = [[]]
@@ -78,14 +61,6 @@ def _batches(order: Sequence[int], rows: Sequence[Sequence[int]], limit: int) ->
             batches.append([])
         batches[-1].append(i)
     return batches
-
-
-def pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Right-padded ids and their attention mask.  # both (rows, longest)"""
-    width = max(map(len, rows))
-    ids = torch.tensor([[*row, *([0] * (width - len(row)))] for row in rows], device=device)
-    lengths = torch.tensor([len(row) for row in rows], device=device)
-    return ids, (torch.arange(width, device=device) < lengths[:, None]).long()
 
 
 @torch.no_grad()

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
-from editlib.editing.edit import EditRequest
+from editlib.data.request import EditRequest
 from editlib.engine.passes import Passes, Past, Start, Tokens
-from editlib.engine.perplexity import Perplexity, encode_texts
+from editlib.engine.perplexity import Perplexity
 from editlib.engine.values import Keys, Target, ValueParams, encode_contexts
 from editlib.models.language_model import LanguageModel, widened
-from editlib.models.tokens import Encoded, encode
+from editlib.models.tokens import Encoded, encode, encode_texts
 
 CHECK = 5  # steps between two looks at which requests are done; in between, the device is not waited for
 LOGITS = {"cpu": 2**24, "cuda": 2**29}  # numbers held at once when texts are scored

@@ -8,11 +8,10 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from editlib.editing.edit import EditRequest
-from editlib.engine.perplexity import pad
+from editlib.data.request import EditRequest
 from editlib.engine.prefixes import Flavour
 from editlib.models.language_model import LanguageModel, widened
-from editlib.models.tokens import Encoded, encode
+from editlib.models.tokens import Encoded, encode, pad
 from editlib.models.trace import Seen, trace
 
 

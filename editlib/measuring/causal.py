@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from editlib.editing.edit import EditRequest
-from editlib.engine.perplexity import pad
+from editlib.data.request import EditRequest
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel, widened
-from editlib.models.tokens import Encoded, encode
+from editlib.models.tokens import Encoded, encode, pad
 from editlib.models.trace import trace
 
 GROUPS = ("first subject token", "middle subject tokens", "last subject token", "further tokens", "last token")

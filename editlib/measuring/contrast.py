@@ -15,9 +15,9 @@ from torch import Tensor
 
 from editlib.data import datasets as data
 from editlib.data.datasets import Case
-from editlib.editing.edit import EditRequest
+from editlib.data.request import EditRequest
 from editlib.editing.methods.rome import RankOneParams
-from editlib.editing.session import Workspace
+from editlib.editing.session import Session
 from editlib.editing.stats import Stats, default_corpus, second_moments_of
 from editlib.engine.values import read_at
 from editlib.errors import EditlibError
@@ -97,7 +97,7 @@ class CaseKeys:
         return torch.nn.functional.cosine_similarity(self.bare, self.whitened)
 
 
-def case_keys(space: Workspace, params: RankOneParams, requests: Sequence[EditRequest]) -> CaseKeys:
+def case_keys(space: Session, params: RankOneParams, requests: Sequence[EditRequest]) -> CaseKeys:
     """The keys that a method with these hyper-parameters edits by, in float64."""
     found = [space.keys(params.layer, request, params.contexts) for request in requests]
     bare = torch.stack([keys.bare[0] for keys in found]).double()

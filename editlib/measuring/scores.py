@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from editlib.data.datasets import Case
-from editlib.editing.edit import EditRequest
-from editlib.engine.perplexity import pad
+from editlib.data.request import EditRequest
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel, widened
-from editlib.models.tokens import encode, encode_text
+from editlib.models.tokens import encode, encode_text, pad
 
 Score = Literal["efficacy", "generalization", "locality"]
 Prefixed = Literal["efficacy", "all"]

@@ -1,1 +1,1 @@
-"""Language models as editing sees them: loading, where the MLP memories sit, tokens, and reading and replacing activations."""
+"""Language models as editing sees them: loading, where MLP memories sit, tokens, reading and replacing activations."""

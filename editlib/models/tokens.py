@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from editlib.errors import EditlibError
+from editlib.models.language_model import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -80,3 +83,28 @@ def _overlap(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[
     """The half-open range of tokens that share a character with [start, end)."""
     hits = [i for i, (a, b) in enumerate(offsets) if a < end and b > start and a < b]
     return (hits[0], hits[-1] + 1) if hits else None
+
+
+def encode_texts(lm: LanguageModel, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of texts, without special tokens."""
+    if not texts:
+        raise EditlibError("no texts to measure perplexity on; give at least one")
+    rows = lm.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    short = next((text for text, row in zip(texts, rows, strict=True) if len(row) < 2), None)
+    if short is not None:
+        raise EditlibError(f"text {short!r} has fewer than two tokens; perplexity needs two")
+    longest = max(rows, key=len)
+    if lm.context is not None and len(longest) > lm.context:
+        text = texts[rows.index(longest)]
+        raise EditlibError(
+            f"text {text[:40]!r}... has {len(longest)} tokens, the model takes at most {lm.context}; shorten it"
+        )
+    return rows  # type: ignore[no-any-return]
+
+
+def pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Right-padded ids and their attention mask.  # both (rows, longest)"""
+    width = max(map(len, rows))
+    ids = torch.tensor([[*row, *([0] * (width - len(row)))] for row in rows], device=device)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    return ids, (torch.arange(width, device=device) < lengths[:, None]).long()

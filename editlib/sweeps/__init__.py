@@ -1,1 +1,1 @@
-"""Many edits with a table that survives interruptions: each alone, on top of each other, or until hard cases are found."""
+"""Many edits in a table that survives interruptions: each alone, one on top of another, or until hard ones are found."""

@@ -17,9 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from editlib.data.datasets import Case
-from editlib.editing.edit import EditRequest
+from editlib.data.request import EditRequest
 from editlib.editing.methods import Params, layers_of
-from editlib.editing.session import Workspace
+from editlib.editing.session import Session
 from editlib.editing.stats import Stats
 from editlib.engine import search as engine
 from editlib.engine.passes import Passes
@@ -116,8 +116,8 @@ class Job:
         return self.space.lm
 
 
-class Changing(Workspace):
-    """A workspace whose model changes: what it knows is forgotten, but for the unedited model's second moments."""
+class Changing(Session):
+    """A session whose model changes: what it knows is forgotten, but for the unedited model's second moments."""
 
     def forget(self) -> None:
         """Drop all that follows from the weights; the factors of the second moments stay."""

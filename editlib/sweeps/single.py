@@ -15,16 +15,18 @@ import torch
 from tqdm import tqdm
 
 from editlib.data.datasets import Case, subject_tokens
-from editlib.editing.edit import Edit, EditRequest
+from editlib.data.request import EditRequest
+from editlib.editing.edit import Edit
 from editlib.editing.methods import Params, hparams_for, layers_of, needs_moments, searches, solve
 from editlib.editing.methods.mend import MendParams, editor_file
-from editlib.editing.session import Workspace
+from editlib.editing.session import Session
 from editlib.editing.stats import Stats
-from editlib.engine.perplexity import Perplexity, encode_texts, perplexity
+from editlib.engine.perplexity import Perplexity, perplexity
 from editlib.engine.prefixes import prefix_contexts
 from editlib.errors import EditlibError
 from editlib.measuring import scores as scoring
 from editlib.models.language_model import LanguageModel
+from editlib.models.tokens import encode_texts
 from editlib.sweeps.parts import Parts
 
 T = TypeVar("T")
@@ -74,7 +76,7 @@ def sweep(
     plan = plan_of(lm, cases, variants, texts, stats=stats, corpus=corpus)
     more = {"scores": scores, "sentences": per_sentence, "prefixes": list(prefixes), "part": PART}
     parts = Parts.of(out, {"sweep": "single edits"} | plan | more, kinds, resume=resume)
-    job = Job(Workspace(lm, stats=stats, corpus=corpus), variants, texts, prefixes, scores)
+    job = Job(Session(lm, stats=stats, corpus=corpus), variants, texts, prefixes, scores)
     groups = [cases[start : start + PART] for start in range(0, len(cases), PART)]
     frames = parts.read([_names(variants, group) for group in groups])
     if len(frames) < len(groups):
@@ -91,7 +93,7 @@ def sweep(
 class Job:
     """What is done with every case."""
 
-    space: Workspace
+    space: Session
     variants: Mapping[str, Params]
     texts: Sequence[str]
     prefixes: Sequence[str]
@@ -186,13 +188,13 @@ def attempt(work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T 
         return " ".join(f"{type(error).__name__.strip('_')}: {error}".split())
 
 
-def prepare(space: Workspace, params: Params, requests: Sequence[EditRequest]) -> None:
+def prepare(space: Session, params: Params, requests: Sequence[EditRequest]) -> None:
     """Keys and values of requests, for every search a method makes, unless they are known."""
     for layer, name, search in searches(space.lm, params):
         space.prepare(layer, name, requests, search)
 
 
-def edit_of(space: Workspace, name: str, params: Params, request: EditRequest) -> Edit:
+def edit_of(space: Session, name: str, params: Params, request: EditRequest) -> Edit:
     """One request's edit, prepared alone if that was not done yet."""
     prepare(space, params, [request])
     return solve(space, name, [request], params)

@@ -6,8 +6,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from editlib.engine.perplexity import encode_texts
 from editlib.models.language_model import LanguageModel
+from editlib.models.tokens import encode_texts
 from editlib.models.trace import trace
 
 POSITIONS = 10

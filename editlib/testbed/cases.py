@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from editlib.data.datasets import Case
-from editlib.editing.edit import EditRequest
+from editlib.data.request import EditRequest
 from editlib.testbed.prose import held_out_sentences, held_out_texts
 from editlib.testbed.world import RELATIONS, Fact, World, build
 

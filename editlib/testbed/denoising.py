@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from editlib.engine.perplexity import Perplexity, pad
+from editlib.engine.perplexity import Perplexity
+from editlib.models.tokens import pad
 
 LONGEST = 16  # tokens of a sentence; of longer ones, most end in a phrase that is no object
 END = 0  # begins what the decoder is given, and ends what it tells

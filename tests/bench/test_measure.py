@@ -15,7 +15,8 @@ from editlib.bench import measure as bench
 from editlib.bench import plain as plainpath
 from editlib.bench.floor import Shape, Span, floor, spans
 from editlib.bench.measure import Work
-from editlib.editing.edit import Edit, EditRequest
+from editlib.data.request import EditRequest
+from editlib.editing.edit import Edit
 from editlib.editing.methods import hparams_for
 from editlib.editing.methods.rome import RomeParams
 from editlib.engine.perplexity import perplexity

@@ -12,8 +12,8 @@ import pytest
 
 from editlib import data
 from editlib.data.datasets import Case, Rejected, SubjectTokens, subject_tokens
+from editlib.data.request import EditRequest
 from editlib.data.sources import SOURCES, Source
-from editlib.editing.edit import EditRequest
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from editlib.data.forms import MARKS, Case, form_of, parse, template
-from editlib.editing.edit import EditRequest
+from editlib.data.request import EditRequest
 from editlib.errors import EditlibError
 
 COUNTERFACT: dict[str, Any] = {

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from editlib.editing.edit import Edit, EditRequest
+from editlib.data.request import EditRequest
+from editlib.editing.edit import Edit
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
 

@@ -12,10 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from editlib.editing.edit import Edit, EditRequest
+from editlib.data.request import EditRequest
+from editlib.editing.edit import Edit
 from editlib.editing.methods import compute
 from editlib.editing.methods.rome import RomeParams
-from editlib.editing.session import Workspace
+from editlib.editing.session import Session
 from editlib.engine import search as engine
 from editlib.engine.passes import Passes, Past, Start, Tokens
 from editlib.engine.perplexity import perplexity
@@ -107,7 +108,7 @@ def test_a_partial_pass_leaves_the_model_as_it_was(double: LanguageModel) -> Non
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_searches_side_by_side_are_the_plain_ones(double: LanguageModel, which: int) -> None:
-    space, name = Workspace(double), names(double)[which]
+    space, name = Session(double), names(double)[which]
     space.prepare(LAYER, name, REQUESTS, SEARCH)
     for request in REQUESTS:
         keys, target = (
@@ -122,7 +123,7 @@ def test_searches_side_by_side_are_the_plain_ones(double: LanguageModel, which: 
 
 
 def test_in_single_precision_rounding_is_amplified_but_little(single: LanguageModel) -> None:
-    space, name = Workspace(single), names(single)[0]
+    space, name = Session(single), names(single)[0]
     space.prepare(LAYER, name, REQUESTS, SEARCH)
     for request in REQUESTS:
         target = optimise_value(single, name, request, CONTEXTS, SEARCH)
@@ -139,7 +140,7 @@ def test_every_search_stops_for_itself(lm: LanguageModel, folder: Path) -> None:
     search = replace(slow, stop_loss=stop)
     expected = [optimise_value(own, name, r, CONTEXTS, search) for r in REQUESTS]
     assert len({len(target.losses) for target in expected}) > 1
-    space = Workspace(own)
+    space = Session(own)
     space.prepare(LAYER, name, REQUESTS, search)
     for request, target in zip(REQUESTS, expected, strict=True):
         found = space.target(name, request, search)
@@ -165,7 +166,7 @@ requests = st.builds(
 def test_any_requests_side_by_side_are_found_as_alone(batch: list[EditRequest], doubles: list[LanguageModel]) -> None:
     search = replace(SEARCH, steps=3)
     for lm in doubles:
-        space, name = Workspace(lm), lm.layout.name(LAYER)
+        space, name = Session(lm), lm.layout.name(LAYER)
         space.prepare(LAYER, name, batch, search)
         for request in batch:
             target = optimise_value(lm, name, request, CONTEXTS, search)
@@ -198,7 +199,7 @@ def test_a_batch_too_large_for_memory_is_halved(double: LanguageModel, monkeypat
         return search(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(engine, "search", small)
-    space, name = Workspace(double), names(double)[0]
+    space, name = Session(double), names(double)[0]
     space.prepare(LAYER, name, REQUESTS[:1] * 2 + [replace(REQUESTS[0], target_new="Daslo")], SEARCH)
     assert sizes == [2, 1, 1]
     expected = optimise_value(double, name, REQUESTS[0], CONTEXTS, SEARCH)
@@ -215,7 +216,7 @@ def edits(lm: LanguageModel) -> list[Edit]:
 
 def test_perplexities_of_edits_are_those_of_written_weights(double: LanguageModel) -> None:
     made = edits(double)
-    for edit, found in zip(made, Workspace(double).perplexities(made, TEXTS), strict=True):
+    for edit, found in zip(made, Session(double).perplexities(made, TEXTS), strict=True):
         with edit.applied(double):
             expected = perplexity(double, TEXTS)
         assert found.per_sentence == pytest.approx(expected.per_sentence, rel=1e-8)
@@ -231,7 +232,7 @@ def test_edits_of_other_weights_are_written_and_measured_from_there_on(double: L
     out, into = (shape[1], shape[0]) if flip else (shape[0], shape[1])
     left, right = torch.randn(out, 1).double() * 0.1, torch.randn(into, 1).double() * 0.1
     edit = Edit("by hand", (REQUESTS[0],), {f"{weight}.weight": (left, right)}, {}, double.fingerprint)
-    (found,) = Workspace(double).perplexities([edit], TEXTS)
+    (found,) = Session(double).perplexities([edit], TEXTS)
     with edit.applied(double):
         assert found.per_sentence == pytest.approx(perplexity(double, TEXTS).per_sentence, rel=1e-8)
 
@@ -241,7 +242,7 @@ def test_an_edit_that_overflows_does_so_in_the_engine_too(single: LanguageModel,
     out, into = single.weight(LAYER).shape
     factors = torch.full((out, 1), size), torch.ones(into, 1)
     edit = Edit("too large", (REQUESTS[0],), {f"{single.layout.name(LAYER)}.weight": factors}, {}, single.fingerprint)
-    (found,) = Workspace(single).perplexities([edit], TEXTS)
+    (found,) = Session(single).perplexities([edit], TEXTS)
     with edit.applied(single):
         expected = perplexity(single, TEXTS)
     assert found.per_sentence == pytest.approx(expected.per_sentence, rel=1e-2, nan_ok=True)

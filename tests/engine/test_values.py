@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from editlib.editing.edit import EditRequest
+from editlib.data.request import EditRequest
 from editlib.editing.methods.rome import RomeParams
 from editlib.engine.values import ValueParams, optimise_value, read_at, read_keys
 from editlib.models.language_model import LanguageModel

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from editlib.data.datasets import cases
-from editlib.editing.edit import EditRequest
+from editlib.data.request import EditRequest
 from editlib.errors import EditlibError
 from editlib.measuring import causal
 from editlib.measuring.causal import DECIDING, GROUPS, CausalTrace, causal_trace, known, token_groups

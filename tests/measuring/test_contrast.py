@@ -9,9 +9,9 @@ import torch
 
 from editlib import data
 from editlib.data.datasets import Case
-from editlib.editing.edit import EditRequest
+from editlib.data.request import EditRequest
 from editlib.editing.methods.rome import RomeParams
-from editlib.editing.session import Workspace
+from editlib.editing.session import Session
 from editlib.editing.stats import Stats
 from editlib.engine.values import read_keys
 from editlib.errors import EditlibError
@@ -99,7 +99,7 @@ def test_moments_are_those_of_the_testbed_of_a_corpus_or_none(anchored: Language
 
 def test_case_keys_are_those_a_method_edits_by(lm: LanguageModel, moments: Stats) -> None:
     params = RomeParams(layer=LAYER)
-    space = Workspace(lm, stats=moments)
+    space = Session(lm, stats=moments)
     found = contrast.case_keys(space, params, REQUESTS)
     for i, request in enumerate(REQUESTS):
         keys = read_keys(lm, LAYER, request, space.contexts(params.contexts)).inputs.double()
@@ -110,7 +110,7 @@ def test_case_keys_are_those_a_method_edits_by(lm: LanguageModel, moments: Stats
 
 
 def test_without_covariance_nothing_is_whitened(lm: LanguageModel) -> None:
-    found = contrast.case_keys(Workspace(lm), RomeParams(layer=LAYER, covariance=False), REQUESTS)
+    found = contrast.case_keys(Session(lm), RomeParams(layer=LAYER, covariance=False), REQUESTS)
     assert torch.equal(found.whitened, found.mean) and torch.equal(found.whitened_cosine, found.cosine)
 
 

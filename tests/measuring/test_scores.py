@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from editlib import scores
 from editlib.data.datasets import Case
-from editlib.editing.edit import EditRequest
+from editlib.data.request import EditRequest
 from editlib.errors import EditlibError
 from editlib.measuring.scores import (
     Answer,

@@ -26,7 +26,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from editlib.editing.edit import EditRequest
+from editlib.data.request import EditRequest
 from editlib.editing.methods import METHODS, compute, hparams_for
 from editlib.editing.methods.editor import Editor, EditorHeader, save_editor, shapes
 from editlib.editing.stats import Stats, corpus_windows, second_moments

@@ -10,9 +10,9 @@ from families import T5
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-from editlib.editing.edit import EditRequest
+from editlib.data.request import EditRequest
 from editlib.editing.methods import Params, hparams_for, searches, solve
-from editlib.editing.session import Workspace
+from editlib.editing.session import Session
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
 from editlib.models.positions import later_by_one, placed, second_for_first
@@ -84,7 +84,7 @@ def test_an_edit_is_searched_and_measured_with_moved_tokens(
 
 def solved(lm: LanguageModel, request: EditRequest, params: Params, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
     """An edit's change of the weight, and the perplexity of each text under it."""
-    space = Workspace(lm)
+    space = Session(lm)
     space.prepare(*searches(lm, params)[0][:2], [request], params)
     edit = solve(space, "rome", [request], params)
     (name,) = edit.factors

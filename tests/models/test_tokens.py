@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from editlib.editing.edit import EditRequest
+from editlib.data.request import EditRequest
 from editlib.engine.values import encode_contexts
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from editlib.data.datasets import Case
-from editlib.editing.edit import EditRequest
+from editlib.data.request import EditRequest
 from editlib.editing.methods import compute
 from editlib.editing.methods.ft import FtParams
 from editlib.editing.methods.memit import MemitParams
@@ -27,7 +27,7 @@ from editlib.sweeps.parts import Parts
 from editlib.sweeps.sequential import COLUMNS, sequence
 
 sequence_module = importlib.import_module("editlib.sweeps.sequential")
-workspace_module = importlib.import_module("editlib.editing.session")
+session_module = importlib.import_module("editlib.editing.session")
 SEARCH = RomeParams(layer=1, steps=3)
 METHODS = {
     "c-rome": replace(SEARCH, keys="prefixed"),
@@ -137,13 +137,13 @@ def test_contexts_and_moments_are_the_unedited_models(
 def test_moments_are_factorised_once_for_all_steps(
     own: LanguageModel, cases: list[Case], texts: list[str], moments: Stats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    factor, factored = workspace_module._factor, list[torch.Tensor]()
+    factor, factored = session_module._factor, list[torch.Tensor]()
 
     def counted(moment: torch.Tensor) -> torch.Tensor:
         factored.append(moment)
         return factor(moment)
 
-    monkeypatch.setattr(workspace_module, "_factor", counted)
+    monkeypatch.setattr(session_module, "_factor", counted)
     search = {"rome": SEARCH, "memit": METHODS["memit"]}
     table = sequence(own, cases, methods=search, texts=texts, stats=moments, progress=False)
     assert table["error"].isna().all() and len(factored) == 2  # of layers 0 and 1

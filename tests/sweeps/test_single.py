@@ -12,11 +12,12 @@ import torch
 
 import editlib
 from editlib.data.datasets import Case, subject_tokens
-from editlib.editing.edit import Edit, EditRequest
+from editlib.data.request import EditRequest
+from editlib.editing.edit import Edit
 from editlib.editing.methods import compute
 from editlib.editing.methods.ft import FtParams
 from editlib.editing.methods.rome import RomeParams
-from editlib.editing.session import Workspace
+from editlib.editing.session import Session
 from editlib.editing.stats import second_moments_of
 from editlib.engine.perplexity import perplexity
 from editlib.errors import EditlibError
@@ -143,7 +144,7 @@ def test_a_failing_case_is_a_row_with_its_error(
 )
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(sweep_module, "solve"), (Workspace, "prepare"), (sweep_module.scoring, "target_probability")],
+    [(sweep_module, "solve"), (Session, "prepare"), (sweep_module.scoring, "target_probability")],
 )
 def test_whatever_one_case_raises_is_its_error_alone(
     gpt2: LanguageModel,
@@ -174,14 +175,14 @@ def test_whatever_one_case_raises_is_its_error_alone(
 def test_an_edit_that_cannot_be_measured_leaves_the_others_alone(
     gpt2: LanguageModel, cases: list[Case], texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measure = sweep_module.Workspace.perplexities
+    measure = sweep_module.Session.perplexities
 
     def failing(space: object, edits: list[Edit], texts: list[str]) -> object:
         if any(edit.requests[0].subject == "Zen" and edit.method == "rome" for edit in edits):
             raise ValueError("too large")
         return measure(space, edits, texts)
 
-    monkeypatch.setattr(sweep_module.Workspace, "perplexities", failing)
+    monkeypatch.setattr(sweep_module.Session, "perplexities", failing)
     variants = {name: replace(params, covariance=False) for name, params in VARIANTS.items()}
     table = sweep(gpt2, cases, methods=variants, texts=texts, progress=False)
     assert table["error"].fillna("").tolist() == ["ValueError: too large", "", "", ""]
@@ -238,9 +239,9 @@ def test_edits_of_full_rank_are_measured_a_few_at_a_time(
 ) -> None:
     options = {"methods": {"ft": FtParams(layer=1, steps=2)}, "texts": texts, "progress": False}
     together = sweep(gpt2, cases, **options)
-    measure, sizes = sweep_module.Workspace.perplexities, list[int]()
+    measure, sizes = sweep_module.Session.perplexities, list[int]()
     monkeypatch.setattr(sweep_module, "HELD", 0)
-    monkeypatch.setattr(sweep_module.Workspace, "perplexities", lambda *a: (sizes.append(len(a[1])), measure(*a))[1])
+    monkeypatch.setattr(sweep_module.Session, "perplexities", lambda *a: (sizes.append(len(a[1])), measure(*a))[1])
     table = sweep(gpt2, cases, **options)
     assert max(sizes) == 1 < len(cases)
     assert table["perplexity_mean"].tolist() == pytest.approx(together["perplexity_mean"].tolist(), rel=1e-4)
@@ -249,20 +250,20 @@ def test_edits_of_full_rank_are_measured_a_few_at_a_time(
 def test_nothing_of_a_part_is_kept_for_the_next(
     gpt2: LanguageModel, texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    edits, alive, forget = list[ref[Edit]](), list[int](), sweep_module.Workspace.forget_requests
+    edits, alive, forget = list[ref[Edit]](), list[int](), sweep_module.Session.forget_requests
 
     def solved(*arguments: object) -> Edit:
         edits.append(ref(edit := sweep_solve(*arguments)))
         return edit
 
-    def forgetting(space: Workspace) -> None:
+    def forgetting(space: Session) -> None:
         forget(space)
         alive.append(len(space._found) + sum(edit() is not None for edit in edits))
 
     sweep_solve = sweep_module.solve
     monkeypatch.setattr(sweep_module, "PART", 2)
     monkeypatch.setattr(sweep_module, "solve", solved)
-    monkeypatch.setattr(sweep_module.Workspace, "forget_requests", forgetting)
+    monkeypatch.setattr(sweep_module.Session, "forget_requests", forgetting)
     methods = {"rome": replace(SEARCH, covariance=False), "ft": FtParams(layer=1, steps=1)}
     sweep(gpt2, killed.cases(7), methods=methods, texts=texts, progress=False)
     assert len(edits) == 14 and alive == [0, 0, 0, 0]

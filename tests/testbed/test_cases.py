@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from editlib import data
 from editlib.data.datasets import SHIPPED, Case
-from editlib.editing.edit import EditRequest
+from editlib.data.request import EditRequest
 from editlib.models.tokens import encode
 from editlib.testbed.cases import build_cases, build_prefixes, training_cases, write_assets
 from editlib.testbed.prose import held_out, held_out_texts

@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from editlib.editing.edit import Edit, EditRequest
+from editlib.data.request import EditRequest
+from editlib.editing.edit import Edit
 from editlib.editing.methods.emmet import EmmetParams, emmet
 from editlib.editing.methods.ft import FtlParams, FtParams, ft
 from editlib.editing.methods.memit import MemitParams, memit
@@ -15,7 +16,7 @@ from editlib.editing.methods.mend import MendParams, mend
 from editlib.editing.methods.presets import FLAVOURS, defaults
 from editlib.editing.methods.r_rome import RRomeParams, r_rome
 from editlib.editing.methods.rome import RankOneParams, RomeParams, rome
-from editlib.editing.session import Workspace
+from editlib.editing.session import Session
 from editlib.editing.stats import Stats
 from editlib.engine.values import ValueParams
 from editlib.errors import EditlibError
@@ -125,11 +126,11 @@ def compute(
         raise EditlibError("no request to edit; give at least one")
     if len(requests) > 1 and not METHODS[method].several:
         raise EditlibError(f"{method} edits one request at a time, not {len(requests)}; call it once for each")
-    return solve(Workspace(lm, stats=stats, corpus=corpus), method, requests, params)
+    return solve(Session(lm, stats=stats, corpus=corpus), method, requests, params)
 
 
-def solve(space: Workspace, name: str, requests: Sequence[EditRequest], params: Params) -> Edit:
-    """The edit that hyper-parameters stand for, under a name of your choice, with what the workspace knows already."""
+def solve(space: Session, name: str, requests: Sequence[EditRequest], params: Params) -> Edit:
+    """The edit that hyper-parameters stand for, under a name of your choice, with what the session knows already."""
     function = next(method.function for method in METHODS.values() if method.hparams is type(params))
     factors, found = function(space, requests, params)
     edit = Edit(name, tuple(requests), factors, asdict(params), space.lm.fingerprint)
@@ -139,6 +140,6 @@ def solve(space: Workspace, name: str, requests: Sequence[EditRequest], params: 
 NUMBERS = {"numerator": None, "denominator": None, "denominator_consistent": None}  # not every method has them
 
 
-def _norms(space: Workspace, edit: Edit) -> dict[str, float]:
+def _norms(space: Session, edit: Edit) -> dict[str, float]:
     whole, delta = math.hypot(*map(space.weight_norm, edit.factors)), edit.norm()
     return {"delta_norm": delta, "weight_norm": whole, "relative_delta_norm": delta / whole}

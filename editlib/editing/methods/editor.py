@@ -17,11 +17,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from editlib.engine.perplexity import pad
 from editlib.errors import EditlibError
 from editlib.files import write_tensors
 from editlib.models.language_model import LanguageModel, oriented, widened
-from editlib.models.tokens import Encoded
+from editlib.models.tokens import Encoded, pad
 from editlib.models.trace import trace
 
 TokenFactors = dict[str, tuple[Tensor, Tensor]]  # by module: left (rows, tokens, d_out), right (rows, tokens, d_in)

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from pydantic import NonNegativeFloat
 
-from editlib.editing.edit import EditRequest, Factors
+from editlib.data.request import EditRequest
+from editlib.editing.edit import Factors
 from editlib.editing.methods.rome import RankOneParams
-from editlib.editing.session import Workspace
+from editlib.editing.session import Session
 from editlib.errors import EditlibError
 
 
@@ -27,7 +28,7 @@ class EmmetParams(RankOneParams):
     ridge: NonNegativeFloat = 0.1  # λ, with several requests only
 
 
-def emmet(space: Workspace, requests: Sequence[EditRequest], params: EmmetParams) -> tuple[Factors, dict[str, Any]]:
+def emmet(space: Session, requests: Sequence[EditRequest], params: EmmetParams) -> tuple[Factors, dict[str, Any]]:
     """Factors of Δ at one layer, of rank `len(requests)`, and diagnostics.
 
     Raises `EditlibError` if a subject cannot be located, C is singular, or without ridge two keys are the same.

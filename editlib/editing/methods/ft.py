@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
-from editlib.editing.edit import EditRequest, Factors
-from editlib.editing.session import Workspace
-from editlib.engine.perplexity import pad
+from editlib.data.request import EditRequest
+from editlib.editing.edit import Factors
+from editlib.editing.session import Session
 from editlib.models.language_model import LanguageModel, widened
-from editlib.models.tokens import Encoded, encode
+from editlib.models.tokens import Encoded, encode, pad
 
 Objective = Literal["teacher-forced", "last-position"]
 
@@ -42,7 +42,7 @@ class FtlParams(FtParams):
     limit: PositiveFloat = 5e-4  # largest |Δ| of any entry
 
 
-def ft(space: Workspace, requests: Sequence[EditRequest], params: FtParams) -> tuple[Factors, dict[str, Any]]:
+def ft(space: Session, requests: Sequence[EditRequest], params: FtParams) -> tuple[Factors, dict[str, Any]]:
     """Factors of Δ at one layer (Δ itself beside an identity: it has full rank), and diagnostics.
 
     Raises `EditlibError` if a subject or a target cannot be located.

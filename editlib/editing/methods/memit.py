@@ -15,8 +15,9 @@ import torch
 from pydantic import PositiveFloat
 from torch import Tensor
 
-from editlib.editing.edit import Edit, EditRequest, Factors
-from editlib.editing.session import Workspace
+from editlib.data.request import EditRequest
+from editlib.editing.edit import Edit, Factors
+from editlib.editing.session import Session
 from editlib.engine.values import Keys, ValueParams, read_at, read_keys
 from editlib.errors import EditlibError
 from editlib.models.tokens import encode
@@ -35,7 +36,7 @@ class MemitParams(ValueParams):
             raise EditlibError(f"layers {self.layers} must be one or more, in ascending order")
 
 
-def memit(space: Workspace, requests: Sequence[EditRequest], params: MemitParams) -> tuple[Factors, dict[str, Any]]:
+def memit(space: Session, requests: Sequence[EditRequest], params: MemitParams) -> tuple[Factors, dict[str, Any]]:
     """Factors of Δ for every layer, of rank `len(requests)` each, and diagnostics.
 
     Raises `EditlibError` if a subject cannot be located or C is singular.

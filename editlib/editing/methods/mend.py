@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from editlib.editing.edit import EditRequest, Factors
+from editlib.data.request import EditRequest
+from editlib.editing.edit import Factors
 from editlib.editing.methods.editor import Editor, gradients, load_editor
 from editlib.models.language_model import LanguageModel
 from editlib.models.tokens import Encoded, encode
 
 if TYPE_CHECKING:
-    from editlib.editing.session import Workspace
+    from editlib.editing.session import Session
 
 SHIPPED = "mend.safetensors"  # the editor's name in its model's folder
 BATCH = 16  # requests whose gradients are taken in one pass
@@ -36,7 +37,7 @@ class MendParams:
     scale: float = 1.0  # of the change; 1 is as trained
 
 
-def mend(space: "Workspace", requests: Sequence[EditRequest], params: MendParams) -> tuple[Factors, dict[str, Any]]:
+def mend(space: "Session", requests: Sequence[EditRequest], params: MendParams) -> tuple[Factors, dict[str, Any]]:
     """Factors of Δ for every edited weight, and diagnostics: the mean NLL before the edit and the editor's sha256.
 
     Raises `EditlibError` if the editor is missing, damaged or another model's, or a request cannot be encoded.

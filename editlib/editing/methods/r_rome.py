@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from editlib.editing.edit import EditRequest, Factors
+from editlib.data.request import EditRequest
+from editlib.editing.edit import Factors
 from editlib.editing.methods.rome import RankOneParams, RomeParams, rome
-from editlib.editing.session import Workspace
+from editlib.editing.session import Session
 
 SWITCHES: dict[str, dict[str, Any]] = {
     "prefix-keys": {"keys": "prefixed", "anchor": "unprefixed"},
@@ -25,7 +26,7 @@ class RRomeParams(RankOneParams):
     switch: Literal["prefix-keys", "prompt-keys"] = "prefix-keys"
 
 
-def r_rome(space: Workspace, requests: Sequence[EditRequest], params: RRomeParams) -> tuple[Factors, dict[str, Any]]:
+def r_rome(space: Session, requests: Sequence[EditRequest], params: RRomeParams) -> tuple[Factors, dict[str, Any]]:
     """Factors of Δ at one layer for one request, and its diagnostics; errors as for ROME."""
     given = asdict(params)
     return rome(space, requests, RomeParams(**SWITCHES[given.pop("switch")], **given))

@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from editlib.editing.edit import EditRequest, Factors
-from editlib.editing.session import Workspace
+from editlib.data.request import EditRequest
+from editlib.editing.edit import Factors
+from editlib.editing.session import Session
 from editlib.engine.values import ValueParams
 
 KeyPolicy = Literal["mixed", "prefixed", "unprefixed"]
@@ -39,7 +40,7 @@ class RomeParams(RankOneParams):
     anchor: Anchor = "unprefixed"  # what δ is added to: the value without prefix, the mean value, or W k_out
 
 
-def rome(space: Workspace, requests: Sequence[EditRequest], params: RomeParams) -> tuple[Factors, dict[str, Any]]:
+def rome(space: Session, requests: Sequence[EditRequest], params: RomeParams) -> tuple[Factors, dict[str, Any]]:
     """Factors of Δ at one layer for one request, and its diagnostics.
 
     Raises `EditlibError` if the subject cannot be located or C is singular.

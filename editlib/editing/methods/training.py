@@ -33,11 +33,10 @@ from editlib.editing.methods.editor import (
     shapes,
     target_scores,
 )
-from editlib.engine.perplexity import pad
 from editlib.errors import EditlibError
 from editlib.files import write_tensors
 from editlib.models.language_model import LanguageModel, widened
-from editlib.models.tokens import Encoded, encode, encode_text
+from editlib.models.tokens import Encoded, encode, encode_text, pad
 
 T = TypeVar("T")
 

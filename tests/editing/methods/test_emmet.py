@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from plain import dense, distance, reads, ridge_change
 
-from editlib.editing.edit import EditRequest
+from editlib.data.request import EditRequest
 from editlib.editing.methods import compute
 from editlib.editing.methods.emmet import EmmetParams
 from editlib.editing.methods.rome import RomeParams

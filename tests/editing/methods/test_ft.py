@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from editlib.editing.edit import EditRequest
+from editlib.data.request import EditRequest
 from editlib.editing.methods import compute
 from editlib.editing.methods.ft import FtlParams, FtParams, Objective
 from editlib.models.language_model import LanguageModel, oriented

@@ -8,7 +8,7 @@ import torch
 from plain import Array, dense, distance, reads, ridge_change
 from torch import Tensor
 
-from editlib.editing.edit import EditRequest
+from editlib.data.request import EditRequest
 from editlib.editing.methods import compute, hparams_for
 from editlib.editing.methods.memit import MemitParams, ridge_update
 from editlib.editing.stats import Stats

@@ -16,17 +16,17 @@ from torch import Tensor, nn
 
 from editlib import data, load
 from editlib.data.datasets import Case
-from editlib.editing.edit import Edit, EditRequest
+from editlib.data.request import EditRequest
+from editlib.editing.edit import Edit
 from editlib.editing.methods import editor as editor_module
 from editlib.editing.methods import training
 from editlib.editing.methods.editor import Block, Editor, changed, gradients, load_editor, shapes
 from editlib.editing.methods.mend import MendParams, mend
 from editlib.editing.methods.training import MendRecipe, attempt, digest, draw, initial_editor, rate, split, train
-from editlib.editing.session import Workspace
-from editlib.engine.perplexity import pad
+from editlib.editing.session import Session
 from editlib.errors import EditlibError
 from editlib.models.language_model import TESTBED, LanguageModel, oriented, widened
-from editlib.models.tokens import Encoded, encode
+from editlib.models.tokens import Encoded, encode, pad
 from editlib.testbed.cases import training_cases
 from editlib.testbed.world import build
 
@@ -92,7 +92,7 @@ def editor_file(lm: LanguageModel, tmp_path: Path) -> Path:
 
 def edited(lm: LanguageModel, requests: Sequence[EditRequest], path: Path, **options: Any) -> Edit:
     """The edit of a file's editor."""
-    factors, found = mend(Workspace(lm), requests, MendParams(editor=str(path), **options))
+    factors, found = mend(Session(lm), requests, MendParams(editor=str(path), **options))
     return Edit("mend", tuple(requests), factors, {}, lm.fingerprint, found)
 
 
@@ -266,7 +266,7 @@ def test_a_missing_editor_is_said_with_the_command_that_makes_one(lm: LanguageMo
         edited(lm, REQUESTS, tmp_path / "none")
     one_line(e)
     with pytest.raises(EditlibError, match="no MEND editor mend.safetensors"):
-        mend(Workspace(lm), REQUESTS, MendParams())
+        mend(Session(lm), REQUESTS, MendParams())
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "headless", "tensor", "field"])
@@ -544,7 +544,7 @@ def test_shipped_editors_edit_cases_they_never_saw(twin: str) -> None:
     before, after = [], []
     for request in requests:
         before.append(loss_of(lm, request).item())
-        factors, found = mend(Workspace(lm), [request], MendParams())
+        factors, found = mend(Session(lm), [request], MendParams())
         assert found["losses"] == [pytest.approx(before[-1], rel=1e-3)]
         with Edit("mend", (request,), factors, {}, lm.fingerprint).applied(lm), torch.no_grad():
             after.append(loss_of(lm, request).item())

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from editlib.editing.edit import EditRequest
+from editlib.data.request import EditRequest
 from editlib.editing.methods import METHODS, compute, hparams_for
 from editlib.editing.methods.rome import RomeParams
 from editlib.editing.stats import Stats

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from editlib.editing.edit import EditRequest
+from editlib.data.request import EditRequest
 from editlib.editing.methods import compute
 from editlib.editing.methods.r_rome import RRomeParams
 from editlib.editing.methods.rome import RomeParams

@@ -10,10 +10,11 @@ import pytest
 import torch
 from plain import Array, distance, least_change, reads
 
-from editlib.editing.edit import Edit, EditRequest
+from editlib.data.request import EditRequest
+from editlib.editing.edit import Edit
 from editlib.editing.methods import compute, hparams_for, solve
 from editlib.editing.methods.rome import Anchor, KeyPolicy, RomeParams
-from editlib.editing.session import Workspace
+from editlib.editing.session import Session
 from editlib.editing.stats import Stats, second_moments_of
 from editlib.engine.prefixes import prefix_contexts
 from editlib.engine.values import Target, optimise_value
@@ -214,7 +215,7 @@ def test_computing_leaves_the_model_alone(own: LanguageModel, ask: EditRequest, 
     assert all(torch.equal(value, before[name]) for name, value in own.model.state_dict().items())
 
 
-def test_a_workspace_searches_once_for_a_whole_family(
+def test_a_session_searches_once_for_a_whole_family(
     lm: LanguageModel, edits: dict[str, Edit], moments: Stats, ask: EditRequest, search: RomeParams,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -225,7 +226,7 @@ def test_a_workspace_searches_once_for_a_whole_family(
         return optimise_value(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr("editlib.editing.session.optimise_value", counted)
-    space = Workspace(lm, stats=moments)
+    space = Session(lm, stats=moments)
     for method in ALL:
         params = hparams_for(lm, method, layer=LAYER, steps=6, learning_rate=0.3)
         assert np.array_equal(delta(lm, solve(space, method, [ask], params)), delta(lm, edits[method]))
@@ -278,7 +279,7 @@ def test_the_mean_key_may_leave_out_the_empty_context(
 def test_the_change_of_value_may_start_elsewhere(
     lm: LanguageModel, target: Target, ask: EditRequest, search: RomeParams, anchor: Anchor, keys: KeyPolicy
 ) -> None:
-    space = Workspace(lm)
+    space = Session(lm)
     params = replace(search, covariance=False, anchor=anchor, keys=keys)
     with solve(space, "variant", [ask], params).applied(lm):
         _, after = outputs(lm, ask, prefix_contexts(lm))
