@@ -1,1 +1,1 @@
-"""Many edits in a table that survives interruptions: each alone, one on top of another, or until hard ones are found."""
+"""Many edits in a table that survives interruptions: each alone, one on another, or until hard cases are found."""
