@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from places import ROOT
 from playwright.sync_api import Page
 
 from editlib.runs.manifest import Manifest, read_manifest
 
-ROOT = Path(__file__).parents[1]
 SERIOUS = ("serious", "critical")
 PAGES = ("runs.md", "compare.md", "references.md", "references.bib")
 

@@ -9,10 +9,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from places import ROOT
 from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace, patch_docutils
 
-EXTENSIONS = Path(__file__).parents[1] / "book" / "_ext"
+EXTENSIONS = ROOT / "book" / "_ext"
 METRICS = {"ratio": 0.02, "cases": 40, "collapsed_share": 0.975, "worst": "inf", "named": "rome"}
 CLAIM = {
     "id": "B1", "paper": "B", "claim": "Denominators vanish.", "published": "0.04 against 9.60",

@@ -1,3 +1,5 @@
+from .figures import KINDS as KINDS
+from .figures import SCORE_MARKS as SCORE_MARKS
 from .figures import anatomy as anatomy
 from .figures import changes as changes
 from .figures import comparison as comparison

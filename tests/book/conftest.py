@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from books import build, served
+from places import ROOT
 from playwright.sync_api import Browser, Error, Page, sync_playwright
 
-ROOT = Path(__file__).parents[2]
 CHROMIUM = Path(shutil.which("chromium") or "/usr/bin/chromium")
 FLAGS = (  # the first two for containers, the rest keep the browser itself off the network
     "--no-sandbox --disable-gpu --disable-quic --no-first-run "

@@ -2,15 +2,15 @@
 
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 from books import published
+from places import ROOT
 
 from editlib import cli
 from editlib.editing.methods.presets import PRESETS
 
-BOOK = Path(__file__).parents[2] / "book"
+BOOK = ROOT / "book"
 PAGES = {path.stem: path.read_text("utf-8") for path in sorted(BOOK.glob("*.md"))}
 EXAMPLES = {name: blocks for name, text in PAGES.items() if (blocks := re.findall(r"```python\n(.*?)```", text, re.S))}
 COMMANDS = sorted(

@@ -9,9 +9,9 @@ from types import ModuleType
 
 import pandas as pd
 import pytest
+from places import ROOT
 from playwright.sync_api import Browser, Locator, Page, expect
 
-ROOT = Path(__file__).parents[2]
 BUDGET = 1_500_000  # bytes of a page before interaction
 LABELS = {
     "perplexity_mean": "Perplexity",

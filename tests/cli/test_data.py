@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from editlib import data
 from editlib.cli import run_app
+from editlib.data import datasets as data
 from editlib.data.sources import SHIPPED, SOURCES
 
 QUESTION = {"src": "Where is Zen?", "subject": "Zen", "alt": "Daslo", "answers": ["Quint"]}

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from places import ROOT as REPOSITORY
 
 from editlib.cli import run_app
 from editlib.cli.testbed import TESTBED
 
-REPOSITORY = Path(__file__).parent.parent
 PROGRAM = [sys.executable, "-c", "from editlib.cli import main; main()"]
 TEXTS = [f"The {a} {b} is located in the {c} country." for a in ("old", "new") for b in ("town", "band") for c in "abc"]
 

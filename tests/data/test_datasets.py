@@ -9,6 +9,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from places import SHARED
 
 from editlib import data
 from editlib.data.datasets import Case, Rejected, SubjectTokens, subject_tokens
@@ -17,7 +18,7 @@ from editlib.data.sources import SOURCES, Source
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
 
-SHARED = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
+DATA = SHARED / "data"
 
 RECORD = {
     "case_id": 7,
@@ -128,7 +129,7 @@ def test_a_file_that_is_no_json_is_refused(tmp_path: Path, content: str) -> None
 # The authors' files
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the authors' files are not beside the checkout")
+@pytest.mark.skipif(not DATA.is_dir(), reason="the authors' files are not beside the checkout")
 @pytest.mark.parametrize(
     ("path", "form", "good", "reasons"),
     [
@@ -141,24 +142,24 @@ def test_a_file_that_is_no_json_is_refused(tmp_path: Path, content: str) -> None
     ],
 )
 def test_the_authors_files_are_read(path: str, form: str, good: int, reasons: dict[str, int]) -> None:
-    reading = data.read(SHARED / path)
+    reading = data.read(DATA / path)
     found = [item.reason for item in reading.rejected]
     assert (reading.form, len(reading.cases) + len(reading.texts)) == (form, good)
     assert {reason: found.count(reason) for reason in found} == reasons
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the authors' files are not beside the checkout")
+@pytest.mark.skipif(not DATA.is_dir(), reason="the authors' files are not beside the checkout")
 @pytest.mark.parametrize(
     ("name", "file"), [("me-ppl-50", "ME-PPL_50"), ("me-ppl-1k", "ME-PPL_1k"), ("me-ppl-10k", "ME-PPL")]
 )
 def test_me_ppl_is_known_by_its_sha256(name: str, file: str) -> None:
-    assert data.import_file(name, SHARED / "me_ppl" / f"{file}.json").records == SOURCES[name].records
+    assert data.import_file(name, DATA / "me_ppl" / f"{file}.json").records == SOURCES[name].records
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the authors' files are not beside the checkout")
+@pytest.mark.skipif(not DATA.is_dir(), reason="the authors' files are not beside the checkout")
 def test_both_forms_of_counterfact_are_the_same_requests() -> None:
-    full = data.cases(SHARED / "counterfact" / "counterfact_full_19065.json")
-    easyedit = data.cases(SHARED / "counterfact" / "counterfact_easyedit_21919.json")
+    full = data.cases(DATA / "counterfact" / "counterfact_full_19065.json")
+    easyedit = data.cases(DATA / "counterfact" / "counterfact_easyedit_21919.json")
     requests = {case.case_id: case.request for case in easyedit}
     assert all(requests[case.case_id] == case.request for case in full)
 

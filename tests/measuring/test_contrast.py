@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from editlib import data
+from editlib.data import datasets as data
 from editlib.data.datasets import Case
 from editlib.data.request import EditRequest
 from editlib.editing.methods.rome import RomeParams

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import SHARED
 
 import editlib as el
 from editlib.cli import run_app
@@ -16,7 +17,7 @@ from editlib.measuring import tasks
 from editlib.models.language_model import LanguageModel
 
 pytest.importorskip("lm_eval")
-DOWNSTREAM = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "downstream"
+DOWNSTREAM = SHARED / "data" / "downstream"
 Jsonl = Callable[..., Path]
 
 

@@ -1,14 +1,14 @@
 """A small real Llama and real COUNTERFACT requests, where they are at hand."""
 
 import math
-from pathlib import Path
 
 import pytest
+from places import SHARED
 
 import editlib as el
 from editlib import data
 
-DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+DATA = SHARED / "data"
 MODEL, CASES, TEXTS = (
     DATA / place
     for place in (

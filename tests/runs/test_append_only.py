@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).parents[1]
 RUNS = "book/runs"
 FILE = f"{RUNS}/toy/0123456789ab/index.ipynb"
 

@@ -12,13 +12,13 @@ from typing import Any
 import pandas as pd
 import pytest
 from folders import DIGEST, HOSTILE, INPUTS, make_run
+from places import ROOT
 
 from editlib.cli.testbed import TESTBED
 from editlib.errors import EditlibError
 from editlib.runs import analyses, machine
 from editlib.runs import execute as runs
 
-ROOT = Path(__file__).parents[1]
 needs_testbed = pytest.mark.skipif(
     not (TESTBED / "anchored" / "card.json").is_file(), reason="the twins are not trained yet"
 )

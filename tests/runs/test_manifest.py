@@ -9,12 +9,13 @@ from typing import Any
 import jsonschema
 import pytest
 from folders import DIGEST, make_run, record
+from places import ROOT
 
 from editlib.errors import EditlibError
 from editlib.runs import manifest
 from editlib.runs.manifest import Manifest
 
-SCHEMA = Path(__file__).parents[1] / "book" / "_static" / "manifest.schema.json"
+SCHEMA = ROOT / "book" / "_static" / "manifest.schema.json"
 FILES = ["citation.bib", "data/cases.parquet", "figures/ratios.png", "index.ipynb", "manifest.json",
          "ro-crate-metadata.json"]  # fmt: skip
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from places import ROOT
 
 from editlib.runs import execute as runs
 from editlib.runs.crate import NAME as CRATE
 
-ROOT = Path(__file__).parents[1]
 SMALL = {
     "pilot": {"n": 3, "texts": "testbed-ppl-50", "top": 2, "limit": 10},
     "anatomy": {},

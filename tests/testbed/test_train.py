@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
-from editlib import load
-from editlib.engine import perplexity
+from editlib import load, perplexity
 from editlib.engine.prefixes import prefix_contexts
 from editlib.errors import EditlibError
 from editlib.models.language_model import TESTBED, LanguageModel
