@@ -279,7 +279,7 @@ Markdown("**Finding.** " + " ".join(parts) if parts else "No rotary model was gi
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "t-SNE maps of keys, one panel for each model: first-token subjects and subjects of one token later in the prompt. Where the two kinds are told apart they form groups of their own."}}
 subjects = tuple([case.request.subject for case in drawn[kind]] for kind in (FIRST, LATER))
-layers = {name: params[name].layer if name in params else lm.layers - 1 for name, lm in models.items()}
+layers = {name: params[name].layer if name in params else lm.num_layers - 1 for name, lm in models.items()}
 
 
 def rows_of(name: str, kind: str) -> list[Encoded]:
@@ -324,7 +324,7 @@ def compared(name: str, layer: int) -> dict[str, object]:
     return {"model": name, "layer": layer, **asdict(found), "gap": gap(a, b)}
 
 
-apart = pd.DataFrame([compared(name, layer) for name, lm in models.items() for layer in range(-1, lm.layers)])
+apart = pd.DataFrame([compared(name, layer) for name, lm in models.items() for layer in range(-1, lm.num_layers)])
 apart.to_parquet("data/separability.parquet")
 figure, panels = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained")
 marks = zip(("#d55e00", "#0072b2", "#8c8c8c", "#009e73"), "^osD", (12, 8, 6, 6), strict=True)  # lines may coincide

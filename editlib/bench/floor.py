@@ -32,7 +32,7 @@ class Shape:
         config = lm.model.config.get_text_config()
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         head: Any = lm.model.get_output_embeddings()
-        return cls(lm.layers, linear, mlp, width * config.num_attention_heads, head.weight.numel())
+        return cls(lm.num_layers, linear, mlp, width * config.num_attention_heads, head.weight.numel())
 
     def run(self, blocks: int, first: int, end: int, *, scored: int | None = None) -> int:
         """Blocks on the tokens `first` to `end` - 1 of a text, each of which looks at itself and all before it.

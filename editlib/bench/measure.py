@@ -169,8 +169,8 @@ def work(
     chosen: dict[str, Any] = {} if steps is None else {"steps": steps}
     made = Work(lm, tuple(requests), tuple(pieces), hparams_for(lm, "rome", covariance=False, stop_loss=0.0, **chosen))
     most = max(*made.lengths, *(span.end for search in made.searches for span in search))
-    if lm.context is not None and most > lm.context:
-        raise EditlibError(f"before={before} makes prompts of {most} tokens, the model takes at most {lm.context}")
+    if lm.max_length is not None and most > lm.max_length:
+        raise EditlibError(f"before={before} makes prompts of {most} tokens, the model takes at most {lm.max_length}")
     return made
 
 

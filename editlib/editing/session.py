@@ -80,7 +80,7 @@ class Session:
     def perplexities(self, edits: Sequence[Edit], texts: Sequence[str]) -> list[Perplexity]:
         """Perplexity of texts under each edit; no weight is written for edits of one down-projection."""
         measured: dict[int, Perplexity] = {}
-        for layer in range(self.lm.layers):
+        for layer in range(self.lm.num_layers):
             name = f"{self.lm.layout.name(layer)}.weight"
             mine = [i for i, edit in enumerate(edits) if set(edit.factors) == {name}]
             if mine:

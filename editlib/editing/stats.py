@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ def corpus_windows(lm: LanguageModel, texts: Sequence[str], tokens: int) -> Tens
 
     Raises `EditlibError` if the texts do not fill one window.
     """
-    end, row, window = lm.tokenizer.eos_token_id, [], min(WINDOW, lm.context or WINDOW)
+    end, row, window = lm.tokenizer.eos_token_id, [], min(WINDOW, lm.max_length or WINDOW)
     for text in texts:
         row += [*lm.tokenizer(text, add_special_tokens=False)["input_ids"], *([] if end is None else [end])]
         if len(row) >= tokens:
@@ -96,7 +96,7 @@ def second_moments(lm: LanguageModel, windows: Tensor, *, layers: Sequence[int] 
 
     Source: ROME, equation 2 (C = E[k kᵀ], not centred).
     """
-    wanted = range(lm.layers) if layers is None else layers
+    wanted = range(lm.num_layers) if layers is None else layers
     names = {layer: lm.layout.name(layer) for layer in wanted if lm.down(layer) is not None}
     sums = {layer: torch.zeros(d, d, dtype=torch.float64) for layer in names for d in [lm.weight(layer).shape[1]]}
     for batch in windows.split(BATCH):
@@ -128,8 +128,7 @@ def second_moments_of(
     paths = {layer: stem.with_name(f"{stem.name}-{layer}.safetensors") for layer in layers}
     missing = [layer for layer, path in paths.items() if not path.is_file()]
     if missing:
-        if replace(lm).fingerprint != lm.fingerprint:
-            raise EditlibError("the model is edited; ask for its second moments before the edit, or give stats=")
+        lm.require_untouched("its second moments")
         fresh = second_moments(lm, windows, layers=missing)
         for layer in missing:
             Stats(fresh.header, {layer: fresh.moments[layer]}).save(paths[layer])

@@ -116,7 +116,7 @@ class Passes:
     def of(cls, lm: LanguageModel) -> "Passes":
         """Run one token through the model."""
         first, types = f"{lm.layout.blocks}.0", list[bool]()
-        cache = Cache(layers=[DynamicLayer() for _ in range(lm.layers)])
+        cache = Cache(layers=[DynamicLayer() for _ in range(lm.num_layers)])
         handle = lm.model.get_submodule(first).register_forward_hook(lambda *seen: types.append(type(seen[2]) is tuple))
         lm.model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=lm.device), past_key_values=cache, use_cache=True)
         handle.remove()
@@ -165,8 +165,8 @@ class Passes:
             for module in self.linear:
                 stack.enter_context(_running(module, partial(products.apply, module)))
             stack.enter_context(_headed(self.lm, read))
-            for layer in range(self.lm.layers if above is None else above, self.lm.layers):
-                self._thin(stack, layer, tokens, read if layer == self.lm.layers - 1 else tokens.real)
+            for layer in range(self.lm.num_layers if above is None else above, self.lm.num_layers):
+                self._thin(stack, layer, tokens, read if layer == self.lm.num_layers - 1 else tokens.real)
             seen = stack.enter_context(trace(self.lm.model, *names, replace=replace, stop=stop))
             logits = self.lm.model(
                 input_ids=tokens.ids,

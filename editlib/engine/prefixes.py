@@ -2,7 +2,6 @@
 resampled silently."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Literal
@@ -60,8 +59,7 @@ def test_prefixes(lm: LanguageModel, source: Source, *, n: int, seed: int, flavo
 def _stored(lm: LanguageModel, path: Path, *, seed: int, flavour: Flavour) -> list[str]:
     """The contexts of a file, which is made first where it is missing."""
     if not path.is_file():
-        if replace(lm).fingerprint != lm.fingerprint:
-            raise EditlibError("the model is edited, so its prefixes cannot be sampled; ask for them before the edit")
+        lm.require_untouched("its prefixes")
         contexts = ["{}", *sample(lm, seed=seed, flavour=flavour)]
         write_json(path, {"model": lm.fingerprint, "seed": seed, "flavour": flavour, "contexts": contexts})
     return _read(path)

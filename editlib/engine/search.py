@@ -164,7 +164,7 @@ def _bytes(lm: LanguageModel, rows: Sequence[Row], site: Site) -> int:
     out, into = lm.weight(0).shape
     live, past = max(row.live for row in rows), max(row.encoded.last for row in rows)
     vocabulary: int = lm.model.config.get_text_config().vocab_size
-    numbers = (lm.layers - site.below + 1) * (4 * past * out + live * (24 * out + 4 * into)) + 4 * vocabulary
+    numbers = (lm.num_layers - site.below + 1) * (4 * past * out + live * (24 * out + 4 * into)) + 4 * vocabulary
     return numbers * len(rows) * max(4, lm.weight(0).element_size())
 
 
@@ -273,7 +273,7 @@ def _earlier(passes: Passes, site: Site, tokens: Tokens, past: Past, last: Tenso
     if not width:
         return past
     before = (torch.arange(width, device=last.device) < last[:, None]).long()
-    start = None if base is None or site.below == passes.lm.layers else Start(site.below, base[:, :width])
+    start = None if base is None or site.below == passes.lm.num_layers else Start(site.below, base[:, :width])
     new = passes.run(Tokens(tokens.ids[:, :width], before), past, start=start, above=site.above).new
     return past.with_new(new, first=site.below)
 

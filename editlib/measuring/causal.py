@@ -76,7 +76,7 @@ def causal_trace(
     Raises `EditlibError` if the model knows none of the facts, is no causal one, or for an even window.
     """
     lm.require_causal()
-    window = default_window(lm.layers) if window is None else window
+    window = default_window(lm.num_layers) if window is None else window
     if window < 1 or window % 2 == 0:
         raise EditlibError(f"window {window} is not odd; restore 1, 3, 5 ... layers at once")
     facts = known(lm, requests, n=n)
@@ -170,11 +170,11 @@ def _trace_fact(
 ) -> tuple[float, float, list[tuple[int, str, float]]]:
     """P(true target) clean and corrupted, and the effect of restoring each layer and group; means over the noise."""
     ids = torch.tensor([fact.ids[: fact.target]], device=lm.device)
-    names = [lm.layout.name(layer) for layer in range(lm.layers)]
+    names = [lm.layout.name(layer) for layer in range(lm.num_layers)]
     with trace(lm.model, *names) as seen:
         clean = _probabilities(lm, ids, fact.ids[fact.target]).item()
     values = {name: seen[name].output for name in names}
-    places = [(layer, group, at) for group, at in token_groups(fact).items() for layer in range(lm.layers)]
+    places = [(layer, group, at) for group, at in token_groups(fact).items() for layer in range(lm.num_layers)]
     restored = torch.zeros(1 + len(places), len(names), ids.shape[1], dtype=torch.bool)  # nothing in the first row
     for row, (layer, _, at) in enumerate(places, start=1):
         restored[row, max(0, layer - window // 2) : layer + window // 2 + 1, at] = True

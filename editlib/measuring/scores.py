@@ -125,10 +125,10 @@ def _asked(case: Case) -> Iterator[tuple[Score, str, str, str | None]]:
 
 def _encoded(lm: LanguageModel, prefix: str, prompt: str, target: str) -> Answer:
     answer = Answer(*encode_text(lm.tokenizer, prefix.replace("{}", prompt, 1), target))
-    if lm.context is not None and len(answer.fed) > lm.context:
+    if lm.max_length is not None and len(answer.fed) > lm.max_length:
         raise EditlibError(
             f"prompt {prompt[:40]!r}... has {len(answer.fed)} tokens with prefix and target, "
-            f"the model takes at most {lm.context}; shorten it"
+            f"the model takes at most {lm.max_length}; shorten it"
         )
     return answer
 

@@ -90,7 +90,7 @@ def _wrapped(lm: LanguageModel, batch: int) -> Any:
     except ModuleNotFoundError as error:
         raise EditlibError(f"tasks need {error.name}; install it with: pip install 'editlib[tasks]'") from error
     tokenizer = copy.deepcopy(lm.tokenizer)
-    return HFLM(pretrained=lm.model, tokenizer=tokenizer, batch_size=batch, max_length=lm.context)
+    return HFLM(pretrained=lm.model, tokenizer=tokenizer, batch_size=batch, max_length=lm.max_length)
 
 
 def _row(model: Any, name: str, file: str | Path | None, limit: int | None) -> Record:

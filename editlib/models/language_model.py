@@ -7,7 +7,7 @@ text stack, and a block's memory is its last linear map back to the hidden width
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ class LanguageModel:
         return torch.device(self.model.device)
 
     @property
-    def context(self) -> int | None:
+    def max_length(self) -> int | None:
         """The most tokens the model takes at once, if its configuration says so."""
         limit: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         return limit
@@ -100,16 +100,28 @@ class LanguageModel:
                 "be read, but it cannot be edited or scored; use one such as GPT-2"
             )
 
+    def require_untouched(self, what: str) -> None:
+        """Raise `EditlibError` unless the model runs as it was loaded, which `what` is to be kept for.
+
+        Hooks, as inside `placed` or `trace`, change its passes; an edit that is applied changes its weights.
+        """
+        name = self.name or "the model"
+        hooks = [h for m in self.model.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
+        if any(not getattr(hook, "__module__", "").startswith("transformers.") for hook in hooks):  # those only look
+            raise EditlibError(f"{name} runs with hooks that may change it; ask for {what} outside placed() or trace()")
+        if replace(self).fingerprint != self.fingerprint:
+            raise EditlibError(f"{name} is edited; ask for {what} before the edit")
+
     @property
-    def layers(self) -> int:
+    def num_layers(self) -> int:
         """Number of blocks."""
         return len(self.model.get_submodule(self.layout.blocks))
 
     def down(self, layer: int) -> nn.Module:
         """The down-projection of one layer: its input is the key, its output the value."""
-        if not 0 <= layer < self.layers:
+        if not 0 <= layer < self.num_layers:
             raise EditlibError(
-                f"layer {layer} is out of range: {self.name or 'the model'} has layers 0 to {self.layers - 1}"
+                f"layer {layer} is out of range: {self.name or 'the model'} has layers 0 to {self.num_layers - 1}"
             )
         module: nn.Module = self.model.get_submodule(self.layout.name(layer))
         return module

@@ -93,13 +93,18 @@ def encode_texts(lm: LanguageModel, texts: Sequence[str]) -> list[list[int]]:
     short = next((text for text, row in zip(texts, rows, strict=True) if len(row) < 2), None)
     if short is not None:
         raise EditlibError(f"text {short!r} has fewer than two tokens; perplexity needs two")
-    longest = max(rows, key=len)
-    if lm.context is not None and len(longest) > lm.context:
-        text = texts[rows.index(longest)]
-        raise EditlibError(
-            f"text {text[:40]!r}... has {len(longest)} tokens, the model takes at most {lm.context}; shorten it"
-        )
+    check_length(lm, texts, rows)
     return rows  # type: ignore[no-any-return]
+
+
+def check_length(lm: LanguageModel, texts: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
+    """Raise `EditlibError` naming the longest text if its tokens are more than the model takes at once."""
+    text, row = max(zip(texts, rows, strict=True), key=lambda pair: len(pair[1]), default=("", ()))
+    if lm.max_length is not None and len(row) > lm.max_length:
+        name = lm.name or "the model"
+        raise EditlibError(
+            f"text {text[:40]!r}... has {len(row)} tokens, {name} takes at most {lm.max_length}; shorten it"
+        )
 
 
 def pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ def anatomy(lm: LanguageModel, texts: Sequence[str]) -> pd.DataFrame:
     Only texts of at least `POSITIONS` tokens count, and one for each first token.
     """
     rows = {row[0]: row[:POSITIONS] for row in encode_texts(lm, texts) if len(row) >= POSITIONS}
-    blocks = {layer: f"{lm.layout.blocks}.{layer}" for layer in range(lm.layers)}
+    blocks = {layer: f"{lm.layout.blocks}.{layer}" for layer in range(lm.num_layers)}
     downs = {layer: lm.layout.name(layer) for layer in blocks}
     with trace(lm.model, *blocks.values(), *downs.values()) as seen:
         lm.model(torch.tensor(list(rows.values()), device=lm.device))

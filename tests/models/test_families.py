@@ -106,7 +106,7 @@ def alone(lm: LanguageModel, ids: list[int], layer: int) -> tuple[torch.Tensor, 
 def test_the_memory_is_the_mlps_down_projection(family: str, plain: LanguageModel) -> None:
     blocks, down, _ = PARTS[family]
     assert plain.layout == Layout(blocks, down)
-    assert plain.layers == 3
+    assert plain.num_layers == 3
     assert plain.weight(1).shape == (16, 24)
 
 
@@ -119,7 +119,7 @@ def test_the_mlp_is_all_its_linear_maps_and_no_others(family: str, plain: Langua
 
 
 def test_the_context_is_known(plain: LanguageModel) -> None:
-    assert plain.context == 128
+    assert plain.max_length == 128
 
 
 # Spans, keys, perplexity
@@ -242,7 +242,7 @@ def encoder(request: pytest.FixtureRequest, dtype: str, tokenizer: PreTrainedTok
 
 def test_an_encoders_memories_are_its_own(encoder: LanguageModel) -> None:
     assert encoder.layout == Layout("encoder.block", "layer.1.DenseReluDense.wo")
-    assert encoder.layers == 2 and encoder.context is None
+    assert encoder.num_layers == 2 and encoder.max_length is None
     mlp = "encoder.block.1.layer.1.DenseReluDense"
     assert set(encoder.mlp(1)) == {f"{mlp}.{part}" for part in ENCODERS[encoder.name][2]}
 
@@ -342,4 +342,4 @@ def test_the_language_model_beside_a_vision_tower_is_found(
     }
     lm = LanguageModel(kind(configs[kind]), start_tokenizer)
     assert lm.layout == Layout("model.language_model.layers", "mlp.down_proj")
-    assert lm.layers == 3 and lm.context == 128
+    assert lm.num_layers == 3 and lm.max_length == 128

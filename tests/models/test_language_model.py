@@ -12,6 +12,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedConfig, PreTrain
 from editlib.errors import EditlibError
 from editlib.models import language_model as models
 from editlib.models.language_model import LanguageModel, Layout, find_layout, fingerprint, load
+from editlib.models.positions import later_by_one, placed
+from editlib.models.trace import trace
 
 
 def copied(lm: LanguageModel) -> LanguageModel:
@@ -28,12 +30,12 @@ def cut(path: Path, share: float) -> None:
 
 def test_layout_of_gpt2_is_its_mlp_projection(gpt2: LanguageModel) -> None:
     assert gpt2.layout == Layout("transformer.h", "mlp.c_proj")
-    assert gpt2.layers == 3
+    assert gpt2.num_layers == 3
 
 
 def test_layout_of_llama_is_its_down_projection(llama: LanguageModel) -> None:
     assert llama.layout == Layout("model.layers", "mlp.down_proj")
-    assert llama.layers == 3
+    assert llama.num_layers == 3
 
 
 def test_layout_does_not_depend_on_mlp_width_being_different(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -163,6 +165,35 @@ def test_fingerprint_takes_parameters_without_a_dimension(gpt2: LanguageModel) -
     model = copy.deepcopy(gpt2.model)
     model.register_parameter("temperature", nn.Parameter(torch.tensor(1.0)))
     assert len(LanguageModel(model, gpt2.tokenizer).fingerprint) == 64
+
+
+# Whether the model runs as it was loaded
+
+
+def test_an_edited_model_is_found_out(own: LanguageModel) -> None:
+    assert own.fingerprint
+    own.require_untouched("its prefixes")
+    own.weight(1)[0, 0] += 1
+    with pytest.raises(EditlibError, match=f"^{own.name} is edited; ask for its prefixes before the edit$"):
+        own.require_untouched("its prefixes")
+
+
+def test_a_model_whose_passes_are_altered_is_found_out(lm: LanguageModel) -> None:
+    message = rf"^{lm.name} runs with hooks that may change it; ask for its prefixes outside placed\(\) or trace\(\)$"
+    altering = [
+        lambda: placed(lm, later_by_one),
+        lambda: trace(lm.model, replace={lm.layout.name(1): torch.zeros_like}),
+        lambda: lm.down(2).register_forward_hook(lambda *_: None),
+    ]
+    for alter in altering:
+        with alter(), pytest.raises(EditlibError, match=message):  # type: ignore[attr-defined]
+            lm.require_untouched("its prefixes")
+        lm.require_untouched("its prefixes")
+
+
+def test_hooks_that_transformers_leaves_behind_change_nothing(own: LanguageModel) -> None:
+    own.model(torch.tensor([[5, 9]]), output_hidden_states=True)
+    own.require_untouched("its prefixes")
 
 
 # Loading

@@ -10,7 +10,7 @@ from editlib.data.request import EditRequest
 from editlib.engine.values import encode_contexts
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
-from editlib.models.tokens import Encoded, encode, encode_text
+from editlib.models.tokens import Encoded, check_length, encode, encode_text
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -245,6 +245,13 @@ def test_a_target_that_the_tokenizer_strips_from_plain_text_is_refused(make_toke
     stripping = make_tokenizer(normalizer=normalizers.Replace(" ☃", ""))  # type: ignore[operator]
     with pytest.raises(EditlibError, match="^target '☃' has no token of its own after 'Zen is'"):
         encode_text(stripping, "Zen is", "☃")
+
+
+def test_the_longest_text_is_named_if_it_does_not_fit(gpt2: LanguageModel) -> None:
+    check_length(gpt2, [], [])
+    check_length(gpt2, ["a", "b"], [range(128), range(3)])
+    with pytest.raises(EditlibError, match=r"^text 'b'... has 129 tokens, tiny-gpt2 takes at most 128; shorten it$"):
+        check_length(gpt2, ["a", "b"], [range(3), range(129)])
 
 
 @given(text=TEXTS)

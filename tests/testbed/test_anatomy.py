@@ -33,4 +33,4 @@ def test_one_text_has_no_cosine(gpt2: LanguageModel, corpus: list[str]) -> None:
 
 def test_there_is_a_row_for_each_layer_and_position(gpt2: LanguageModel, corpus: list[str]) -> None:
     frame = anatomy(gpt2, corpus)
-    assert len(frame) == gpt2.layers * POSITIONS == len(frame.drop_duplicates(["layer", "position"]))
+    assert len(frame) == gpt2.num_layers * POSITIONS == len(frame.drop_duplicates(["layer", "position"]))

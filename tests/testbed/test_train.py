@@ -206,7 +206,7 @@ def test_tiny_recipes_of_other_families_train_to_a_model_folder(name: str, tmp_p
     lm, card = load(str(folder)), json.loads((folder / "card.json").read_text())
     assert Recipe(**card["recipe"] | {"betas": tuple(card["recipe"]["betas"])}) == OTHERS[name]
     assert card["parameters"] == lm.model.num_parameters()
-    assert (lm.causal, lm.layers, lm.weight(0).shape) == (name == "rotary", 1, (16, 24))
+    assert (lm.causal, lm.num_layers, lm.weight(0).shape) == (name == "rotary", 1, (16, 24))
     assert card["recall"] < 0.1
     assert card["held_out_perplexity"] == pytest.approx(held_out_perplexity(lm, world), rel=1e-3)
     assert prefix_contexts(lm) == build_prefixes(world, lm.tokenizer)

@@ -16,14 +16,14 @@ FAMILIES = {"c-rome": "rome", "p-rome": "rome", "r-rome": "rome", "emmet": "rome
 
 def preset_of(lm: LanguageModel) -> dict[str, Any]:
     """The preset for models of this type, number of layers and shape of the edited weight; empty if there is none."""
-    shape = [lm.model.config.model_type, lm.layers, *lm.weight(0).shape]
+    shape = [lm.model.config.model_type, lm.num_layers, *lm.weight(0).shape]
     return next((preset for preset in PRESETS.values() if preset["shape"] == shape), {})
 
 
 def defaults(lm: LanguageModel, method: str, flavour: str | None) -> dict[str, Any]:
     """Every setting known for a method on a model: middle layers, then the preset, then the flavour."""
     preset, family = preset_of(lm), FAMILIES.get(method, method)
-    middle = (lm.layers - 1) // 2  # never the last layer: what it adds at the subject reaches no later token
+    middle = (lm.num_layers - 1) // 2  # never the last layer: what it adds at the subject reaches no later token
     chosen: dict[str, Any] = {"layer": middle, "layers": tuple(range(max(middle - 4, 0), middle + 1))}
     chosen |= preset.get("any", {}).get(family, {})
     if flavour is None:

@@ -146,9 +146,11 @@ def digest(cases: Sequence[Case]) -> str:
 
 def edited_layers(lm: LanguageModel, recipe: MendRecipe) -> range:
     """The last layers; `EditlibError` if the model has fewer."""
-    if not 1 <= recipe.layers <= lm.layers:
-        raise EditlibError(f"layers={recipe.layers} is out of range; {lm.name or 'the model'} has {lm.layers} layers")
-    return range(lm.layers - recipe.layers, lm.layers)
+    if not 1 <= recipe.layers <= lm.num_layers:
+        raise EditlibError(
+            f"layers={recipe.layers} is out of range; {lm.name or 'the model'} has {lm.num_layers} layers"
+        )
+    return range(lm.num_layers - recipe.layers, lm.num_layers)
 
 
 def initial_editor(lm: LanguageModel, cases: Sequence[Case], recipe: MendRecipe) -> Editor:
@@ -206,7 +208,7 @@ def _asked(lm: LanguageModel, case: Case) -> Encoded:
 def _text(lm: LanguageModel, prompt: str, target: str) -> Encoded:
     """A plain prompt with its target, cut at the front where the model's context is shorter."""
     before, after = encode_text(lm.tokenizer, prompt, target)
-    cut = max(0, len(before) + len(after) - lm.context) if lm.context else 0
+    cut = max(0, len(before) + len(after) - lm.max_length) if lm.max_length else 0
     before = before[cut:]
     return Encoded((*before, *after), (0, len(before)), len(before))
 

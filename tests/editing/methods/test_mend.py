@@ -453,7 +453,7 @@ def test_rows_end_with_their_targets(lm: LanguageModel, cases: list[Case]) -> No
 
 def test_texts_longer_than_the_context_are_cut_at_the_front(gpt2: LanguageModel) -> None:
     row = training._text(gpt2, "rain fell on the town " * 60 + "of Zen in", "Daslo")
-    assert gpt2.context is not None and len(row.ids) == gpt2.context
+    assert gpt2.max_length is not None and len(row.ids) == gpt2.max_length
     assert gpt2.tokenizer.decode(row.ids).endswith("of Zen in Daslo")
     assert gpt2.tokenizer.decode(row.ids[row.target :]) == " Daslo"
 

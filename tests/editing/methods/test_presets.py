@@ -20,7 +20,7 @@ class Shaped:
         import torch
 
         self.model = type("Model", (), {"config": AutoConfig.for_model(kind)})
-        self.layers, self._weight = layers, torch.empty(out, into, device="meta")
+        self.num_layers, self._weight = layers, torch.empty(out, into, device="meta")
 
     def weight(self, layer: int) -> Any:
         return self._weight
