@@ -55,7 +55,7 @@ from IPython.display import Markdown
 
 import editlib as el
 from editlib import data, plot
-from editlib.measuring import contrast
+from editlib.measuring import contrast, statistics
 
 plot.theme()
 lm = el.load(model)
@@ -150,10 +150,10 @@ pd.DataFrame(rows, columns=["method", "cases", *models, *here]).style.hide(axis=
 
 
 # %% tags=["hide-input"]
-def rise(method: str, group: str) -> contrast.Interval:
+def rise(method: str, group: str) -> statistics.Interval:
     """Mean rise of perplexity in per cent over a group."""
     values = done.loc[(done["method"] == method) & (done["group"] == group), "worst"]
-    return contrast.bootstrap(np.mean, 100 * (values - 1), seed=seed)
+    return statistics.bootstrap(np.mean, 100 * (values - 1), seed=seed)
 
 
 rises = {(method, group): rise(method, group) for method in variants for group in contrast.GROUPS}

@@ -61,7 +61,7 @@ from IPython.display import Markdown
 import editlib as el
 from editlib import data, plot
 from editlib.editing.session import Session
-from editlib.measuring import contrast
+from editlib.measuring import contrast, statistics
 
 plot.theme()
 models = {name: el.load(name) for name in (model, control) if name}
@@ -127,10 +127,10 @@ def part(column: str, group: str, arm: str) -> pd.Series:
     return done.loc[(done["arm"] == arm) & (done["group"] == group), column]
 
 
-def times(column: str, arm: str) -> contrast.Interval:
+def times(column: str, arm: str) -> statistics.Interval:
     """Mean of normal cases over that of collapse cases."""
     samples = part(column, contrast.NORMAL, arm), part(column, contrast.COLLAPSE, arm)
-    return contrast.bootstrap(contrast.mean_ratio, *samples, seed=seed)
+    return statistics.bootstrap(statistics.mean_ratio, *samples, seed=seed)
 
 
 arms = list(dict.fromkeys(done["arm"]))
@@ -162,7 +162,7 @@ rows = pd.MultiIndex.from_product([("numerator", "|denominator|"), contrast.GROU
 columns = dict(published)
 for arm in arms:
     columns[f"here: {arm}"] = [
-        f"{contrast.bootstrap(np.mean, part(column, group, arm), seed=seed):.3g}"
+        f"{statistics.bootstrap(np.mean, part(column, group, arm), seed=seed):.3g}"
         for column in ("numerator", "denominator")
         for group in contrast.GROUPS
     ]

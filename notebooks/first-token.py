@@ -54,7 +54,7 @@ from IPython.display import Markdown
 import editlib as el
 from editlib import data, plot
 from editlib.engine.values import encode_contexts
-from editlib.measuring import contrast
+from editlib.measuring import contrast, statistics
 from editlib.models.tokens import encode
 
 plot.theme()
@@ -121,7 +121,7 @@ figure.savefig("figures/kinds.png")
 
 # %% tags=["hide-input"]
 rates = done.assign(collapsed=collapsed).groupby("arm")["collapsed"].agg(["sum", "size"]).reindex(rank).dropna()
-rates = {arm: contrast.share(int(row["sum"]), int(row["size"])) for arm, row in rates.iterrows()}
+rates = {arm: statistics.share(int(row["sum"]), int(row["size"])) for arm, row in rates.iterrows()}
 Markdown(
     "**Finding.** Share of edits that collapse the model, with 95 % intervals (Wilson): "
     + "; ".join(f"{arm} {rate:.2f}" for arm, rate in rates.items())
@@ -156,11 +156,11 @@ def rules(row: pd.Series) -> dict[str, bool]:
 said = pd.DataFrame([rules(row) for _, row in done.iterrows()], index=done.index).astype(bool)
 
 
-def judged(name: str, among: pd.Series) -> dict[str, tuple[contrast.Interval, str]]:
+def judged(name: str, among: pd.Series) -> dict[str, tuple[statistics.Interval, str]]:
     """Precision and recall of a rule with their counts."""
     both, named, all_collapsed = said[name] & collapsed & among, said[name] & among, collapsed & among
     counts = {"precision": (both.sum(), named.sum()), "recall": (both.sum(), all_collapsed.sum())}
-    return {what: (contrast.share(int(hits), int(of)), f"{hits}/{of}") for what, (hits, of) in counts.items()}
+    return {what: (statistics.share(int(hits), int(of)), f"{hits}/{of}") for what, (hits, of) in counts.items()}
 
 
 scopes = {"drawn": ~done["built"], "with built": pd.Series(True, index=done.index)}
@@ -271,10 +271,7 @@ def gap(a: str, b: str) -> float:
 unit = gap("kᵘ, collapse", "kᵘ, normal")
 gaps = {pair: gap(*pair) / unit for pair in compared}
 pd.DataFrame(
-    [
-        (a, b, f"{gaps[a, b]:.2g}", f"{contrast.Interval(found.auc, found.low, found.high):.3f}")
-        for (a, b), found in aucs.items()
-    ],
+    [(a, b, f"{gaps[a, b]:.2g}", f"{found:.3f}") for (a, b), found in aucs.items()],
     columns=["keys", "and", "distance of means", "AUC"],
 ).style.hide(axis="index")
 
@@ -286,10 +283,10 @@ pd.DataFrame(
 
 
 # %% tags=["hide-input"]
-def beside(name: str, which: str) -> contrast.Interval:
+def beside(name: str, which: str) -> statistics.Interval:
     """Share of keys whose nearest bare key is one of this group."""
     found = contrast.nearest(keys[name], keys["kᵘ, collapse"], keys["kᵘ, normal"])
-    return contrast.share(int((found == contrast.GROUPS.index(which)).sum()), len(found))
+    return statistics.share(int((found == contrast.GROUPS.index(which)).sum()), len(found))
 
 
 opened, moved = beside("first token, normal prompts", "collapse"), beside("behind a prefix, collapse", "normal")
@@ -319,5 +316,5 @@ for (rule, scope), verdict in verdicts.items():
     metrics |= {f"{what}_{name}": share.value for what, (share, _) in verdict.items()}
 for (a, b), found in aucs.items():
     name = f"{a}_from_{b}".replace("kᵘ", "bare").replace(", ", "_").replace(" ", "_").replace("-", "_")
-    metrics |= {f"auc_{name}": found.auc, f"distance_{name}": gaps[a, b]}
+    metrics |= {f"auc_{name}": found.value, f"distance_{name}": gaps[a, b]}
 _ = Path("metrics.json").write_text(json.dumps(metrics))

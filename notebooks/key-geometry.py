@@ -55,7 +55,7 @@ from IPython.display import Markdown
 import editlib as el
 from editlib import data, plot
 from editlib.editing.session import Session
-from editlib.measuring import contrast
+from editlib.measuring import contrast, statistics
 
 plot.theme()
 models = {name: el.load(name) for name in (model, control) if name}
@@ -190,17 +190,16 @@ figure.savefig("figures/distances.png")
 
 
 # %% tags=["hide-input"]
-def of(column: str, name: str, which: str, whitened: bool) -> contrast.Interval:
+def of(column: str, name: str, which: str, whitened: bool) -> statistics.Interval:
     """Median of a group with its interval."""
     mine = (long["model"] == name) & (long["group"] == which) & (long["covariance"] == whitened)
-    return contrast.bootstrap(np.median, long.loc[mine, column], seed=seed)
+    return statistics.bootstrap(np.median, long.loc[mine, column], seed=seed)
 
 
-def auc(values: torch.Tensor, others: np.ndarray) -> contrast.Interval:
+def auc(values: torch.Tensor, others: np.ndarray) -> statistics.Interval:
     """How well collapse cases are told apart from `others` by these keys."""
     mine = group == contrast.COLLAPSE
-    found = contrast.told_apart(values[mine], values[others], subjects=(subjects[mine], subjects[others]), seed=seed)
-    return contrast.Interval(found.auc, found.low, found.high)
+    return contrast.told_apart(values[mine], values[others], subjects=(subjects[mine], subjects[others]), seed=seed)
 
 
 later = (group == contrast.NORMAL) & (kind == plot.KINDS[1])

@@ -62,7 +62,7 @@ from IPython.display import Markdown
 import editlib as el
 from editlib import data, plot, scores
 from editlib.editing.session import Session
-from editlib.measuring import contrast
+from editlib.measuring import contrast, statistics
 from editlib.sweeps.single import edit_of, prepare
 
 plot.theme()
@@ -123,7 +123,7 @@ keys = ["method", "group", "prefix"]
 long = every.melt(keys, names, "name").dropna()
 long[["score", "protocol"]] = long["name"].str.split("_", n=1, expand=True).to_numpy()
 found = {
-    key: contrast.bootstrap(np.mean, mine["value"], seed=seed)
+    key: statistics.bootstrap(np.mean, mine["value"], seed=seed)
     for key, mine in long.groupby([*keys, "score", "protocol"], sort=False)
 }
 summary = pd.DataFrame(
@@ -148,9 +148,9 @@ figure.savefig("figures/prefixes.png")
 
 
 # %% tags=["hide-input"]
-def value(method: str, group: str, prefix: str, score: str, by: str = protocol) -> contrast.Interval:
+def value(method: str, group: str, prefix: str, score: str, by: str = protocol) -> statistics.Interval:
     """A mean with its interval; nan where there are no such cases."""
-    return found.get((method, group, prefix, score, by), contrast.Interval(*[float("nan")] * 3))
+    return found.get((method, group, prefix, score, by), statistics.UNKNOWN)
 
 
 told = {prefix: value("c-rome", "collapse", prefix, "efficacy") for prefix in ("none", *sources)}

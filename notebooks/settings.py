@@ -59,7 +59,7 @@ from IPython.display import Markdown
 import editlib as el
 from editlib import data, plot, stats
 from editlib.engine.values import ValueParams
-from editlib.measuring import contrast
+from editlib.measuring import contrast, statistics
 
 plot.theme()
 lm = el.load(model)
@@ -266,8 +266,8 @@ figure.savefig("figures/mean-corpus.png")
 
 # %% tags=["hide-input"]
 broken = rome[collapsed]
-apart = contrast.bootstrap(np.median, (broken["mean"] / broken["corpus"]).dropna(), seed=seed)
-single = contrast.bootstrap(np.median, broken["largest_text"].dropna(), seed=seed)
+apart = statistics.bootstrap(np.median, (broken["mean"] / broken["corpus"]).dropna(), seed=seed)
+single = statistics.bootstrap(np.median, broken["largest_text"].dropna(), seed=seed)
 agree = int(((rome["mean"] >= collapse_ratio) == (rome["corpus"] >= collapse_ratio)).sum())
 Markdown(
     f"**Finding.** After a collapsing edit the mean, over unedited, is {apart:.3g} times the corpus value (median of {len(broken)} edits, "

@@ -61,7 +61,7 @@ from IPython.display import Markdown
 
 import editlib as el
 from editlib import data, plot
-from editlib.measuring import contrast
+from editlib.measuring import contrast, statistics
 from editlib.models.trace import trace
 
 plot.theme()
@@ -118,17 +118,17 @@ def effects(mine: pd.DataFrame) -> pd.Series:
     return pd.Series(
         {
             "cases": n,
-            "collapsed": contrast.share(hits[model].sum(), n),
-            "collapsed, twin": contrast.share(hits[control].sum(), n),
-            "risk difference": contrast.bootstrap(np.mean, hits[model] - hits[control], seed=seed),
-            "perplexity, times twin's": contrast.bootstrap(np.median, ratio[model] / ratio[control], seed=seed),
-            "denominator, times twin's": contrast.bootstrap(np.median, broken[model] / broken[control], seed=seed),
+            "collapsed": statistics.share(hits[model].sum(), n),
+            "collapsed, twin": statistics.share(hits[control].sum(), n),
+            "risk difference": statistics.bootstrap(np.mean, hits[model] - hits[control], seed=seed),
+            "perplexity, times twin's": statistics.bootstrap(np.median, ratio[model] / ratio[control], seed=seed),
+            "denominator, times twin's": statistics.bootstrap(np.median, broken[model] / broken[control], seed=seed),
         }
     )
 
 
 table = pd.DataFrame({kind: effects(both[both["kind"] == kind]) for kind in plot.KINDS}).T if paired else pd.DataFrame()
-table.map(lambda cell: f"{cell:.3g}" if isinstance(cell, contrast.Interval) else cell)
+table.map(lambda cell: f"{cell:.3g}" if isinstance(cell, statistics.Interval) else cell)
 
 # %% [markdown]
 # Shares have Wilson's 95 % intervals. The other columns have 95 % bootstrap intervals over cases: the difference of the
@@ -218,8 +218,8 @@ Markdown(
 keys = ["model", "dose", "scaled", "length"]
 steps = []
 for about, mine in dosage[dosage["error"].isna()].groupby(keys, sort=False) if parts else []:
-    broken = contrast.share(mine["collapsed"].sum(), len(mine))
-    middle = contrast.bootstrap(np.median, mine["denominator_ratio"], seed=seed)
+    broken = statistics.share(mine["collapsed"].sum(), len(mine))
+    middle = statistics.bootstrap(np.median, mine["denominator_ratio"], seed=seed)
     steps.append(dict(zip(keys, about, strict=True)) | {"unedited": mine["unedited"].iloc[0], "cases": len(mine)})
     steps[-1] |= {
         f"collapsed{end}": getattr(broken, at) for end, at in (("", "value"), ("_low", "low"), ("_high", "high"))
@@ -269,7 +269,7 @@ Markdown(
 
 
 # %% tags=["hide-input"]
-def numbers(name: str, interval: contrast.Interval) -> dict[str, float]:
+def numbers(name: str, interval: statistics.Interval) -> dict[str, float]:
     return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 

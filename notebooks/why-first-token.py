@@ -49,7 +49,6 @@ wanted: float = 0.99  # AUC asked for between the keys of collapse and of normal
 # %% tags=["hide-input"]
 import json
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -62,7 +61,7 @@ from sklearn.manifold import TSNE
 import editlib as el
 from editlib import data, plot
 from editlib.errors import EditlibError
-from editlib.measuring import contrast
+from editlib.measuring import contrast, statistics
 from editlib.models.positions import Place, later_by_one, placed, second_for_first, takes_positions
 from editlib.models.tokens import Encoded, encode
 from editlib.testbed.anatomy import anatomy
@@ -195,8 +194,8 @@ styled = table.style.format("{:,.2f}", subset=["min", "mean", "max", "unedited"]
 styled.format("{:.3f}", subset=["denominator"], na_rep="–").format(na_rep="–", subset=["collapsed"])
 
 # %% tags=["hide-input"]
-shares = {t: contrast.share(int(of(*t)["collapsed"].sum()), len(of(*t))) for t in trials}
-means = {t: contrast.bootstrap(np.mean, of(*t, among)["perplexity_mean"], seed=seed) for t in trials}
+shares = {t: statistics.share(int(of(*t)["collapsed"].sum()), len(of(*t))) for t in trials}
+means = {t: statistics.bootstrap(np.mean, of(*t, among)["perplexity_mean"], seed=seed) for t in trials}
 
 
 def told(name: str) -> str:
@@ -321,7 +320,7 @@ def gap(a: torch.Tensor, b: torch.Tensor) -> float:
 def compared(name: str, layer: int) -> dict[str, object]:
     a, b = (vectors(name, layer, kind) for kind in (FIRST, LATER))
     found = contrast.told_apart(a, b, subjects=subjects, seed=seed)
-    return {"model": name, "layer": layer, **asdict(found), "gap": gap(a, b)}
+    return {"model": name, "layer": layer, "auc": found.value, "low": found.low, "high": found.high, "gap": gap(a, b)}
 
 
 apart = pd.DataFrame([compared(name, layer) for name, lm in models.items() for layer in range(-1, lm.num_layers)])
@@ -395,15 +394,11 @@ sets = [
     if sides[side]
 ]
 names = tuple([case.request.subject for case in sides[side]] for side in sides)
-between = (
-    contrast.told_apart(*sets, subjects=names, seed=seed)
-    if len(sets) == 2
-    else contrast.Separability(*[float("nan")] * 3)
-)
+between = contrast.told_apart(*sets, subjects=names, seed=seed) if len(sets) == 2 else statistics.UNKNOWN
 Markdown(
-    f"**Finding.** {len(sides[True])} collapse keys against {len(sides[False])} normal ones: AUC {auc(between)}"
+    f"**Finding.** {len(sides[True])} collapse keys against {len(sides[False])} normal ones: AUC {between:.2f}"
     + (
-        f", {'at least' if between.auc >= wanted else 'below'} the {wanted:g} asked for."
+        f", {'at least' if between.value >= wanted else 'below'} the {wanted:g} asked for."
         if len(sets) == 2
         else " (one set is empty)."
     )
@@ -420,7 +415,7 @@ metrics = {
     "first": len(drawn[FIRST]),
     "later": len(drawn[LATER]),
     "collapse_cases": len(collapsing),
-    "auc_collapse": between.auc,
+    "auc_collapse": between.value,
     "auc_collapse_low": between.low,
     "auc_collapse_high": between.high,
 }

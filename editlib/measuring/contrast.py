@@ -1,16 +1,12 @@
 """Cases that collapse a model beside normal ones: drawn by their subjects, told apart by one edit, compared by their
-keys, with intervals."""
+keys."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from editlib.data import datasets as data
@@ -21,13 +17,13 @@ from editlib.editing.session import Session
 from editlib.editing.stats import Stats, default_corpus, second_moments_of
 from editlib.engine.values import read_at
 from editlib.errors import EditlibError
-from editlib.measuring.separability import Separability, separability
+from editlib.measuring.separability import separability
+from editlib.measuring.statistics import UNKNOWN, Interval, collapsed
 from editlib.models.language_model import LanguageModel
 from editlib.models.tokens import Encoded, encode
 
 COLLAPSE, NORMAL = GROUPS = ("collapse", "normal")
 ROWS = 64  # texts a forward pass
-DRAWS = 2000  # of the bootstrap
 
 
 def draw(lm: LanguageModel, pool: Sequence[Case], *, first: int, others: int, seed: int) -> list[Case]:
@@ -54,8 +50,7 @@ def groups(table: pd.DataFrame, *, method: str, collapse_ratio: float) -> pd.Ser
     `table` is that of a sweep; edits that failed are left out.
     """
     edits = table[(table["method"] == method) & table["error"].isna()].set_index("case_id")
-    normal = edits["perplexity_ratio"] < collapse_ratio
-    return normal.map({True: NORMAL, False: COLLAPSE}).rename("group")
+    return collapsed(edits["perplexity_ratio"], collapse_ratio).map({True: COLLAPSE, False: NORMAL}).rename("group")
 
 
 def moments(lm: LanguageModel, layer: int, corpus: str) -> Stats | None:
@@ -120,11 +115,11 @@ def first_token(lm: LanguageModel, request: EditRequest) -> Encoded:
     return Encoded(row.ids, (start, start + 1), row.target)
 
 
-def told_apart(a: Tensor, b: Tensor, *, subjects: tuple[Sequence[str], Sequence[str]], seed: int) -> Separability:
+def told_apart(a: Tensor, b: Tensor, *, subjects: tuple[Sequence[str], Sequence[str]], seed: int) -> Interval:
     """How well a straight line tells two sets of keys apart; nan where one has fewer than two subjects."""
     fewest = min(len(set(names)) for names in subjects)
     if fewest < 2:
-        return Separability(math.nan, math.nan, math.nan)
+        return UNKNOWN
     return separability(a, b, folds=min(5, fewest), seed=seed, subjects=subjects)
 
 
@@ -148,48 +143,3 @@ def tsne(panel: str, keys: Mapping[str, Tensor]) -> pd.DataFrame:
     places = TSNE(n_components=2, random_state=42, perplexity=min(30.0, (len(rows) - 1) / 3)).fit_transform(rows)
     names = [name for name, mine in keys.items() for _ in range(len(mine))]
     return pd.DataFrame({"panel": panel, "group": names, "x": places[:, 0], "y": places[:, 1]})
-
-
-# -- intervals ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value with its 95 % interval; formatted as `value [low, high]`, or as a dash where there is none."""
-
-    value: float
-    low: float
-    high: float
-
-    def __format__(self, spec: str) -> str:
-        if math.isnan(self.value):
-            return "–"
-        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
-
-
-def bootstrap(
-    statistic: Callable[..., Any], *samples: Sequence[float] | NDArray[np.float64] | pd.Series, seed: int
-) -> Interval:
-    """A statistic of independent samples with the middle 95 % of its values on resampled ones; nan if one is empty."""
-    arrays = [np.asarray(sample, dtype=float) for sample in samples]
-    if not all(map(len, arrays)):
-        return Interval(math.nan, math.nan, math.nan)
-    rng = np.random.default_rng(seed)
-    drawn = np.sort([statistic(*(rng.choice(array, len(array)) for array in arrays)) for _ in range(DRAWS)])
-    tail = DRAWS // 40  # infinite values have an order, but nothing between them
-    return Interval(float(statistic(*arrays)), float(drawn[tail]), float(drawn[-tail - 1]))
-
-
-def mean_ratio(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Mean of one sample over that of the other."""
-    return float(a.mean() / b.mean())
-
-
-def share(hits: int, count: int) -> Interval:
-    """A share of `count` with Wilson's interval, which has a width at 0 and 1 too; nan if there is nothing to count."""
-    if not count:
-        return Interval(math.nan, math.nan, math.nan)
-    z, p = 1.959964, hits / count
-    middle, scale = p + z**2 / (2 * count), 1 + z**2 / count
-    spread = z * math.sqrt(p * (1 - p) / count + z**2 / (4 * count**2))
-    return Interval(p, (middle - spread) / scale, (middle + spread) / scale)

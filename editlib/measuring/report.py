@@ -8,6 +8,7 @@ from editlib.data.request import EditRequest
 from editlib.editing.edit import Edit
 from editlib.engine.perplexity import perplexity
 from editlib.measuring import scores
+from editlib.measuring.statistics import COLLAPSE_RATIO, collapsed
 from editlib.models.language_model import LanguageModel
 from editlib.text import short, table
 
@@ -44,7 +45,7 @@ class Report:
     @property
     def collapsed(self) -> bool | None:
         """Whether the model collapsed (nan has collapsed too), or None if perplexity was not measured."""
-        return None if self.perplexity_ratio is None else not self.perplexity_ratio < self.collapse_ratio
+        return None if self.perplexity_ratio is None else collapsed(self.perplexity_ratio, self.collapse_ratio)
 
     @property
     def verdict(self) -> str:
@@ -96,7 +97,7 @@ def look(lm: LanguageModel, request: EditRequest, texts: Sequence[str] | None) -
 
 
 def before_after(
-    lm: LanguageModel, edit: Edit, *, texts: Sequence[str] | None = None, collapse_ratio: float = 5.0
+    lm: LanguageModel, edit: Edit, *, texts: Sequence[str] | None = None, collapse_ratio: float = COLLAPSE_RATIO
 ) -> Report:
     """Look at a model without and with the first request's edit; the model is left as it was."""
     request = edit.requests[0]

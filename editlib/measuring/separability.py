@@ -1,24 +1,14 @@
 """How well one straight line tells two sets of vectors apart, measured on vectors it was not drawn from."""
 
+import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from editlib.errors import EditlibError
-
-DRAWS = 2000  # of the bootstrap
-
-
-@dataclass(frozen=True)
-class Separability:
-    """Area under the ROC curve (1 told apart, 0.5 alike) with a 95 % bootstrap interval over subjects."""
-
-    auc: float
-    low: float
-    high: float
+from editlib.measuring.statistics import DRAWS, FEWEST, Interval
 
 
 def separability(
@@ -28,42 +18,41 @@ def separability(
     folds: int = 5,
     seed: int = 0,
     subjects: tuple[Sequence[Hashable], Sequence[Hashable]] | None = None,
-) -> Separability:
-    """Cross-validated AUC of the score along the difference of the class means; a is to score higher than b.
+) -> Interval:
+    """Cross-validated area under the ROC curve (1 told apart, 0.5 alike) of the score along the difference of the class
+    means, with its 95 % bootstrap interval over subjects; a is to score higher than b.
 
     `a` and `b` are (vectors, width). `subjects` names what each vector is about: vectors of one subject are never on
     both sides of a split, and are drawn together by the bootstrap; without it, each is its own. The interval is that
     of the scores as they are: no line is drawn anew. Raises `EditlibError` for other shapes, a value that is not
     finite, or fewer subjects in a class than folds.
     """
-    _check(a, b)
-    names = subjects or (range(len(a)), range(len(a), len(a) + len(b)))
-    order = {name: i for i, name in enumerate(dict.fromkeys([*names[0], *names[1]]))}
-    mine, other = (torch.tensor([order[name] for name in side]) for side in names)
-    fold = _folds(mine, other, folds, seed)
-    wins = _wins(*_scores(a.double().cpu(), b.double().cpu(), fold[mine], fold[other]))
-    return Separability(wins.mean().item(), *_interval(wins, mine, other, seed))
-
-
-def _check(a: Tensor, b: Tensor) -> None:
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
         raise EditlibError(
             f"vectors of shapes {tuple(a.shape)} and {tuple(b.shape)} cannot be compared; give two matrices"
         )
     if not (a.isfinite().all() and b.isfinite().all()):
         raise EditlibError("a vector holds inf or nan; leave it out and say so")
+    names = subjects or (range(len(a)), range(len(a), len(a) + len(b)))
+    number = {name: i for i, name in enumerate(dict.fromkeys([*names[0], *names[1]]))}
+    of_a, of_b = (torch.tensor([number[name] for name in side]) for side in names)  # every vector's subject
+    fold = _folds(of_a, of_b, folds, seed)
+    above, below = _scores(a.double().cpu(), b.double().cpu(), fold[of_a], fold[of_b])
+    wins = (above[:, None] > below).double() + 0.5 * (above[:, None] == below)  # (a, b)
+    bounds = _bounds(wins, of_a, of_b, seed) if min(map(len, map(set, names))) >= FEWEST else (math.nan, math.nan)
+    return Interval(wins.mean().item(), *bounds)
 
 
-def _folds(mine: Tensor, other: Tensor, folds: int, seed: int) -> Tensor:
+def _folds(of_a: Tensor, of_b: Tensor, folds: int, seed: int) -> Tensor:
     """The fold of every subject; those of both classes, of one and of the other are each dealt out evenly."""
-    fewest = min(len(mine.unique()), len(other.unique()))
+    fewest = min(len(of_a.unique()), len(of_b.unique()))
     if not 2 <= folds <= fewest:
         raise EditlibError(
             f"folds={folds} is out of range; the smaller class has {fewest} subjects, so choose 2 to {fewest}"
         )
-    count = int(torch.cat([mine, other]).max()) + 1
+    count = int(torch.cat([of_a, of_b]).max()) + 1
     shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    group = 2 * torch.isin(shuffled, mine) + torch.isin(shuffled, other)
+    group = 2 * torch.isin(shuffled, of_a) + torch.isin(shuffled, of_b)
     dealt = torch.empty(count, dtype=torch.long)
     dealt[shuffled[group.argsort(stable=True)]] = torch.arange(count) % folds
     return dealt
@@ -80,17 +69,12 @@ def _scores(a: Tensor, b: Tensor, fold_a: Tensor, fold_b: Tensor) -> tuple[Tenso
     return scores
 
 
-def _wins(above: Tensor, below: Tensor) -> Tensor:
-    """1 where a score of the first set is the higher one, a half where they are equal.  # (a, b)"""
-    return (above[:, None] > below).double() + 0.5 * (above[:, None] == below)
-
-
-def _interval(wins: Tensor, mine: Tensor, other: Tensor, seed: int) -> tuple[float, float]:
+def _bounds(wins: Tensor, of_a: Tensor, of_b: Tensor, seed: int) -> tuple[float, float]:
     """The middle 95 % of AUCs over resampled subjects; draws without one of the classes do not count."""
-    count = int(torch.cat([mine, other]).max()) + 1
+    count = int(torch.cat([of_a, of_b]).max()) + 1
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=DRAWS)
     times = torch.from_numpy(drawn).double()
-    a, b = times[:, mine], times[:, other]
+    a, b = times[:, of_a], times[:, of_b]
     aucs = (a @ wins * b).sum(1) / (a.sum(1) * b.sum(1))
     low, high = torch.nanquantile(aucs, torch.tensor([0.025, 0.975]).double()).tolist()
     return low, high

@@ -27,6 +27,7 @@ from editlib.engine.perplexity import Perplexity
 from editlib.errors import EditlibError
 from editlib.files import write_tensors
 from editlib.measuring import scores as scoring
+from editlib.measuring.statistics import COLLAPSE_RATIO, collapsed
 from editlib.models.language_model import LanguageModel
 from editlib.sweeps.parts import Parts
 from editlib.sweeps.single import (
@@ -185,7 +186,7 @@ def _change(job: Job, request: EditRequest, kept: dict[str, Tensor]) -> dict[str
     return found | {name: edit.diagnostics[name] for name in (*NUMBERS, "steps")} | {"target_probability": probability}
 
 
-def summary(table: pd.DataFrame, *, collapse_ratio: float = 5.0) -> pd.DataFrame:
+def summary(table: pd.DataFrame, *, collapse_ratio: float = COLLAPSE_RATIO) -> pd.DataFrame:
     """A row per method: edits, failed ones, perplexity over unedited at the last measurement and at most (nan counts as
     infinite), the step of the first collapse, seconds."""
     rows = [_summed(name, mine, collapse_ratio) for name, mine in table.groupby("method", sort=False)]
@@ -195,11 +196,11 @@ def summary(table: pd.DataFrame, *, collapse_ratio: float = 5.0) -> pd.DataFrame
 def _summed(name: object, table: pd.DataFrame, collapse_ratio: float) -> dict[str, Any]:
     edits, measured = table[table["step"] > 0], table[table["measured"]]
     ratio = measured["perplexity_ratio"].fillna(math.inf)
-    collapsed = measured.loc[ratio >= collapse_ratio, "step"]
     return {
         "method": name, "edits": len(edits), "failed": int(edits["error"].notna().sum()),
         "last_ratio": ratio.iloc[-1], "max_ratio": ratio.max(),
-        "collapsed_at": collapsed.min(), "seconds_per_edit": edits["seconds"].mean(),
+        "collapsed_at": measured.loc[collapsed(ratio, collapse_ratio), "step"].min(),
+        "seconds_per_edit": edits["seconds"].mean(),
     }  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from editlib.engine.perplexity import Perplexity, perplexity
 from editlib.engine.prefixes import prefix_contexts
 from editlib.errors import EditlibError
 from editlib.measuring import scores as scoring
+from editlib.measuring.statistics import COLLAPSE_RATIO, collapsed
 from editlib.models.language_model import LanguageModel
 from editlib.models.tokens import encode_texts
 from editlib.sweeps.parts import Parts
@@ -324,11 +325,10 @@ def _replies(job: Job, look: Look, edit: Edit) -> dict[str, float]:
     return said | (scoring.score(look.case, look.before, after) if look.before and after else {})
 
 
-def summary(table: pd.DataFrame, *, collapse_ratio: float = 5.0) -> pd.DataFrame:
+def summary(table: pd.DataFrame, *, collapse_ratio: float = COLLAPSE_RATIO) -> pd.DataFrame:
     """A row per method: edits, failed ones, perplexity over unedited (nan counts as infinite), collapses, seconds."""
-    done = table["error"].isna()
-    ratio = table["perplexity_ratio"].fillna(math.inf).where(done)
-    judged = table.assign(failed=~done, ratio=ratio, collapsed=ratio >= collapse_ratio)
+    done, ratio = table["error"].isna(), table["perplexity_ratio"].fillna(math.inf)
+    judged = table.assign(failed=~done, ratio=ratio.where(done), collapsed=done & collapsed(ratio, collapse_ratio))
     return judged.groupby("method", sort=False, as_index=False).agg(
         edits=("failed", "size"), failed=("failed", "sum"), median_ratio=("ratio", "median"),
         max_ratio=("ratio", "max"), collapsed=("collapsed", "sum"), seconds_per_edit=("seconds", "mean"),

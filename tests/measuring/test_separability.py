@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from editlib.errors import EditlibError
-from editlib.measuring.separability import Separability, separability
+from editlib.measuring.separability import separability
+from editlib.measuring.statistics import Interval
 
 
 def normal(count: int, width: int, *, shift: float = 0.0, seed: int = 0) -> Tensor:
@@ -18,19 +19,19 @@ def normal(count: int, width: int, *, shift: float = 0.0, seed: int = 0) -> Tens
 
 
 def test_sets_far_apart_are_told_apart() -> None:
-    assert separability(normal(30, 8, shift=50), normal(40, 8, seed=1)) == Separability(1.0, 1.0, 1.0)
+    assert separability(normal(30, 8, shift=50), normal(40, 8, seed=1)) == Interval(1.0, 1.0, 1.0)
 
 
 def test_normal_sets_have_the_auc_of_theory() -> None:
     found = separability(normal(3000, 2, shift=1.0), normal(3000, 2, seed=1))
     theory = 0.5 * (1 + math.erf(1.0 / 2))  # P(N(1, 1) > N(0, 1)) = Φ(1/√2)
-    assert found.auc == pytest.approx(theory, abs=0.015)
+    assert found.value == pytest.approx(theory, abs=0.015)
     assert found.low < theory < found.high and found.high - found.low < 0.04
 
 
 @pytest.mark.parametrize("width", [2, 300])
 def test_sets_drawn_alike_are_not_told_apart_however_wide(width: int) -> None:
-    aucs = [separability(normal(40, width, seed=s), normal(40, width, seed=s + 100)).auc for s in range(20)]
+    aucs = [separability(normal(40, width, seed=s), normal(40, width, seed=s + 100)).value for s in range(20)]
     assert sum(aucs) / len(aucs) == pytest.approx(0.5, abs=0.06)
 
 
@@ -38,8 +39,8 @@ def test_a_line_learnt_from_a_subject_is_not_tried_on_it() -> None:
     """Two copies of each vector: told apart by memory alone, which subjects forbid."""
     a, b = normal(20, 500).repeat(2, 1), normal(20, 500, seed=1).repeat(2, 1)
     names = [f"a{i}" for i in range(20)] * 2, [f"b{i}" for i in range(20)] * 2
-    assert separability(a, b).auc > 0.9
-    assert separability(a, b, subjects=names).auc < 0.7
+    assert separability(a, b).value > 0.9
+    assert separability(a, b, subjects=names).value < 0.7
 
 
 def test_the_interval_widens_where_vectors_share_a_subject() -> None:
@@ -54,11 +55,11 @@ def test_the_interval_widens_where_vectors_share_a_subject() -> None:
 
 def test_subjects_may_stand_in_both_sets() -> None:
     names = [f"s{i}" for i in range(10)]
-    assert separability(normal(10, 4, shift=50), normal(10, 4, seed=1), subjects=(names, names)).auc == 1.0
+    assert separability(normal(10, 4, shift=50), normal(10, 4, seed=1), subjects=(names, names)).value == 1.0
 
 
 def test_equal_vectors_are_a_draw() -> None:
-    assert separability(torch.ones(10, 3), torch.ones(12, 3)) == Separability(0.5, 0.5, 0.5)
+    assert separability(torch.ones(10, 3), torch.ones(12, 3)) == Interval(0.5, 0.5, 0.5)
 
 
 def test_the_same_seed_gives_the_same_answer() -> None:
@@ -69,7 +70,7 @@ def test_the_same_seed_gives_the_same_answer() -> None:
 
 def test_swapping_the_sets_changes_nothing() -> None:
     a, b = normal(25, 4, shift=1.0), normal(25, 4, seed=1)
-    assert separability(a, b).auc == pytest.approx(separability(b, a).auc, abs=0.05)
+    assert separability(a, b).value == pytest.approx(separability(b, a).value, abs=0.05)
 
 
 @pytest.mark.parametrize(
@@ -88,3 +89,8 @@ def test_swapping_the_sets_changes_nothing() -> None:
 def test_what_cannot_be_compared_is_refused(a: Tensor, b: Tensor, message: str) -> None:
     with pytest.raises(EditlibError, match=message):
         separability(a, b)
+
+
+def test_few_subjects_have_an_area_and_no_interval() -> None:
+    found = separability(normal(4, 4, shift=50), normal(40, 4, seed=1), folds=2)
+    assert found.value == 1.0 and math.isnan(found.low) and math.isnan(found.high)
