@@ -1,15 +1,69 @@
-"""Numbers, tables and JSON as text."""
+"""Numbers, tables and JSON as text: the one place that says how a number reads."""
 
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
+
+MINUS = "−"
+
+
+def number(value: float, *, digits: int = 3) -> str:
+    """What was counted, or measured to so many digits: `1,204`, `0.980`, `−0.03`, `1.50e+07`, `inf`, `nan`.
+
+    Zeros at the end are kept, since they were measured too; there is no `-0`.
+    """
+    if isinstance(value, SupportsIndex):  # also those of numpy
+        text = f"{value:,}"
+    elif value == 0 or not math.isfinite(value):
+        text = f"{abs(value) if value == 0 else value:g}"
+    else:
+        rounded = float(f"{value:.{digits}g}")
+        large = 10**digits <= abs(rounded) < 1e7
+        text = f"{value:,.0f}" if large else f"{value:#.{digits}g}".replace(".e", "e").rstrip(".")
+    return text.replace("-", MINUS, 1) if text.startswith("-") else text
+
+
+def percent(share: float) -> str:
+    """A share in per cent: `100 %`, `5.19 %`, `0 %`."""
+    return f"{number(100.0 * share)} %"
+
+
+def metric(name: str, value: object) -> str:
+    """A headline number by its name, as a reader wants it: shares in per cent."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return percent(value) if name.endswith("_share") else number(value)
+
+
+def duration(seconds: float) -> str:
+    """`8.1 s`, `2 min 14 s`, `3 h 5 min`."""
+    if seconds < 59.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def with_interval(value: str, bounds: tuple[str, str] | None) -> str:
+    """`0.984 [0.967, 1.00]`; the value alone where there is no interval."""
+    return f"{value} [{bounds[0]}, {bounds[1]}]" if bounds else value
+
+
+def flat(entries: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested entries by dotted name; lists stay what they are."""
+    rows: dict[str, Any] = {}
+    for key, value in entries.items():
+        rows |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return rows
 
 
 def short(value: object) -> str:
-    """Three digits for numbers, a dash for nothing, text on one line."""
+    """A table's cell: three digits for what was measured, a dash for nothing, text on one line.
+
+    Whole numbers have no commas, since they may be names: of cases, layers, seeds.
+    """
     if isinstance(value, float):
-        return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"
+        return number(value)
     return "–" if value is None else " ".join(str(value).split())
 
 

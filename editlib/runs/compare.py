@@ -1,11 +1,12 @@
 """Two runs side by side: what was asked, where it was executed, and the numbers that came out."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from editlib.runs.manifest import Manifest
+from editlib.text import flat, metric, with_interval
 
 Metric = bool | int | float | str
 
@@ -72,9 +73,9 @@ def compare(a: Manifest, b: Manifest) -> Comparison:
         same_analysis=a.analysis == b.analysis,
         same_spec=a.spec == b.spec,
         parameters=_differences(a.parameters, b.parameters),
-        inputs=_differences(_flat(asdict(a.inputs)), _flat(asdict(b.inputs))),
+        inputs=_differences(flat(asdict(a.inputs)), flat(asdict(b.inputs))),
         environment=_differences(_software(a), _software(b)),
-        hardware=_differences(_flat(asdict(a.hardware)), _flat(asdict(b.hardware))),
+        hardware=_differences(_machine(a), _machine(b)),
         numbers=tuple(_numbers(a.metrics, b.metrics)),
         figures=tuple(sorted(name for name in a.outputs.keys() & b.outputs if name.startswith("figures/"))),
     )
@@ -91,6 +92,21 @@ def intervals(metrics: Mapping[str, Metric]) -> dict[str, tuple[str, str]]:
             if name in metrics and high in metrics:
                 found[name] = low, high
     return found
+
+
+def headline(metrics: Mapping[str, Metric]) -> list[dict[str, Any]]:
+    """Every number that is no bound of another: `name`, `value`, its interval `low` and `high` if it has one, and as
+    `text` how a reader wants it."""
+    bounds = intervals(metrics)
+    others = {bound for pair in bounds.values() for bound in pair}
+    told = []
+    for name, value in metrics.items():
+        if name not in others:
+            ends = _ends(metrics, bounds.get(name))
+            spoken = ends and (metric(name, ends[0]), metric(name, ends[1]))
+            entry = {"name": name, "value": value, "text": with_interval(metric(name, value), spoken)}
+            told.append(entry | (dict(zip(("low", "high"), ends, strict=True)) if ends else {}))
+    return told
 
 
 def _numbers(a: Mapping[str, Metric], b: Mapping[str, Metric]) -> Iterable[Number]:
@@ -114,19 +130,11 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _software(run: Manifest) -> dict[str, Any]:
-    return _flat(asdict(run.environment) | {"git": asdict(run.git), "project": {"version": run.project.version}})
+    return flat(asdict(run.environment) | {"git": asdict(run.git), "project": {"version": run.project.version}})
 
 
-def _flat(entries: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested entries by dotted name; a list as text."""
-    rows: dict[str, Any] = {}
-    for key, value in entries.items():
-        if isinstance(value, Mapping):
-            rows |= _flat(value, f"{prefix}{key}.")
-        else:
-            listed = isinstance(value, Sequence) and not isinstance(value, str)
-            rows[f"{prefix}{key}"] = ", ".join(value) if listed else value
-    return rows
+def _machine(run: Manifest) -> dict[str, Any]:
+    return asdict(run.hardware) | {"gpus": ", ".join(run.hardware.gpus)}
 
 
 def _finite(value: Metric | None) -> float | None:

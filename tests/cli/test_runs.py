@@ -209,8 +209,8 @@ def test_compare_shows_two_runs_side_by_side(project: Path, command: Callable[..
                  hardware=record()["hardware"] | {"cores": 64})  # fmt: skip
     lines = [" ".join(line.split()) for line in command("compare", a.run, b.run).splitlines()]
     assert lines[0] == "Two specs, 0123456789ab and aaaaaaaaaaaa."
-    for line in ("n 3 9", "label a –", "cores 2 64", "auc 0.5 [0.4, 0.6] 0.75 0.25 1.5", "same 1 1 0 1",
-                 "worst inf 3 – –", "figures/ratios.png"):  # fmt: skip
+    for line in ("n 3 9", "label a –", "cores 2 64", "auc 0.500 [0.400, 0.600] 0.750 0.250 1.50", "same 1 1 0 1.00",
+                 "worst inf 3.00 – –", "figures/ratios.png"):  # fmt: skip
         assert line in lines
     assert "auc_low" not in " ".join(lines) and "python" not in " ".join(lines)
     told = json.loads(command("compare", a.run, b.run, "--json"))

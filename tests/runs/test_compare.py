@@ -9,7 +9,7 @@ import pytest
 from folders import INPUTS, make_run, record
 
 from editlib import text
-from editlib.runs.compare import Comparison, Difference, Number, compare, intervals
+from editlib.runs.compare import Comparison, Difference, Number, compare, headline, intervals
 
 
 @pytest.fixture
@@ -107,6 +107,20 @@ def test_a_number_whose_name_only_looks_like_a_bound_is_a_number(compared: Any, 
     assert intervals(dict.fromkeys(metrics, 1)) == {}
     found = compared({"metrics": dict.fromkeys(metrics, 1)}, metrics={})
     assert [n.name for n in found.numbers] == sorted(metrics)
+
+
+def test_headline_numbers_have_their_intervals_and_a_text() -> None:
+    """Both ways of naming a bound: behind the whole name, and in the middle of it."""
+    metrics = {"n": 1200, "x_share": 0.5, "x_share_low": 0.25, "auc_ft": 0.9841, "auc_low_ft": 0.967,
+               "auc_high_ft": 1.0, "worst": "inf", "low": 3}  # fmt: skip
+    assert headline(metrics) == [
+        {"name": "n", "value": 1200, "text": "1,200"},
+        {"name": "x_share", "value": 0.5, "text": "50.0 %"},
+        {"name": "x_share_low", "value": 0.25, "text": "0.250"},  # without the other end it is a number of its own
+        {"name": "auc_ft", "value": 0.9841, "text": "0.984 [0.967, 1.00]", "low": 0.967, "high": 1.0},
+        {"name": "worst", "value": "inf", "text": "inf"},
+        {"name": "low", "value": 3, "text": "3"},
+    ]
 
 
 def test_a_comparison_is_frozen_and_json(compared: Any) -> None:
