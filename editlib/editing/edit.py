@@ -1,8 +1,6 @@
 """Edits: exact low-rank weight changes that can be applied, undone, saved and loaded."""
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -11,11 +9,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from editlib.data.request import EditRequest
 from editlib.errors import EditlibError
+from editlib.files import new_folder, write_json, write_tensors
 from editlib.models.language_model import LanguageModel, oriented
 from editlib.text import finite
 
@@ -91,38 +90,26 @@ class Edit:
     def save(self, folder: str | Path) -> Path:
         """Write `edit.safetensors` and `edit.json` into a new folder, aside first; raises `EditlibError` if it
         cannot be."""
-        folder = Path(folder)
-        if folder.exists():
-            raise EditlibError(f"output folder {folder} exists already; choose another")
-        aside = folder.with_name(folder.name + ".writing")
-        try:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-            self._write(aside)
-            os.replace(aside, folder)
-        except OSError as error:
-            raise EditlibError(f"output folder {folder} cannot be written: {error.strerror}; choose another") from error
-        return folder
-
-    def _write(self, folder: Path) -> None:
         tensors = {
-            f"{name}|{side}": t.contiguous()
+            f"{name}|{side}": tensor
             for name, pair in self.factors.items()
-            for side, t in zip("LR", pair, strict=True)
+            for side, tensor in zip("LR", pair, strict=True)
         }
-        save_file(tensors, folder / "edit.safetensors")
         record = {
-            "method": self.method, "requests": [asdict(r) for r in self.requests], "hparams": dict(self.hparams),
+            "method": self.method, "requests": [asdict(r) for r in self.requests], "hparams": finite(self.hparams),
             "fingerprint": self.fingerprint, "diagnostics": finite(self.diagnostics),
         }  # fmt: skip
-        (folder / "edit.json").write_text(json.dumps(record, indent=1, allow_nan=False))
+        with new_folder(Path(folder)) as writing:
+            write_tensors(writing / "edit.safetensors", tensors, {})
+            write_json(writing / "edit.json", record)
+        return Path(folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Edit":
         """Read a folder written by `save`; raises `EditlibError` if a file is missing or damaged."""
         folder = Path(folder)
         try:
-            record = json.loads((folder / "edit.json").read_text())
+            record = json.loads((folder / "edit.json").read_text("utf-8"))
             tensors = load_file(folder / "edit.safetensors")
             names = sorted({key.rsplit("|", 1)[0] for key in tensors})
             factors = {name: (tensors[f"{name}|L"], tensors[f"{name}|R"]) for name in names}

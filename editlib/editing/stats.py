@@ -42,12 +42,8 @@ class Stats:
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file, aside and then renamed; raises `EditlibError` if it cannot be written."""
-        path = Path(path)
         tensors = {str(layer): moment for layer, moment in self.moments.items()}
-        try:
-            return write_tensors(path, tensors, {"header": json.dumps(asdict(self.header))})
-        except (OSError, SafetensorError) as error:
-            raise EditlibError(f"statistics file {path} cannot be written: {error}; choose another place") from error
+        return write_tensors(Path(path), tensors, {"header": json.dumps(asdict(self.header))})
 
     def require(self, lm: LanguageModel, layer: int) -> Tensor:
         """The moment of one layer, refused with `EditlibError` if it was made for another model or lacks the layer."""

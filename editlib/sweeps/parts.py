@@ -1,7 +1,8 @@
 """A table kept in a folder: numbered parquet parts beside the plan that its rows follow from."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 
 from editlib.errors import EditlibError
-from editlib.files import aside, write_json
+from editlib.files import LOCK, aside, locked, write_json
 from editlib.text import finite
 
 PLAN = "_sweep.json"  # whoever reads a folder of parquet files passes over names that begin so, or with a dot
@@ -31,29 +32,45 @@ class Parts:
     @classmethod
     def of(cls, out: str | Path | None, plan: Mapping[str, Any], kinds: Mapping[str, str], *, resume: bool) -> "Parts":
         """Parts in a new folder, or with `resume` in one that has the same plan; raises `EditlibError` otherwise."""
-        if out is None:
-            return cls(None, plan, kinds)
-        parts = cls(Path(out), json.loads(json.dumps(finite(plan))), kinds)  # tuples as lists, as they are read back
-        if check_folder(Path(out), resume=resume):
-            before = _read_plan(Path(out) / PLAN)
-            differs = next((key for key in parts.plan if before.get(key) != parts.plan[key]), None)
-            if differs:
-                raise EditlibError(f"output folder {out} holds a sweep that differs in its {differs}; choose another")
+        parts = cls(
+            None if out is None else Path(out), json.loads(json.dumps(finite(plan))), kinds
+        )  # tuples as lists, as read back
+        if parts.folder and check_folder(parts.folder, resume=resume):
+            parts._compare(parts.folder)
         return parts
 
     def file(self, number: int) -> Path | None:
         """Where a part is kept."""
         return self.folder / f"part-{number:05d}.parquet" if self.folder else None
 
-    def begin(self) -> None:
-        """Make the folder and write the plan, unless they are there; remove what an interrupted write left."""
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Hold the folder and its plan inside the block; raises `EditlibError` if somebody else does.
+
+        What an interrupted write left there is removed.
+        """
         if self.folder is None:
+            yield
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self.folder.glob("*.writing"):
-            leftover.unlink(missing_ok=True)
-        if not (self.folder / PLAN).is_file():
-            write_json(self.folder / PLAN, self.plan)
+        with locked(self.folder):
+            if (self.folder / PLAN).is_file():
+                self._compare(self.folder)  # again: only now nobody else can put it there
+            else:
+                write_json(self.folder / PLAN, self.plan)
+            for leftover in self.folder.glob(".*.writing"):
+                leftover.unlink(missing_ok=True)
+            yield
+
+    def _compare(self, folder: Path) -> None:
+        """Raise `EditlibError` if a folder's plan is another one."""
+        try:
+            before = dict(json.loads((folder / PLAN).read_text("utf-8")))
+        except (ValueError, TypeError) as error:
+            raise EditlibError(f"{folder / PLAN} is damaged ({error}); choose another output folder") from error
+        differs = next((key for key in self.plan if before.get(key) != self.plan[key]), None)
+        if differs:
+            raise EditlibError(f"output folder {folder} holds a sweep that differs in its {differs}; choose another")
 
     def read(self, wanted: Sequence[Mapping[str, Sequence[object]]]) -> dict[int, pd.DataFrame]:
         """The parts that are there and whole, by number; `wanted` has the values of some columns of every part."""
@@ -95,13 +112,6 @@ def check_folder(folder: Path, *, resume: bool) -> bool:
         return True
     if folder.exists() and not folder.is_dir():
         raise EditlibError(f"output {folder} is a file, not a folder; choose another")
-    if folder.exists() and any(path.suffix != ".writing" for path in folder.iterdir()):
+    if folder.exists() and any(path.suffix != ".writing" and path.name != LOCK for path in folder.iterdir()):
         raise EditlibError(f"output folder {folder} is not empty and holds no sweep; choose another")
     return False
-
-
-def _read_plan(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise EditlibError(f"{path} is damaged ({error}); choose another output folder") from error

@@ -87,14 +87,13 @@ def sequence(
     todo = {name: _missing(parts, mine, frames) for name, mine in numbered.items()}
     space = Changing(lm, stats=stats, corpus=corpus)
     if any(todo.values()):
-        space.load_moments(moment_layers(variants.values()))  # raises if they are no good
-        parts.begin()
-    total = len(variants) * len(cases)
-    left = sum(step > 0 for mine in todo.values() for span in mine.values() for step in span)
-    with bar(lm, total, total - left, "edit", progress) as shown:
-        for name, params in variants.items():
-            frames |= _sequence(Job(space, cases, name, params, texts, every, at_end, shown), parts, todo[name])
-            _forget_weights(parts, numbered[name])
+        total = len(variants) * len(cases)
+        left = sum(step > 0 for mine in todo.values() for span in mine.values() for step in span)
+        with parts.working(), bar(lm, total, total - left, "edit", progress) as shown:
+            space.load_moments(moment_layers(variants.values()))  # raises if they are no good
+            for name, params in variants.items():
+                frames |= _sequence(Job(space, cases, name, params, texts, every, at_end, shown), parts, todo[name])
+                _forget_weights(parts, numbered[name])
     return pd.concat([frames[number] for number in sorted(frames)], ignore_index=True)
 
 

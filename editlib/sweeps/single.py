@@ -80,13 +80,14 @@ def sweep(
     job = Job(Session(lm, stats=stats, corpus=corpus), variants, texts, prefixes, scores)
     groups = [cases[start : start + PART] for start in range(0, len(cases), PART)]
     frames = parts.read([_names(variants, group) for group in groups])
-    if len(frames) < len(groups):
-        job.space.load_moments(moment_layers(variants.values()))
-        parts.begin()
-    with bar(lm, len(cases), sum(len(groups[number]) for number in frames), "case", progress) as shown:
-        for number in sorted(set(range(len(groups))) - set(frames)):
-            frames[number] = parts.write(number, _rows(job, groups[number]))
-            shown.update(len(groups[number]))
+    missing = sorted(set(range(len(groups))) - set(frames))
+    if missing:
+        shown = bar(lm, len(cases), sum(len(groups[number]) for number in frames), "case", progress)
+        with parts.working(), shown:
+            job.space.load_moments(moment_layers(variants.values()))
+            for number in missing:
+                frames[number] = parts.write(number, _rows(job, groups[number]))
+                shown.update(len(groups[number]))
     return pd.concat([frames[number] for number in sorted(frames)], ignore_index=True)
 
 

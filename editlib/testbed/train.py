@@ -8,8 +8,6 @@ the residual stream, `control` with an ordinary one. `rotary` is a Llama, `encde
 import hashlib
 import json
 import math
-import os
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -38,7 +36,7 @@ from transformers import (
 
 from editlib.engine.perplexity import Perplexity, perplexity
 from editlib.errors import EditlibError
-from editlib.files import write_json, write_tensors
+from editlib.files import new_folder, write_json, write_tensors
 from editlib.models.language_model import LanguageModel
 from editlib.runs.machine import hardware
 from editlib.testbed import denoising
@@ -157,7 +155,12 @@ def make_optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.AdamW:
 
 
 def train(recipe: Recipe, out: Path, *, name: str, device: str = "cpu", checkpoint_every: int = 200) -> Path:
-    """Train to `out` (a model folder with tokenizer and card) and return it; resumes from `out`.partial."""
+    """Train to `out` (a model folder with tokenizer and card) and return it; resumes from `out`.partial.
+
+    Raises `EditlibError` if `out` is there already.
+    """
+    if out.exists():
+        raise EditlibError(f"output folder {out} exists already; choose another")
     world = build(recipe.seed)
     tokenizer = train_tokenizer(world, vocabulary=recipe.vocabulary)
     model, partial = initial_model(recipe).to(device), out.with_name(out.name + ".partial")
@@ -268,14 +271,13 @@ def _finish(
     tokenizer: PreTrainedTokenizerFast, state: dict[str, Any],
 ) -> Path:  # fmt: skip
     """Write the model folder aside, rename it to `out`, then drop the checkpoint."""
-    aside, world = out.with_name(out.name + ".writing"), build(recipe.seed)
-    shutil.rmtree(aside, ignore_errors=True)
-    model.float().eval().save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
-    write_json(aside / "prefixes.json", {"from": "held-out sentences", "contexts": build_prefixes(world, tokenizer)})
-    write_json(aside / "card.json", _card(aside, name, recipe, model, tokenizer, state, world))
-    shutil.rmtree(out, ignore_errors=True)
-    os.replace(aside, out)
+    world = build(recipe.seed)
+    contexts = {"from": "held-out sentences", "contexts": build_prefixes(world, tokenizer)}
+    with new_folder(out) as folder:
+        model.float().eval().save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        write_json(folder / "prefixes.json", contexts)
+        write_json(folder / "card.json", _card(folder, name, recipe, model, tokenizer, state, world))
     partial.unlink(missing_ok=True)
     return out
 

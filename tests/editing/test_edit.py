@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from editlib.data.request import EditRequest
@@ -168,8 +169,25 @@ def test_an_existing_folder_is_refused(gpt2: LanguageModel, tmp_path: Path) -> N
 
 def test_a_folder_that_cannot_be_written_is_refused(gpt2: LanguageModel, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(EditlibError, match=r"file/edit cannot be written: .+; choose another$"):
+    with pytest.raises(
+        EditlibError, match=r"file/edit cannot be written: .+; free some space there, or choose another place$"
+    ):
         random_edit(gpt2).save(tmp_path / "file" / "edit")
+
+
+@pytest.mark.parametrize("raised", [SafetensorError, ValueError, OSError, KeyboardInterrupt])
+def test_whatever_stops_saving_leaves_nothing(
+    gpt2: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: type[BaseException]
+) -> None:
+    (tmp_path / "edit.writing").mkdir()  # somebody else's
+
+    def failing(*_: object, **__: object) -> None:
+        raise raised("no space left")
+
+    monkeypatch.setattr("safetensors.torch.save_file", failing)
+    with pytest.raises((EditlibError, ValueError, KeyboardInterrupt)):
+        random_edit(gpt2).save(tmp_path / "edit")
+    assert [path.name for path in tmp_path.iterdir()] == ["edit.writing"]
 
 
 def cut(path: Path) -> None:

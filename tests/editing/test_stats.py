@@ -101,7 +101,9 @@ def test_saved_and_loaded_is_the_same(moments: Stats, tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_written_is_refused(moments: Stats, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(EditlibError, match=r"file/c cannot be written: .+; choose another place$"):
+    with pytest.raises(
+        EditlibError, match=r"file/c cannot be written: .+; free some space there, or choose another place$"
+    ):
         moments.save(tmp_path / "file" / "c")
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from editlib.errors import EditlibError
+from editlib.files import locked
 from editlib.sweeps.parts import PLAN, Parts, check_folder
 
 KINDS = {"case_id": "int64", "steps": "Int64", "mean": "float64", "error": "str", "sure": "bool", "all": "object"}
@@ -23,8 +24,8 @@ WANTED = [{"case_id": [0, 1], "sure": [True, False]}, {"case_id": [2]}]
 @pytest.fixture
 def parts(tmp_path: Path) -> Parts:
     parts = Parts.of(tmp_path / "new" / "table", PLANNED, KINDS, resume=False)
-    parts.begin()
-    return parts
+    with parts.working():
+        return parts
 
 
 def folder(parts: Parts) -> Path:
@@ -48,8 +49,8 @@ def test_anybody_can_read_the_folder(parts: Parts) -> None:
 
 def test_without_a_folder_nothing_is_kept() -> None:
     parts = Parts.of(None, PLANNED, KINDS, resume=False)
-    parts.begin()
-    assert len(parts.write(0, ROWS)) == 2 and parts.read(WANTED) == {}
+    with parts.working():
+        assert len(parts.write(0, ROWS)) == 2 and parts.read(WANTED) == {}
 
 
 @pytest.mark.parametrize(
@@ -79,16 +80,30 @@ def test_parts_of_other_rows_are_missing(parts: Parts) -> None:
 def test_leftovers_go_and_a_plan_stays(parts: Parts) -> None:
     plan = (folder(parts) / PLAN).read_text()
     (folder(parts) / ".part-00000.parquet.17.writing").write_text("cut off")
-    again = Parts.of(folder(parts), PLANNED, KINDS, resume=True)
-    again.begin()
+    with Parts.of(folder(parts), PLANNED, KINDS, resume=True).working():
+        pass
     assert [path.name for path in folder(parts).iterdir()] == [PLAN] and (folder(parts) / PLAN).read_text() == plan
 
 
 def test_a_folder_that_was_left_before_its_plan_was_written_is_as_new(tmp_path: Path) -> None:
-    (tmp_path / f"{PLAN}.17.writing").write_text("{")
-    parts = Parts.of(tmp_path, PLANNED, KINDS, resume=True)
-    parts.begin()
+    (tmp_path / f".{PLAN}.17.writing").write_text("{")
+    with Parts.of(tmp_path, PLANNED, KINDS, resume=True).working():
+        pass
     assert [path.name for path in tmp_path.iterdir()] == [PLAN]
+
+
+def test_the_second_of_two_that_start_at_once_is_refused(tmp_path: Path) -> None:
+    first, second = (Parts.of(tmp_path, PLANNED | {"texts": text}, KINDS, resume=False) for text in "ab")
+    with first.working():
+        first.write(0, ROWS)
+        (tmp_path / ".part-00001.parquet.17.writing").write_text("being written")
+        with pytest.raises(EditlibError, match=r"is being written by process \d+ on"), second.working():
+            pass
+        assert (tmp_path / ".part-00001.parquet.17.writing").is_file()  # not for others to remove
+    with pytest.raises(EditlibError, match="differs in its texts"), second.working():
+        pass
+    with locked(tmp_path):
+        assert len(first.read(WANTED)) == 1  # a finished one can be read all the same
 
 
 def test_folders_that_cannot_be_used_are_refused(parts: Parts, tmp_path: Path) -> None:
