@@ -1,6 +1,9 @@
-.PHONY: help book pdf test lint typecheck serve clean
+.PHONY: help book pdf test test-all lint typecheck serve clean
+
+PYTEST = .venv/bin/pytest -n 2
+
 help:       ## list these targets
-	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:[^#]*## /\t/' | expand -t 12
 .venv/stamp: pyproject.toml constraints.txt
 	python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e ".[book,dev]" && touch $@
 book: .venv/stamp       ## run the quick analyses that have no run yet, then build the site
@@ -11,8 +14,10 @@ pdf: .venv/stamp        ## the book with all its runs as one PDF; needs Chromium
 	.venv/bin/jupyter-book build book/ -W -n --keep-going --all --builder singlehtml --path-output _build/print
 	.venv/bin/python book/print.py _build/print/_build/singlehtml/index.html _build/book.pdf
 	@echo "The book is ready: _build/book.pdf"
-test: .venv/stamp       ## run every test
-	.venv/bin/pytest
+test: .venv/stamp       ## run the tests, without the slow ones
+	$(PYTEST) -m "not slow"
+test-all: .venv/stamp   ## run every test
+	$(PYTEST)
 lint: .venv/stamp       ## check style
 	.venv/bin/ruff check . && .venv/bin/ruff format --check .
 typecheck: .venv/stamp  ## check types

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so before everything else
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; torch reads this when imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from xdist.scheduler import LoadScopeScheduling
 
 from editlib.cli import run_app
 from editlib.data.request import EditRequest
@@ -27,6 +30,22 @@ from editlib.models.language_model import LanguageModel
 
 settings.register_profile("editlib", deadline=None, database=None, max_examples=150, derandomize=True)
 settings.load_profile("editlib")
+
+
+class Scheduling(LoadScopeScheduling):
+    """Workers take whole files, whose fixtures are made once; the book's tests share one site, analyses are spread."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file, _, test = nodeid.partition("::")
+        if file.endswith("test_notebooks.py"):
+            return test.partition("[")[2]
+        return "site" if "/book/" in file else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Scheduling:
+    return Scheduling(config, log)
+
 
 END = "<|end|>"
 START = "<|start|>"
