@@ -18,6 +18,7 @@ from editlib.errors import EditlibError
 if TYPE_CHECKING:
     from torch import Tensor
 
+TESTBED = Path(__file__).parent / "testbed"  # the shipped models, cases and texts
 LOCK = ".lock"  # in a folder that somebody writes to; who it is stands in it
 OLD = 24 * 3600  # seconds after which something half-written is nobody's any more
 

@@ -36,8 +36,9 @@ from editlib.engine import products
 from editlib.engine.perplexity import Perplexity
 from editlib.engine.prefixes import Flavour, prefix_contexts
 from editlib.engine.values import Keys, Target, ValueParams
-from editlib.errors import EditlibError
-from editlib.models.language_model import DTYPES, LanguageModel, load, require_device
+from editlib.errors import EditlibError, unknown
+from editlib.models.language_model import LanguageModel, load, require_device
+from editlib.models.names import DTYPES
 from editlib.models.tokens import encode_texts
 from editlib.runs.machine import hardware
 from editlib.text import short, table
@@ -73,22 +74,23 @@ def model(name: str, *, dtype: str = "float32", device: str = "cpu") -> Language
     Raises `EditlibError` for an unknown name or device, or before a model larger than the free memory is made.
     """
     if name not in MODELS:
-        raise EditlibError(f"bench model {name!r} is unknown; use one of {', '.join(MODELS)}")
+        raise unknown("bench model", name, MODELS)
     if name not in SHAPES:
         return load(TESTBED, dtype=dtype, device=device)
     lender, config = load(TESTBED), SHAPES[name]
     _require_memory(name, config, dtype, require_device(device))
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(0)
-        made = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
+        made = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     return LanguageModel(made, lender.tokenizer, name=name, folder=lender.folder)
 
 
 def _require_memory(name: str, config: PreTrainedConfig, dtype: str, device: str) -> None:
     if dtype not in DTYPES:
-        raise EditlibError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
+        raise unknown("dtype", dtype, DTYPES)
     with torch.device("meta"):
-        needed = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype]).num_parameters() * DTYPES[dtype].itemsize
+        made = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    needed = made.num_parameters() * made.dtype.itemsize
     cuda = torch.device(device).type == "cuda"
     free = torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
     if needed > free:

@@ -10,10 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from editlib.cli.options import Device, Json, check_new
-from editlib.errors import EditlibError
+from editlib.errors import EditlibError, unknown
+from editlib.files import TESTBED
 from editlib.text import table, to_json
-
-TESTBED = Path(__file__).parents[1] / "testbed"
 
 app = typer.Typer(help="The small models shipped with editlib.", rich_markup_mode=None)
 
@@ -36,7 +35,7 @@ def train_twin(
     from editlib.testbed.train import RECIPES, train
 
     if name not in RECIPES:
-        raise EditlibError(f"testbed model {name!r} is unknown; use one of {', '.join(RECIPES)}")
+        raise unknown("testbed model", name, RECIPES)
     out = out or Path("models") / name
     check_new(out)
     recipe = replace(RECIPES[name], seed=seed)

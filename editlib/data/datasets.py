@@ -5,20 +5,22 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from random import Random
+from typing import TYPE_CHECKING
 
-from editlib.data.download import fetch
 from editlib.data.forms import MARKS, form_of, parse
 from editlib.data.forms import Case as Case
 from editlib.data.records import records
 from editlib.data.request import EditRequest
 from editlib.data.sources import SHIPPED, SOURCES, Source
-from editlib.errors import EditlibError
+from editlib.errors import EditlibError, unknown
 from editlib.files import aside
-from editlib.models.language_model import LanguageModel
-from editlib.models.tokens import encode
+
+if TYPE_CHECKING:
+    from editlib.models.language_model import LanguageModel
 
 CASE_FORMS = ("counterfact", "zsre", "easyedit")
 
@@ -118,6 +120,8 @@ def read(name: str | Path, forms: Sequence[str] = tuple(MARKS)) -> Reading:
 def get(name: str | Source, *, progress: bool = True) -> Reading:
     """Download a file to the data folder unless it is there already, whole; raises `EditlibError` if its hash,
     form or number of records is not that of its source."""
+    from editlib.data.download import fetch
+
     source = name if isinstance(name, Source) else _source(name)
     if source.url is None:
         raise EditlibError(f"data {source.name!r} has no public address; {source.how}")
@@ -153,7 +157,9 @@ def locate(name: str | Path) -> Path:
         return path
     if source:
         raise EditlibError(f"data {source.name!r} is not here yet; {source.how}")
-    raise EditlibError(f"data {str(name)!r} is neither a file nor one of {', '.join((*SHIPPED, *SOURCES))}")
+    known = (*SHIPPED, *SOURCES)
+    near = "".join(f"; did you mean {one}?" for one in get_close_matches(str(name), known, n=1))
+    raise EditlibError(f"data {str(name)!r} is neither a file nor one of {', '.join(known)}{near}")
 
 
 def present() -> list[str]:
@@ -174,8 +180,10 @@ def draw(pool: list[Case], n: int, *, seed: int) -> list[Case]:
     return sorted(Random(seed).sample(pool, n), key=lambda case: case.case_id)
 
 
-def subject_tokens(lm: LanguageModel, request: EditRequest) -> SubjectTokens:
+def subject_tokens(lm: "LanguageModel", request: EditRequest) -> SubjectTokens:
     """Count and positions of the subject's tokens in the bare prompt."""
+    from editlib.models.tokens import encode  # here, so that files are read without torch
+
     start, end = encode(lm.tokenizer, request.prompt, request.subject, special_tokens=False).subject
     return SubjectTokens(end - start, start, end - 1)
 
@@ -185,7 +193,7 @@ def subject_tokens(lm: LanguageModel, request: EditRequest) -> SubjectTokens:
 
 def _source(name: str) -> Source:
     if name not in SOURCES:
-        raise EditlibError(f"data {name!r} is unknown; use one of {', '.join(SOURCES)}")
+        raise unknown("data", name, SOURCES)
     return SOURCES[name]
 
 

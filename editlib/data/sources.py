@@ -5,12 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from editlib.errors import EditlibError
-from editlib.files import cache_folder
+from editlib.files import TESTBED, cache_folder
 
-SHIPPED = {
-    name: Path(__file__).parents[1] / "testbed" / f"{name}.json"
-    for name in ("testbed", "testbed-ppl-50", "testbed-ppl-1k")
-}
+SHIPPED = {name: TESTBED / f"{name}.json" for name in ("testbed", "testbed-ppl-50", "testbed-ppl-1k")}
 
 ROME = "https://rome.baulab.info/data/dsets/"
 SPREAD = "https://github.com/Jometeorie/KnowledgeSpread/tree/51d7402617c2e52bde0dc11b76e400c3725a181a/data/counterfact"

@@ -6,7 +6,6 @@ text stack, and a block's memory is its last linear map back to the hidden width
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,11 +24,10 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from editlib.errors import EditlibError
+from editlib.errors import EditlibError, unknown
+from editlib.models.names import DTYPES, hub_id, locate
 
-TESTBED = Path(__file__).parents[1] / "testbed"
 TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model")  # a folder needs one of them
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 BY_HAND = "pass layout=Layout(blocks, down)"
 
 
@@ -232,21 +230,21 @@ def load(
     revision, or a folder with a missing or truncated file.
     """
     if dtype not in DTYPES:
-        raise EditlibError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
+        raise unknown("dtype", dtype, DTYPES)
     require_device(device)
     folder = locate(name)
     if folder is not None:
         check_folder(folder)
         source, pinned = str(folder), None
     else:
-        source, pinned = _hub_id(f"{name}@{revision}" if revision else name)
+        source, pinned = hub_id(f"{name}@{revision}" if revision else name)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code} | ({"revision": pinned} if pinned else {})
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         config = AutoConfig.from_pretrained(source, **options)
         loader = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         model, info = loader.from_pretrained(
-            source, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True, **options
+            source, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **options
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise EditlibError(f"model {name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
@@ -263,29 +261,6 @@ def require_device(name: str) -> str:
     except (RuntimeError, AssertionError) as error:  # torch raises either, by what it was built with
         raise EditlibError(f"device {name!r} is not available here; use cpu or cuda") from error
     return name
-
-
-def testbed_names() -> list[str]:
-    """Names of the shipped twins."""
-    return sorted(f"testbed/{path.parent.name}" for path in TESTBED.glob("*/model.safetensors"))
-
-
-def locate(name: str) -> Path | None:
-    """The folder of a testbed twin or of a local model, or None for anything else."""
-    if name in testbed_names():
-        return TESTBED / name.removeprefix("testbed/")
-    return Path(name) if name and Path(name).is_dir() else None
-
-
-def _hub_id(name: str) -> tuple[str, str]:
-    """Repository and commit of `id@commit`; raises `EditlibError` for anything else."""
-    found = re.fullmatch(r"([\w.-]+(?:/[\w.-]+)?)@([0-9a-f]{40})", name)
-    if found is None:
-        raise EditlibError(
-            f"model {name!r} is no testbed twin ({', '.join(testbed_names())}) and no local folder; "
-            "for a hub model give its 40-digit commit: revision= or id@commit"
-        )
-    return found[1], found[2]
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -321,7 +296,7 @@ def fingerprint(name: str) -> str:
     """sha256 of a testbed twin's or local folder's weight files, or the commit of a hub model given as `id@commit`."""
     folder = locate(name)
     if folder is None:
-        return _hub_id(name)[1]
+        return hub_id(name)[1]
     check_folder(folder)
     digest = hashlib.sha256()
     for path in weight_files(folder):

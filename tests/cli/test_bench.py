@@ -49,7 +49,7 @@ def test_json_holds_the_numbers(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_mistakes_are_named(mistake: Mistake) -> None:
-    assert "bench model 'gpt3' is unknown; use one of testbed, gpt2" in mistake("--model", "gpt3")
+    assert "bench model 'gpt3' is unknown; did you mean gpt2? use one of testbed, gpt2" in mistake("--model", "gpt3")
     assert "plain_edits=3 is out of range; there are 2 edits" in mistake("--edits", 2, "--plain-edits", 3)
     assert "edits=2000 is out of range" in mistake("--edits", 2000)
     assert "device 'abacus' is not available" in mistake("--model", "gpt2", "--device", "abacus")

@@ -13,10 +13,11 @@ from torch import Tensor
 from editlib.data.datasets import cases
 from editlib.data.request import EditRequest
 from editlib.errors import EditlibError
+from editlib.files import TESTBED
 from editlib.measuring import causal
 from editlib.measuring.causal import DECIDING, GROUPS, CausalTrace, causal_trace, known, token_groups
 from editlib.measuring.scores import continuation
-from editlib.models.language_model import TESTBED, LanguageModel, load
+from editlib.models.language_model import LanguageModel, load
 from editlib.models.tokens import Encoded, encode
 
 FACTS = [

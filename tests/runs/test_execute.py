@@ -14,8 +14,8 @@ import pytest
 from folders import DIGEST, HOSTILE, INPUTS, make_run
 from places import ROOT
 
-from editlib.cli.testbed import TESTBED
 from editlib.errors import EditlibError
+from editlib.files import TESTBED
 from editlib.runs import analyses, machine
 from editlib.runs import execute as runs
 

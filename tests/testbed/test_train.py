@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerFast
 from editlib import load, perplexity
 from editlib.engine.prefixes import prefix_contexts
 from editlib.errors import EditlibError
-from editlib.models.language_model import TESTBED, LanguageModel
+from editlib.files import TESTBED
+from editlib.models.language_model import LanguageModel
 from editlib.testbed import train as train_module
 from editlib.testbed.cases import build_prefixes
 from editlib.testbed.denoising import Words, hidden_perplexity, recalled

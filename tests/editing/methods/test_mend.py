@@ -25,7 +25,8 @@ from editlib.editing.methods.mend import MendParams, mend
 from editlib.editing.methods.training import MendRecipe, attempt, digest, draw, initial_editor, rate, split, train
 from editlib.editing.session import Session
 from editlib.errors import EditlibError
-from editlib.models.language_model import TESTBED, LanguageModel, oriented, widened
+from editlib.files import TESTBED
+from editlib.models.language_model import LanguageModel, oriented, widened
 from editlib.models.tokens import Encoded, encode, pad
 from editlib.testbed.cases import training_cases
 from editlib.testbed.world import build
