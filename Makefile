@@ -18,8 +18,8 @@ test: .venv/stamp       ## run the tests, without the slow ones
 	$(PYTEST) -m "not slow"
 test-all: .venv/stamp   ## run every test
 	$(PYTEST)
-lint: .venv/stamp       ## check style
-	.venv/bin/ruff check . && .venv/bin/ruff format --check .
+lint: .venv/stamp       ## check style, and that rooms import only rooms below them
+	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/lint-imports --no-cache
 typecheck: .venv/stamp  ## check types
 	.venv/bin/mypy
 serve: .venv/stamp      ## show the built site on http://127.0.0.1:8000

@@ -37,10 +37,10 @@ from editlib.engine.perplexity import Perplexity
 from editlib.engine.prefixes import Flavour, prefix_contexts
 from editlib.engine.values import Keys, Target, ValueParams
 from editlib.errors import EditlibError, unknown
+from editlib.machine import hardware
 from editlib.models.language_model import LanguageModel, load, require_device
 from editlib.models.names import DTYPES
 from editlib.models.tokens import encode_texts
-from editlib.runs.machine import hardware
 from editlib.text import short, table
 
 TESTBED = "testbed/anchored"  # lends random models its tokenizer, prefix contexts, cases and prose

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from editlib.errors import EditlibError
-from editlib.runs.machine import without_paths
+from editlib.machine import without_paths
 
 SCHEMA = 2  # of spec and manifest
 PACKAGE = Path(__file__).parents[1]

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from editlib.errors import EditlibError
+from editlib.machine import environment, git_state, hardware, without_paths
 from editlib.runs.analyses import SCHEMA, Plan, plan, project, read
-from editlib.runs.machine import environment, git_state, hardware, without_paths
 from editlib.runs.manifest import Manifest, hash_files, read_manifest, write
 
 if TYPE_CHECKING:

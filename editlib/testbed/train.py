@@ -37,8 +37,8 @@ from transformers import (
 from editlib.engine.perplexity import Perplexity, perplexity
 from editlib.errors import EditlibError
 from editlib.files import new_folder, write_json, write_tensors
+from editlib.machine import hardware
 from editlib.models.language_model import LanguageModel
-from editlib.runs.machine import hardware
 from editlib.testbed import denoising
 from editlib.testbed.cases import build_prefixes
 from editlib.testbed.denoising import Words

@@ -14,9 +14,10 @@ import pytest
 from folders import DIGEST, HOSTILE, INPUTS, make_run
 from places import ROOT
 
+from editlib import machine
 from editlib.errors import EditlibError
 from editlib.files import TESTBED
-from editlib.runs import analyses, machine
+from editlib.runs import analyses
 from editlib.runs import execute as runs
 
 needs_testbed = pytest.mark.skipif(
