@@ -194,7 +194,7 @@ def tasks(
 
     files = _files(file or [])
     names = task or list(files) or (downstream.TESTBED_TASKS if model.startswith("testbed/") else ())
-    downstream.check(names, limit=limit, files=files)  # before the model is loaded
+    downstream.check_tasks(names, limit=limit, files=files)  # before the model is loaded
     lm = load_model(model, dtype=dtype, device=device, revision=revision)
     rows = downstream.evaluate(lm, names, limit=limit, files=files).to_dict(orient="records")
     typer.echo(to_json(rows) if as_json else table([downstream.COLUMNS, *(list(row.values()) for row in rows)]))

@@ -8,25 +8,24 @@ import io
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from tokenizers.processors import TemplateProcessing
 
-from editlib.data.records import records
 from editlib.errors import EditlibError
+from editlib.measuring.questions import Record, questions
 from editlib.models.language_model import LanguageModel
 
 TESTBED = Path(__file__).parents[1] / "testbed" / "tasks"
 TESTBED_TASKS = ("testbed-choice", "testbed-cloze", "testbed-qa")
 BATCH = 32  # questions run together
 COLUMNS = ("task", "metric", "value", "stderr", "n", "chance")
-ARTICLES = ("title", "context", "question")
-Record = dict[str, Any]
 
 
 def evaluate(
@@ -41,16 +40,18 @@ def evaluate(
     standard error, the number of questions, and what guessing scores.
 
     `files` has local questions by task; `limit` takes the first so many. Nothing is written to disk, and the model is
-    left as it was. Raises `EditlibError` for an unknown task, no harness, or questions that cannot be had or read.
+    left as it was. Raises `EditlibError` for an unknown task, no harness, or questions that cannot be had, read, or
+    asked of this model: of all tasks, before any is run.
     """
     lm.require_causal()
-    check(names, limit=limit, files=files or {})
+    check_tasks(names, limit=limit, files=files or {})
     with _quiet():
         model = _wrapped(lm, batch)
-        return pd.DataFrame([_row(model, name, (files or {}).get(name), limit) for name in names], columns=COLUMNS)
+        loaded = [_loaded(model, name, (files or {}).get(name), limit) for name in names]
+        return pd.DataFrame(map(partial(_scored, model, limit=limit), names, loaded), columns=COLUMNS)
 
 
-def check(names: Sequence[str], *, limit: int | None, files: Mapping[str, str | Path]) -> None:
+def check_tasks(names: Sequence[str], *, limit: int | None, files: Mapping[str, str | Path]) -> None:
     """Raise `EditlibError` for what `evaluate` could not do with any model."""
     if not names:
         raise EditlibError(f"no tasks to evaluate; give some of {', '.join(TASKS)}")
@@ -84,38 +85,79 @@ def _quiet() -> Iterator[None]:
 
 
 def _wrapped(lm: LanguageModel, batch: int) -> Any:
-    """The model as the harness has them; the tokenizer is a copy, for the harness gives it a padding token."""
+    """The model as the harness has them; the tokenizer is a copy, which closes no text, for answers follow."""
     try:
         from lm_eval.models.huggingface import HFLM
     except ModuleNotFoundError as error:
         raise EditlibError(f"tasks need {error.name}; install it with: pip install 'editlib[tasks]'") from error
-    tokenizer = copy.deepcopy(lm.tokenizer)
-    return HFLM(pretrained=lm.model, tokenizer=tokenizer, batch_size=batch, max_length=lm.max_length)
+    tokenizer = copy.deepcopy(lm.tokenizer)  # the harness also gives it a padding token
+    encoding = tokenizer("a", return_special_tokens_mask=True)
+    ids, special = encoding["input_ids"], encoding["special_tokens_mask"]
+    if special[-1] and 0 in special:
+        opening = list(zip(tokenizer.convert_ids_to_tokens(ids), ids, strict=True))[: special.index(0)]
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=[*(token for token, _ in opening), "$A"], special_tokens=opening
+        )
+    bare = tokenizer.bos_token_id is None and tokenizer.eos_token_id is None  # then an answer needs a text before it
+    return HFLM(
+        pretrained=lm.model, tokenizer=tokenizer, batch_size=batch, max_length=lm.max_length,
+        prefix_token_id=0 if bare else None,
+    )  # fmt: skip
 
 
-def _row(model: Any, name: str, file: str | Path | None, limit: int | None) -> Record:
+def _scored(model: Any, name: str, loaded: Record, *, limit: int | None) -> tuple[object, ...]:
+    """A row of the table."""
     from lm_eval.evaluator import evaluate as run
 
-    task, path = TASKS[name], TASKS[name].shipped(name) if file is None else Path(file)
-    loaded = _from_hub(name) if path is None else _from_file(name, path, limit)
-    try:
-        found = run(model, loaded, limit=limit, log_samples=False, bootstrap_iters=0)
-    except AssertionError as error:  # the harness cuts questions, but no answers
-        raise EditlibError(
-            f"task {name} has answers longer than the model's {model.max_length} tokens; leave it out"
-        ) from error
-    value = next(float(v) for key, v in found["results"][name].items() if key.startswith(f"{task.metric},"))
-    n = sum(samples["effective"] for samples in found["n-samples"].values())
+    task, results = TASKS[name], run(model, loaded, limit=limit, log_samples=False, bootstrap_iters=0)
+    value = next(float(v) for key, v in results["results"][name].items() if key.startswith(f"{task.metric},"))
+    n = sum(samples["effective"] for samples in results["n-samples"].values())
     stderr = math.sqrt(value * (1 - value) / (n - 1)) if n > 1 else math.nan
-    return dict(zip(COLUMNS, (name, task.metric, value, stderr, n, task.chance), strict=True))
+    return name, task.metric, value, stderr, n, task.chance
 
 
-def _from_file(name: str, path: Path, limit: int | None) -> Record:
+def _loaded(model: Any, name: str, file: str | Path | None, limit: int | None) -> Record:
+    """The harness's tasks by name, with questions that this model can be asked."""
+    shipped = TESTBED / f"{name}.jsonl" if TASKS[name].folder is None else None
+    path = shipped if file is None else Path(file)
+    asked = questions(name, path, limit=limit) if path else None
+    loaded: Record = _from_file(name, [question.fields for question in asked]) if asked else _from_hub(name)
+    for task in loaded["tasks"].values():
+        task.build_all_requests(limit=limit)
+        for request in task.instances:
+            if reason := _unfit(model, request):
+                number = request.doc_id
+                where = f"{path}, line {asked[number].line}" if asked else f"question {number + 1}"
+                raise EditlibError(f"task {name}: {where}: {reason}")
+    return loaded
+
+
+def _unfit(model: Any, request: Any) -> str | None:
+    """Why the harness could not ask a model this, or None."""
+    if request.request_type == "generate_until":
+        most = request.args[1].get("max_gen_toks", model.max_gen_toks)
+        if model.eot_token_id is None:
+            return (
+                "the tokenizer has no end-of-text token to end an answer with; set its eos_token or leave the task out"
+            )
+        if most >= model.max_length:
+            return f"answers may have {most} tokens, the model takes {model.max_length} in all; leave the task out"
+        return None
+    context, answer = request.args
+    tokens = model._encode_pair(context, answer)[1] if context else model.tok_encode(answer)
+    if not tokens:
+        return f"answer {answer!r} has no token of its own, one spans it and the text before; leave the question out"
+    if len(tokens) > model.max_length:
+        return f"an answer has {len(tokens)} tokens, the model takes {model.max_length}; leave the question out"
+    return None
+
+
+def _from_file(name: str, rows: Sequence[Record]) -> Record:
     """The harness's task with questions from a file."""
     from datasets import Dataset
     from lm_eval.api.task import ConfigurableTask
 
-    task, rows = TASKS[name], read(name, path, limit=limit)
+    task = TASKS[name]
     config = dict(_manager(task).task_index[task.base or name].cfg)
     for unfit in ("tag", "dataset_name", "fewshot_config", "process_docs", *SPLITS):
         config.pop(unfit, None)
@@ -143,76 +185,7 @@ def _manager(task: "Task") -> Any:
     return lm_eval.tasks.TaskManager(include_path=folder, include_defaults=False)
 
 
-# -- questions -----------------------------------------------------------------------------------------
-
-
-def read(name: str, path: Path, *, limit: int | None = None) -> list[Record]:
-    """The first questions of a task's local file; raises `EditlibError` if it is in no form known for that task."""
-    if not path.is_file():
-        raise EditlibError(f"task {name}: there is no file {path}; {TASKS[name].form}")
-    try:
-        rows = list(islice(TASKS[name].read(path), limit))
-    except (KeyError, ValueError, TypeError) as error:
-        raise EditlibError(f"task {name}: {path} is in no form known ({error!r}); {TASKS[name].form}") from error
-    if not rows:
-        raise EditlibError(f"task {name}: {path} holds no question; {TASKS[name].form}")
-    return rows
-
-
-def _records(path: Path) -> Iterator[Record]:
-    """Records of a JSON list or of JSON lines."""
-    for line, record in records(path):
-        if not isinstance(record, dict):
-            raise ValueError(f"line {line} is no record")
-        yield record
-
-
-def _fields(*names: str) -> Callable[[Path], Iterator[Record]]:
-    """A reader of records that have these fields already."""
-    return lambda path: ({name: record[name] for name in names} for record in _records(path))
-
-
-def _piqa(path: Path) -> Iterator[Record]:
-    """Records with their `label`, or with labels line by line in the file that PIQA has beside its questions."""
-    beside = path.with_name(f"{path.stem}-labels.lst")
-    labels: Iterable[str] = beside.read_text().split() if beside.is_file() else []
-    rows = zip(_records(path), labels, strict=True) if labels else ((r, r["label"]) for r in _records(path))
-    return ({"goal": r["goal"], "sol1": r["sol1"], "sol2": r["sol2"], "label": int(label)} for r, label in rows)
-
-
-def _hellaswag(path: Path) -> Iterator[Record]:
-    """Records as published, or blocks of six lines: text, number of the right ending, four endings."""
-    if path.suffix != ".txt":
-        from datasets import Dataset
-        from lm_eval.tasks.hellaswag.utils import process_docs
-
-        rows = process_docs(Dataset.from_list(list(_records(path))))
-        return ({"query": r["query"], "choices": r["choices"], "label": int(r["gold"])} for r in rows)
-    lines = iter(path.read_text("utf-8").splitlines())
-    blocks = zip(*[lines] * 6, strict=True)
-    return ({"query": text, "choices": endings, "label": int(label)} for text, label, *endings in blocks)
-
-
-def _squad(path: Path) -> Iterator[Record]:
-    """Answerable questions: flat records with an `answer`, or SQuAD's articles."""
-    for record in _records(path):
-        if "data" not in record:
-            yield {"title": "", "answer": [record["answer"]]} | {key: record[key] for key in ARTICLES if key in record}
-            continue
-        paragraphs = ((article["title"], part) for article in record["data"] for part in article["paragraphs"])
-        for title, part in paragraphs:
-            for asked in part["qas"]:
-                if answers := [answer["text"] for answer in asked["answers"]]:
-                    found = (title, part["context"], asked["question"])
-                    yield {"answer": answers} | dict(zip(ARTICLES, found, strict=True))
-
-
-def _mmlu(path: Path) -> Iterator[Record]:
-    """Records of any subjects; `answer` is a letter or a number from 0."""
-    for record in _records(path):
-        question, options, answer = record["question"], record["choices"], record["answer"]
-        label = "ABCD".index(answer) if isinstance(answer, str) else int(answer)
-        yield {"question": question, "choices": list(map(str, options)), "answer": label}
+SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 
 
 # -- tasks ---------------------------------------------------------------------------------------------
@@ -220,7 +193,7 @@ def _mmlu(path: Path) -> Iterator[Record]:
 
 @dataclass(frozen=True)
 class Task:
-    """A task: the metric that the papers report, what guessing scores, how local files are read.
+    """A task: the metric that the papers report, and what guessing scores.
 
     `folder` of the harness (None: the testbed's) has the task file, of which `base` is the name and `changes` replace
     entries when questions come from a file.
@@ -228,44 +201,31 @@ class Task:
 
     metric: str
     chance: float
-    read: Callable[[Path], Iterator[Record]]
-    form: str
     folder: str | None = None
     base: str | None = None
     hub: bool = True
     changes: Record = field(default_factory=dict)
 
-    def shipped(self, name: str) -> Path | None:
-        """The file that comes with the package, for the testbed's tasks."""
-        return TESTBED / f"{name}.jsonl" if self.folder is None else None
 
-
-SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 SHORT = {"max_gen_toks": 32, "do_sample": False}  # no answer is longer, and small models have short contexts
 PASSAGE = "{% if title %}Title: {{title}}\n\n{% endif %}Background: {{context}}\n\nQuestion: {{question}}\n\nAnswer:"
-JSON = "give a JSON list or JSON lines with"
 
 TASKS = {
-    "testbed-choice": Task("acc", 0.25, _fields("text", "choices", "label"), f"{JSON} text, choices, label"),
-    "testbed-cloze": Task("acc", 0.0, _fields("text", "target"), f"{JSON} text, target"),
-    "testbed-qa": Task("exact_match", 0.0, _fields("question", "answer"), f"{JSON} question, answer"),
-    "piqa": Task("acc", 0.5, _piqa, f"{JSON} goal, sol1, sol2, label (or NAME-labels.lst beside NAME.jsonl)", "piqa"),
-    "hellaswag": Task(
-        "acc", 0.25, _hellaswag,
-        f"{JSON} ctx_a, ctx_b, activity_label, endings, label, or .txt with blocks of six lines", "hellaswag",
-    ),
-    "lambada_standard": Task("acc", 0.0, _fields("text"), f"{JSON} text", "lambada"),
+    "testbed-choice": Task("acc", 0.25),
+    "testbed-cloze": Task("acc", 0.0),
+    "testbed-qa": Task("exact_match", 0.0),
+    "piqa": Task("acc", 0.5, "piqa"),
+    "hellaswag": Task("acc", 0.25, "hellaswag"),
+    "lambada_standard": Task("acc", 0.0, "lambada"),
     "nq_open": Task(
-        "exact_match", 0.0, _fields("question", "answer"), f"{JSON} question, answer (a list)", "nq_open",
-        changes={"generation_kwargs": {"until": ["\n", ".", ","], **SHORT}},
+        "exact_match", 0.0, "nq_open", changes={"generation_kwargs": {"until": ["\n", ".", ","], **SHORT}}
     ),
     "squadv2": Task(
-        "exact_match", 0.0, _squad, f"{JSON} context, question, answer, or SQuAD's own articles", "nq_open", "nq_open",
-        hub=False,
+        "exact_match", 0.0, "nq_open", "nq_open", hub=False,
         changes={
             "description": "", "doc_to_text": PASSAGE, "doc_to_target": "answer",
             "generation_kwargs": {"until": ["\n"], **SHORT},
         },
     ),
-    "mmlu": Task("acc", 0.25, _mmlu, f"{JSON} question, choices, answer", "mmlu/default", "mmlu_abstract_algebra"),
+    "mmlu": Task("acc", 0.25, "mmlu/default", "mmlu_abstract_algebra"),
 }  # fmt: skip

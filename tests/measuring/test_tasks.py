@@ -1,19 +1,23 @@
 """Downstream tasks: scores of models in memory, questions from local files, and every mistake in one line."""
 
+import copy
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from places import SHARED
+from tokenizers.processors import TemplateProcessing
 
 import editlib as el
 from editlib.cli import run_app
 from editlib.errors import EditlibError
 from editlib.measuring import tasks
+from editlib.measuring.questions import questions
 from editlib.models.language_model import LanguageModel
 
 pytest.importorskip("lm_eval")
@@ -36,6 +40,10 @@ def jsonl(tmp_path: Path) -> Jsonl:
         return path
 
     return write
+
+
+def fields(task: str, path: Path) -> list[dict[str, Any]]:
+    return [question.fields for question in questions(task, path)]
 
 
 PIQA = [
@@ -86,6 +94,21 @@ def test_a_model_whose_outputs_are_nan_is_scored_too(own: LanguageModel) -> None
     assert values[0] <= 0.75 and values[1:] == [0, 0]
 
 
+@pytest.mark.parametrize("change", ["closes every text", "has neither start nor end"])
+def test_a_tokenizers_special_tokens_change_no_score(anchored: LanguageModel, change: str) -> None:
+    other = LanguageModel(anchored.model, copy.deepcopy(anchored.tokenizer))
+    if change == "closes every text":
+        end, number = other.tokenizer.eos_token, other.tokenizer.eos_token_id
+        template = TemplateProcessing(single=f"$A {end}", special_tokens=[(end, number)])
+        other.tokenizer.backend_tokenizer.post_processor = template
+        assert other.tokenizer("Zen")["input_ids"][-1] == number
+    else:
+        for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
+            setattr(other.tokenizer, name, None)
+    names = [name for name in tasks.TESTBED_TASKS if other.tokenizer.eos_token or name != "testbed-qa"]
+    assert tasks.evaluate(other, names, limit=20).equals(tasks.evaluate(anchored, names, limit=20))
+
+
 def test_one_question_has_no_standard_error(anchored: LanguageModel) -> None:
     assert math.isnan(tasks.evaluate(anchored, ["testbed-qa"], limit=1)["stderr"].item())
 
@@ -104,7 +127,7 @@ def test_piqa_has_its_labels_in_the_record_or_beside(lm: LanguageModel, jsonl: J
     (bare.parent / "valid-labels.lst").write_text("0\n1\n0\n1\n")
     found = tasks.evaluate(lm, ["piqa"], files={"piqa": within})
     assert found[["task", "metric", "n", "chance"]].values.tolist() == [["piqa", "acc", 4, 0.5]]
-    assert tasks.read("piqa", within) == tasks.read("piqa", bare)
+    assert fields("piqa", within) == fields("piqa", bare)
     assert found.equals(tasks.evaluate(lm, ["piqa"], files={"piqa": bare}))
 
 
@@ -123,11 +146,9 @@ def test_hellaswag_comes_in_blocks_of_six_lines_or_as_published(
         "activity_label": "Roofs", "ctx_a": "A man sits.", "ctx_b": "he", "label": "3",
         "endings": ["sings.", "sleeps.", "skis.", "pulls up roofing."],
     }  # fmt: skip
-    published = tasks.read("hellaswag", jsonl(record, record))
+    published = fields("hellaswag", jsonl(record, record))
     assert published[0]["query"] == "Roofs: A man sits. He"
-    assert [row | {"query": ""} for row in published] == [
-        row | {"query": ""} for row in tasks.read("hellaswag", blocks)
-    ]
+    assert [row | {"query": ""} for row in published] == [row | {"query": ""} for row in fields("hellaswag", blocks)]
     assert tasks.evaluate(lm, ["hellaswag"], files={"hellaswag": blocks})["chance"].item() == 0.25
 
 
@@ -135,7 +156,7 @@ def test_squad_comes_flat_or_in_articles_and_without_unanswerable_questions(lm: 
     flat = {"context": "Zen lies in Daslo.", "question": "Where is Zen?", "answer": "Daslo"}
     asked = [{"question": flat["question"], "answers": [{"text": "Daslo"}]}, {"question": "Who?", "answers": []}]
     articles = {"data": [{"title": "Zen", "paragraphs": [{"context": flat["context"], "qas": asked}]}]}
-    (first,), (second,) = tasks.read("squadv2", jsonl(flat)), tasks.read("squadv2", jsonl(articles))
+    (first,), (second,) = fields("squadv2", jsonl(flat)), fields("squadv2", jsonl(articles))
     assert second == first | {"title": "Zen"} and first["answer"] == ["Daslo"]
     assert tasks.evaluate(lm, ["squadv2"], files={"squadv2": jsonl(flat, flat)})["metric"].item() == "exact_match"
 
@@ -151,7 +172,7 @@ def test_the_last_word_and_one_of_several_answers_are_asked_for(anchored: Langua
 def test_mmlu_answers_are_letters_or_numbers(lm: LanguageModel, jsonl: Jsonl) -> None:
     question = {"question": "Where is Zen?", "choices": ["Daslo", "Quint", "Parvo", "Ostrel"]}
     path = jsonl(question | {"answer": "C"}, question | {"answer": 2}, name="mmlu.jsonl")
-    first, second = tasks.read("mmlu", path)
+    first, second = fields("mmlu", path)
     assert first == second
     assert tasks.evaluate(lm, ["mmlu"], files={"mmlu": path})["task"].item() == "mmlu"
 
@@ -165,7 +186,7 @@ def test_the_papers_tasks_as_they_are_distributed(anchored: LanguageModel) -> No
         "nq_open": DOWNSTREAM / "nq_open/NQ-open.dev.jsonl",
         "squadv2": DOWNSTREAM / "squad_v2.0_answerable_1978.json",
     }
-    counts = {name: len(tasks.read(name, path)) for name, path in files.items()}
+    counts = {name: len(questions(name, path)) for name, path in files.items()}
     assert counts == {"piqa": 1838, "hellaswag": 10042, "lambada_standard": 5153, "nq_open": 3610, "squadv2": 1978}
     found = tasks.evaluate(anchored, list(files), files=files, limit=2)
     assert found["n"].tolist() == [2] * 5 and found["value"].between(0, 1).all()
@@ -193,21 +214,110 @@ def test_mistakes_are_one_line(lm: LanguageModel, names: list[str], options: dic
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("record", [{"text": "of another task"}, PIQA[0] | {"label": "first"}, ["no", "record"]])
-def test_a_file_in_another_form_is_refused_with_the_forms_known(record: object, jsonl: Jsonl) -> None:
-    with pytest.raises(EditlibError, match="task piqa: .*questions.jsonl is in no form known .*goal, sol1, sol2"):
-        tasks.read("piqa", jsonl(record))
+MMLU = {"question": "Where is Zen?", "choices": ["Daslo", "Quint", "Parvo", "Ostrel"], "answer": 0}
+CHOICE = {"text": "Zen is in", "choices": ["Daslo", "Quint", "Parvo", "Ostrel"], "label": 0}
+
+
+@pytest.mark.parametrize(
+    ("task", "record", "reason"),
+    [
+        ("piqa", {"text": "of another task"}, "goal: Field required"),
+        ("piqa", PIQA[0] | {"label": "first"}, "label: Input should be a valid integer"),
+        ("piqa", PIQA[0] | {"label": 2}, "label: Input should be less than or equal to 1"),
+        ("piqa", PIQA[0] | {"label": 0.5}, "label: Input should be a valid integer"),
+        ("piqa", PIQA[0] | {"sol2": " "}, "sol2: it is empty"),
+        ("piqa", ["no", "record"], "it is no record"),
+        ("hellaswag", {"ctx_a": "A man sits."}, "there is no 'activity_label'"),
+        ("squadv2", {"data": [{"paragraphs": [3]}]}, ""),
+        ("squadv2", {"context": "Zen", "question": "Who?", "answer": []}, "answer: List should have at least 1 item"),
+        ("lambada_standard", {"text": "Zen"}, "its last word, after a space"),
+        ("lambada_standard", {"text": "Zen is "}, "its last word, after a space"),
+        ("testbed-choice", CHOICE | {"choices": []}, "choices: List should have at least 4 items"),
+        ("testbed-choice", CHOICE | {"choices": ["a", "", "b", "c"]}, "choices.1: it is empty"),
+        ("testbed-choice", CHOICE | {"label": -1}, "label: Input should be greater than or equal to 0"),
+        ("testbed-choice", CHOICE | {"label": 4}, "label: Input should be less than or equal to 3"),
+        ("mmlu", MMLU | {"answer": "AB"}, "answer: Input should be a valid integer"),
+        ("mmlu", MMLU | {"answer": ""}, "answer: Input should be a valid integer"),
+        ("mmlu", MMLU | {"choices": 7}, "object is not iterable"),
+    ],
+)
+def test_a_question_that_cannot_be_asked_is_refused_with_its_line_and_the_forms_known(
+    task: str, record: object, reason: str, jsonl: Jsonl
+) -> None:
+    good = {"piqa": PIQA[0], "testbed-choice": CHOICE, "mmlu": MMLU}.get(task)
+    path = jsonl(*filter(None, [good, record]))
+    line = 2 if good else 1
+    with pytest.raises(
+        EditlibError, match=rf"task {task}: .*questions.jsonl, line {line}: .*{reason}.*; give a"
+    ) as error:
+        questions(task, path)
+    assert "\n" not in str(error.value)
 
 
 def test_a_file_without_questions_is_refused(jsonl: Jsonl) -> None:
     with pytest.raises(EditlibError, match="holds no question"):
-        tasks.read("lambada_standard", jsonl())
+        questions("lambada_standard", jsonl())
 
 
-def test_an_answer_longer_than_the_context_is_refused(lm: LanguageModel, jsonl: Jsonl) -> None:
-    path = jsonl(PIQA[0] | {"sol2": "stay here " * 128})
-    with pytest.raises(EditlibError, match="answers longer than the model's 128 tokens"):
-        tasks.evaluate(lm, ["piqa"], files={"piqa": path})
+def test_labels_beside_must_be_as_many_as_questions(jsonl: Jsonl) -> None:
+    path = jsonl(*PIQA)
+    path.with_name("questions-labels.lst").write_text("0\n")
+    with pytest.raises(EditlibError, match="has 4 questions, .*questions-labels.lst 1 labels; get both again"):
+        questions("piqa", path)
+
+
+def test_blocks_of_other_than_six_lines_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "blocks.txt").write_text("Roofs: he\n3\nsings.\nsleeps.\nskis.\npulls.\n" + "Roofs: he\n3\nsings.\n")
+    with pytest.raises(EditlibError, match=r"blocks.txt, line 7: choices.*give a JSON list"):
+        questions("hellaswag", tmp_path / "blocks.txt")
+
+
+# -- what a model cannot be asked ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def passes(lm: LanguageModel) -> Iterator[list[int]]:
+    """One entry for every forward pass of the model."""
+    made = list[int]()
+    hook = lm.model.register_forward_pre_hook(lambda *_: made.append(1))
+    yield made
+    hook.remove()
+
+
+def test_an_answer_longer_than_the_context_is_refused(lm: LanguageModel, jsonl: Jsonl, passes: list[int]) -> None:
+    path = jsonl(PIQA[0], PIQA[0] | {"sol2": "stay here " * 128})
+    with pytest.raises(EditlibError, match="line 2: an answer has .* tokens, the model takes 128; leave"):
+        tasks.evaluate(lm, ["testbed-choice", "piqa"], files={"piqa": path}, limit=2)
+    assert not passes  # the task before it was not run either
+
+
+def test_an_answer_whose_only_token_spans_the_join_is_refused_for_that(
+    lm: LanguageModel, jsonl: Jsonl, passes: list[int]
+) -> None:
+    tokenizer = copy.deepcopy(lm.tokenizer)
+    tokenizer.add_tokens(["going home"])  # as one token, which holds the end of the text and all of the answer
+    spanning = LanguageModel(lm.model, tokenizer)
+    path = jsonl({"text": "Zen is going", "target": " home"})
+    with pytest.raises(EditlibError, match="line 1: answer ' home' has no token of its own, one spans it"):
+        tasks.evaluate(spanning, ["testbed-cloze"], files={"testbed-cloze": path})
+    assert not passes
+
+
+def test_answers_that_need_room_or_an_end_the_model_has_not_are_refused(
+    lm: LanguageModel, jsonl: Jsonl, passes: list[int]
+) -> None:
+    path = jsonl({"question": "who", "answer": ["Zen"]})
+    endless = LanguageModel(lm.model, copy.deepcopy(lm.tokenizer))
+    endless.tokenizer.eos_token = None
+    with pytest.raises(EditlibError, match="line 1: the tokenizer has no end-of-text token to end an answer with"):
+        tasks.evaluate(endless, ["nq_open"], files={"nq_open": path})
+    assert tasks.evaluate(endless, ["testbed-choice"], limit=1)["n"].item() == 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(tasks.TASKS["nq_open"].changes, "generation_kwargs", {"until": ["."], "max_gen_toks": 128})
+        passes.clear()
+        with pytest.raises(EditlibError, match="answers may have 128 tokens, the model takes 128 in all"):
+            tasks.evaluate(lm, ["nq_open"], files={"nq_open": path})
+    assert not passes
 
 
 def test_without_the_harness_one_line_names_the_extra(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
