@@ -222,7 +222,7 @@ def edited(tokens: torch.Tensor) -> list[tuple[el.Edit, float]]:
     """Every case's edit with the second moment over these windows, and its perplexity over unedited."""
     space = Session(tested, stats=stats.second_moments(tested, tokens, layers=[params.layer]))
     requests = [case.request for case in chosen]
-    space.prepare(params.layer, name, requests, params)
+    space.prepare(name, requests, params)
     try:
         made = [solve(space, "rome", [request], params) for request in requests]
     except el.EditlibError:  # C is singular

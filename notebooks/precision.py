@@ -46,10 +46,10 @@ from IPython.display import Markdown
 
 import editlib as el
 from editlib import data, plot
+from editlib.bench import plain
 from editlib.editing.methods import solve
 from editlib.editing.session import Session
 from editlib.editing.stats import second_moments_of
-from editlib.engine.values import optimise_value
 
 plot.theme()
 TRUTH, SINGLE, PLAIN, HALF = "float64", "float32, engine", "float32, plain path", "bfloat16, engine"
@@ -75,10 +75,11 @@ for arm, lm in models.items():
     spaces[arm] = Session(lm, stats=mine)
     if arm == PLAIN:
         contexts = el.prefix_contexts(lm, flavour=params.contexts)
-        targets[arm] = [optimise_value(lm, name, request, contexts, params.search) for request in requests]
-    else:
-        spaces[arm].prepare(params.layer, name, requests, params)
-        targets[arm] = [spaces[arm].target(name, request, params) for request in requests]
+        for request in requests:
+            keys = plain.keys(lm, params.layer, request, contexts)
+            spaces[arm].know(name, request, params, keys, plain.target(lm, name, request, contexts, params))
+    spaces[arm].prepare(name, requests, params)
+    targets[arm] = [spaces[arm].target(name, request, params) for request in requests]
 frame = pd.DataFrame(
     {"arm": arm, "case_id": case.case_id, "step": step, "error": abs(loss / true - 1)}
     for arm in (SINGLE, PLAIN, HALF)
@@ -117,11 +118,8 @@ Markdown(
 # %% tags=["hide-input"]
 def edits(arm: str, method: str) -> list[el.Edit]:
     """Edits from the searches of an arm."""
-    space = spaces[arm]
-    if arm == PLAIN:
-        found = dict(zip(requests, targets[arm], strict=True))
-        space.target = lambda _name, request, _params: found[request]  # type: ignore[method-assign]
-    return [solve(space, method, [request], el.hparams_for(models[arm], method)) for request in requests]
+    same = el.hparams_for(models[arm], method, stop_loss=0.0)
+    return [solve(spaces[arm], method, [request], same) for request in requests]
 
 
 rows = []

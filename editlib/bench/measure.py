@@ -34,8 +34,8 @@ from editlib.editing.methods.rome import RomeParams
 from editlib.editing.session import Session
 from editlib.engine import products
 from editlib.engine.perplexity import Perplexity
-from editlib.engine.prefixes import Flavour, prefix_contexts
-from editlib.engine.values import Keys, Target, ValueParams
+from editlib.engine.prefixes import prefix_contexts
+from editlib.engine.values import Target
 from editlib.errors import EditlibError, unknown
 from editlib.machine import hardware
 from editlib.models.language_model import LanguageModel, load, require_device
@@ -214,7 +214,7 @@ def engine(work: Work, meter: Meter) -> list[Outcome]:
         space.rows(work.requests[0], params.contexts)  # runs the prefix contexts
         space.prepare_texts(params.layer, work.texts)
     with meter("values"):
-        space.prepare(params.layer, work.name, work.requests, params)
+        space.prepare(work.name, work.requests, params)
     with meter("solve"):
         edits = [solve(space, "rome", [request], params) for request in work.requests]
     with meter("perplexity"):
@@ -235,24 +235,12 @@ def _plain_edit(work: Work, request: EditRequest, meter: Meter) -> Outcome:
     with meter("values"):
         target = plainpath.target(lm, work.name, request, work.contexts, params)
     with meter("solve"):
-        edit = solve(_Known(lm, keys, target), "rome", [request], params)
+        space = Session(lm)
+        space.know(work.name, request, params, keys, target)
+        edit = solve(space, "rome", [request], params)
     with meter("perplexity"), edit.applied(lm):
         found = plainpath.perplexity(lm, work.texts)
     return Outcome(target, edit, found)
-
-
-class _Known(Session):
-    """A session for one request, whose keys and v* were found elsewhere."""
-
-    def __init__(self, lm: LanguageModel, keys: Keys, target: Target) -> None:
-        super().__init__(lm)
-        self._keys, self._target = keys, target
-
-    def keys(self, layer: int, request: EditRequest, flavour: Flavour) -> Keys:
-        return self._keys
-
-    def target(self, name: str, request: EditRequest, params: ValueParams) -> Target:
-        return self._target
 
 
 def floor_of(work: Work) -> dict[str, float]:

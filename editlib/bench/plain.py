@@ -33,12 +33,18 @@ def keys(lm: LanguageModel, layer: int, request: EditRequest, contexts: Sequence
 
 
 def target(lm: LanguageModel, name: str, request: EditRequest, contexts: Sequence[str], params: ValueParams) -> Target:
-    """v* by whole forward passes and `log_softmax` at every position of every row in each step; takes every step."""
+    """v* by whole forward passes and `log_softmax` at every position of every row in each step.
+
+    Loss: mean NLL of the target, plus KL(edited || unedited) of what follows "{subject} is a" or its subject, plus
+    decay of δ, which is added at the subject's last token of every row. Source: ROME, equation 4. With `stop_loss` 0
+    every step is taken, and the device is not waited for.
+    """
     rows = encode_contexts(lm, request, contexts, target=request.target_new)
     drift = encode(lm.tokenizer, "{} is a", request.subject)
     ids, mask = pad([*(row.ids[:-1] for row in rows), drift.ids], lm.device)
     wanted, share = _wanted(rows, ids)
-    at, end = _last([*rows, drift], lm.device), len(drift.ids) - 1
+    at = _last([*rows, drift], lm.device)
+    end = drift.last if params.kl_position == "subject" else len(drift.ids) - 1
     delta = widened(torch.zeros_like(lm.weight(0)[:, 0])).requires_grad_()
     adam, losses = torch.optim.Adam([delta], lr=params.learning_rate), list[Tensor]()
     v0 = reference = delta.detach()
@@ -56,7 +62,7 @@ def target(lm: LanguageModel, name: str, request: EditRequest, contexts: Sequenc
         kl = kl_div(reference, scores[-1, end], log_target=True, reduction="sum")
         loss = nll + params.kl_weight * kl + params.weight_decay * delta.norm() / v0.norm() ** 2
         losses.append(loss.detach())
-        if step == params.steps - 1:
+        if step == params.steps - 1 or (params.stop_loss > 0 and loss.item() < params.stop_loss):
             break
         adam.zero_grad()
         loss.backward()

@@ -11,10 +11,11 @@ from editlib.data.request import EditRequest
 from editlib.editing.edit import Edit
 from editlib.editing.stats import Stats, second_moments_of
 from editlib.engine import search as engine
+from editlib.engine.memory import halving
 from editlib.engine.passes import Passes
 from editlib.engine.perplexity import Perplexity, perplexity
 from editlib.engine.prefixes import Flavour, prefix_contexts
-from editlib.engine.values import Keys, Target, ValueParams, optimise_value, read_keys
+from editlib.engine.values import Keys, Target, ValueParams, read_keys
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel, widened
 
@@ -25,7 +26,7 @@ class Session:
     """A model with everything already known about its edits; valid as long as its weights are not changed.
 
     Second moments come from `stats`, else from the user's cache, where they are put after a pass over `corpus`.
-    Keys and v* are worked out one request at a time when asked for, unless `prepare` did it for many at once.
+    Keys and v* are worked out when asked for, faster by `prepare` for many requests at once.
     """
 
     def __init__(self, lm: LanguageModel, *, stats: Stats | None = None, corpus: Sequence[str] | None = None) -> None:
@@ -51,24 +52,32 @@ class Session:
 
     def target(self, name: str, request: EditRequest, params: ValueParams) -> Target:
         """v* of a request as output of module `name`."""
-        search = (self.lm, name, request, self.contexts(params.contexts), params)
-        return _once(self._found, ("target", name, request, params.search), lambda: optimise_value(*search))
+        self.prepare(name, [request], params)
+        found: Target = self._found["target", name, request, params.search]
+        return found
 
     def rows(self, request: EditRequest, flavour: Flavour) -> tuple[engine.Row, ...]:
         """The texts of a request's search for v*; raises `EditlibError` if it cannot be located in them."""
         prefixes = self._prefixes(flavour)
         return _once(self._found, ("rows", request, flavour), lambda: engine.rows_of(self.lm, request, prefixes))
 
-    def prepare(self, layer: int, name: str, requests: Sequence[EditRequest], params: ValueParams) -> None:
-        """Find keys at a layer, and v* as output of module `name`, for many requests at once."""
+    def prepare(self, name: str, requests: Sequence[EditRequest], params: ValueParams) -> None:
+        """Find v* as output of module `name`, and keys at its layer, for all requests that lack them, at once."""
         flavour, search = params.contexts, params.search
         missing = [r for r in dict.fromkeys(requests) if ("target", name, r, search) not in self._found]
+        if not missing:
+            return
+        layer = engine.layer_of(self.lm, name)
         site = self._site(layer, block=name != self.lm.layout.name(layer))
         rows = [self.rows(request, flavour) for request in missing]
         for batch in engine.batches(self.lm, rows, site):
-            for i, found in _halving(batch, lambda part: self._searched(site, layer, name, part, rows, search)):
-                self._found["keys", layer, missing[i], flavour] = found.keys
-                self._found["target", name, missing[i], search] = found.target
+            for i, found in halving(batch, lambda part: self._searched(site, layer, name, part, rows, search)):
+                self.know(name, missing[i], search, found.keys, found.target)
+
+    def know(self, name: str, request: EditRequest, params: ValueParams, keys: Keys, target: Target) -> None:
+        """Take keys and v* of a request from elsewhere."""
+        self._found["keys", engine.layer_of(self.lm, name), request, params.contexts] = keys
+        self._found["target", name, request, params.search] = target
 
     def _searched(
         self, site: engine.Site, layer: int, name: str, batch: list[int], rows: list[tuple[engine.Row, ...]],
@@ -134,9 +143,8 @@ class Session:
 
     def _applied_perplexity(self, edit: Edit, texts: Sequence[str]) -> Perplexity:
         """With the weights written, but only from the lowest changed block on."""
-        blocks = f"{self.lm.layout.blocks}."
-        inside = [int(n.removeprefix(blocks).split(".")[0]) for n in edit.factors if n.startswith(blocks)]
-        if len(inside) < len(edit.factors):
+        inside = [engine.layer_of(self.lm, n) for n in edit.factors if n.startswith(f"{self.lm.layout.blocks}.")]
+        if len(inside) < len(edit.factors) or not inside:
             with edit.applied(self.lm):
                 return perplexity(self.lm, texts)
         site, found = engine.Site(min(inside), None), tuple(texts)
@@ -151,16 +159,6 @@ def _once(known: dict[Hashable, Any], key: Hashable, work: Callable[[], T]) -> T
         known[key] = work()
     found: T = known[key]
     return found
-
-
-def _halving(batch: list[int], work: Callable[[list[int]], list[T]]) -> list[T]:
-    """Work on a batch, or on its halves where memory is too small for the whole."""
-    try:
-        return work(batch)
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if "memory" not in str(error) or len(batch) == 1:
-            raise
-    return [found for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]) for found in _halving(half, work)]
 
 
 def _factor(moment: Tensor) -> Tensor:

@@ -10,22 +10,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from editlib.data.request import EditRequest
+from editlib.engine.memory import budget, most_logits, most_rows
 from editlib.engine.passes import Passes, Past, Start, Tokens
 from editlib.engine.perplexity import Perplexity
-from editlib.engine.values import Keys, Target, ValueParams, encode_contexts
+from editlib.engine.values import Keys, KlPosition, Target, ValueParams, encode_contexts
 from editlib.models.language_model import LanguageModel, widened
 from editlib.models.tokens import Encoded, encode, encode_texts
 
 CHECK = 5  # steps between two looks at which requests are done; in between, the device is not waited for
-LOGITS = {"cpu": 2**24, "cuda": 2**29}  # numbers held at once when texts are scored
-ROWS = {"cpu": 500, "cuda": 20_000}  # rows of a search at once, where memory allows
 Replace = dict[str, Callable[[Tensor], Tensor]]
 
 
@@ -75,6 +73,11 @@ def site_of(passes: Passes, layer: int) -> Site:
     size = float(plain.abs().max()) + 1
     adds = all(torch.allclose(behind(n * size) - plain, torch.tensor(n * size).to(plain), rtol=0.05) for n in (1, 3))
     return Site(layer + 1, None) if adds else Site(layer, down)
+
+
+def layer_of(lm: LanguageModel, name: str) -> int:
+    """The layer that a block, or a module or weight in one, belongs to."""
+    return int(name.removeprefix(f"{lm.layout.blocks}.").split(".")[0])
 
 
 def kept_name(lm: LanguageModel, site: Site) -> list[str]:
@@ -147,16 +150,9 @@ def batches(lm: LanguageModel, rows: Sequence[Sequence[Row]], site: Site) -> lis
     if not rows:
         return []
     groups = _alike([max(row.live for row in request) for request in rows], waste=0.15)
-    fitting = _budget(lm.device) // max(_bytes(lm, request, site) for request in rows)
-    size = max(1, min(ROWS[lm.device.type] // max(map(len, rows)), fitting))
+    fitting = budget(lm.device) // max(_bytes(lm, request, site) for request in rows)
+    size = max(1, min(most_rows(lm.device) // max(map(len, rows)), fitting))
     return [group[i : i + size] for group in groups for i in range(0, len(group), size)]
-
-
-def _budget(device: torch.device) -> int:
-    """An eighth of the machine's memory: what is free changes, and with it the batches and the last bits of rows."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory // 8)
-    return int(psutil.virtual_memory().total // 8)
 
 
 def _bytes(lm: LanguageModel, rows: Sequence[Row], site: Site) -> int:
@@ -192,7 +188,7 @@ class Live:
         )  # fmt: skip
 
     def losses(self, passes: Passes, site: Site, delta: Tensor) -> tuple[Tensor, Tensor]:
-        """NLL of every search's target, and log-probabilities after "{subject} is a" of the searches with rows here."""
+        """NLL of every search's target, and log-probabilities read in "{subject} is a", of searches with rows here."""
         start, changes = site.enter(self.base, delta[self.owner][:, None])
         at = torch.cat([self.scored[:, :2], self.drift])
         read = at[:, 0], at[:, 1]
@@ -226,7 +222,7 @@ def search(
     params: ValueParams,
 ) -> list[Found]:
     """Keys and values of a layer, and v* as output of module `name`, for a batch of requests given by their rows."""
-    live, keys, values, starts = _read(passes, site, layer, name, batch, prefixes)
+    live, keys, values, starts = _read(passes, site, layer, name, batch, prefixes, params.kl_position)
     changes, losses = optimise(passes, site, live, starts, params)
     contexts = len(prefixes.contexts)
     pairs = zip(keys.split(contexts), values.split(contexts), starts, changes, losses, strict=True)
@@ -235,7 +231,13 @@ def search(
 
 @torch.no_grad()
 def _read(
-    passes: Passes, site: Site, layer: int, name: str, batch: Sequence[Sequence[Row]], prefixes: Prefixes
+    passes: Passes,
+    site: Site,
+    layer: int,
+    name: str,
+    batch: Sequence[Sequence[Row]],
+    prefixes: Prefixes,
+    kl_position: KlPosition,
 ) -> tuple[Live, Tensor, Tensor, Tensor]:
     """What follows the prefixes, run up to the site and, before the subject's last token, above it too.
 
@@ -257,7 +259,7 @@ def _read(
     live = _live(
         rows, [len(request) for request in batch],
         Tokens(tokens.ids[index], (offsets < length[:, None]).long()),
-        earlier, None if base is None else base[index],
+        earlier, None if base is None else base[index], kl_position,
     )  # fmt: skip
     ends = torch.tensor([len(request) for request in batch], device=device).cumsum(0)
     stated = torch.ones(len(rows), dtype=torch.bool, device=device)
@@ -278,7 +280,14 @@ def _earlier(passes: Passes, site: Site, tokens: Tokens, past: Past, last: Tenso
     return past.with_new(new, first=site.below)
 
 
-def _live(rows: Sequence[Row], sizes: Sequence[int], tokens: Tokens, past: Past, base: Tensor | None) -> Live:
+def _live(
+    rows: Sequence[Row],
+    sizes: Sequence[int],
+    tokens: Tokens,
+    past: Past,
+    base: Tensor | None,
+    kl_position: KlPosition,
+) -> Live:
     device = tokens.ids.device
     owner = [i for i, size in enumerate(sizes) for _ in range(size)]
     scored, weights, drift = [], [], []
@@ -286,7 +295,7 @@ def _live(rows: Sequence[Row], sizes: Sequence[int], tokens: Tokens, past: Past,
         target = range(row.encoded.target, len(row.encoded.ids))
         scored += [(r, i - 1 - row.encoded.last, row.encoded.ids[i]) for i in target]
         weights += [1 / (len(target) * (sizes[owner[r]] - 1)) for _ in target]
-        drift += [] if target else [(r, row.live - 1)]
+        drift += [] if target else [(r, 0 if kl_position == "subject" else row.live - 1)]
     return Live(
         tokens, past, base, torch.tensor(owner, device=device), torch.tensor(scored, device=device),
         torch.tensor(weights, dtype=torch.float64, device=device), torch.tensor(drift, device=device),
@@ -298,7 +307,8 @@ def optimise(
 ) -> tuple[Tensor, list[list[float]]]:
     """δ of every search (searches, width) and its losses; each search has its own Adam state and its own end.
 
-    Source: as `values.optimise_value`. A search that is done is no longer changed, and dropped at the next look.
+    Loss: mean NLL of the target, plus KL(edited || unedited) of what follows "{subject} is a" or its subject, plus
+    decay of δ. A search that is done is no longer changed, and dropped at the next look. Source: ROME, equation 4.
     """
     delta = torch.zeros_like(starts, requires_grad=True)
     adam, size = torch.optim.Adam([delta], lr=params.learning_rate), starts.norm(dim=1)
@@ -404,7 +414,7 @@ def perplexities(passes: Passes, corpus: Corpus, changes: Sequence[Change]) -> l
     """Perplexity of texts under each change of the layer whose keys the corpus holds, several changes a pass."""
     losses = np.zeros((len(changes), len(corpus.counts)))
     for bucket in corpus.buckets:
-        share = max(1, LOGITS[passes.lm.device.type] // (bucket.tokens.ids.numel() * passes.vocabulary))
+        share = max(1, most_logits(passes.lm.device) // (bucket.tokens.ids.numel() * passes.vocabulary))
         for first in range(0, len(changes), share):
             batch = changes[first : first + share]
             moved = torch.cat([_moved(bucket, change) for change in batch])

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from editlib.data.datasets import Case
 from editlib.data.request import EditRequest
-from editlib.editing.methods import Params, layers_of
+from editlib.editing.methods import Params, layers_of, solve
 from editlib.editing.session import Session
 from editlib.editing.stats import Stats
 from editlib.engine import search as engine
@@ -39,7 +39,6 @@ from editlib.sweeps.single import (
     about_subject,
     attempt,
     bar,
-    edit_of,
     moment_layers,
     perplexities,
     plan_of,
@@ -177,7 +176,7 @@ def _edited(job: Job, step: int, kept: dict[str, Tensor]) -> dict[str, Any]:
 def _change(job: Job, request: EditRequest, kept: dict[str, Tensor]) -> dict[str, Any]:
     lm, found = job.lm, about_subject(job.lm, request)
     job.space.forget()
-    edit = edit_of(job.space, job.name, job.params, request)
+    edit = solve(job.space, job.name, [request], job.params)
     with edit.applied(lm):
         weights = {name: lm.model.get_parameter(name).clone() for name in edit.factors}
         probability = scoring.target_probability(lm, request, request.target_new)

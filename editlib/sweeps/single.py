@@ -17,7 +17,7 @@ from tqdm import tqdm
 from editlib.data.datasets import Case, subject_tokens
 from editlib.data.request import EditRequest
 from editlib.editing.edit import Edit
-from editlib.editing.methods import Params, hparams_for, layers_of, needs_moments, searches, solve
+from editlib.editing.methods import Params, hparams_for, layers_of, needs_moments, prepare, searches, solve
 from editlib.editing.methods.mend import MendParams, editor_file
 from editlib.editing.session import Session
 from editlib.editing.stats import Stats
@@ -146,7 +146,7 @@ def _said(lm: LanguageModel, params: Params) -> dict[str, Any]:
     said = {"kind": type(params).__name__, **asdict(params)}
     if isinstance(params, MendParams) and editor_file(lm, params).is_file():
         said["editor_sha256"] = hashlib.sha256(editor_file(lm, params).read_bytes()).hexdigest()
-    flavours = {search.contexts for _, _, search in searches(lm, params)}
+    flavours = {search.contexts for _, search in searches(lm, params)}
     return said | {"prefix_contexts": [_hash(prefix_contexts(lm, flavour=flavour)) for flavour in flavours]}
 
 
@@ -190,18 +190,6 @@ def attempt(work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T 
         return " ".join(f"{type(error).__name__.strip('_')}: {error}".split())
 
 
-def prepare(space: Session, params: Params, requests: Sequence[EditRequest]) -> None:
-    """Keys and values of requests, for every search a method makes, unless they are known."""
-    for layer, name, search in searches(space.lm, params):
-        space.prepare(layer, name, requests, search)
-
-
-def edit_of(space: Session, name: str, params: Params, request: EditRequest) -> Edit:
-    """One request's edit, prepared alone if that was not done yet."""
-    prepare(space, params, [request])
-    return solve(space, name, [request], params)
-
-
 # -- single edits ------------------------------------------------------------------------------------------
 
 
@@ -220,7 +208,7 @@ def _rows(job: Job, cases: Sequence[Case]) -> Iterator[dict[str, Any]]:
     looked = [_look(job, case) for case in cases]
     requests = [look.case.request for look in looked if look.error is None]
     for params in job.variants.values():
-        attempt(prepare, job.space, params, requests)  # where this fails, each is prepared alone, and fails alone
+        attempt(prepare, job.space, requests, params)  # where this fails, each is prepared alone, and fails alone
     shared = (time.perf_counter() - started) / (len(cases) * len(job.variants))
     for batch in _batches(job, looked):
         for trial in batch:
@@ -261,7 +249,7 @@ def _described(job: Job, case: Case) -> tuple[dict[str, Any], scoring.Reading | 
     lm = job.space.lm
     found = about_subject(lm, case.request)
     for params in job.variants.values():
-        for _, _, search in searches(lm, params):
+        for _, search in searches(lm, params):
             job.space.rows(case.request, search.contexts)  # raises if it cannot be located
     return found, scoring.read(lm, case, prefixes=job.prefixes) if job.scores else None
 
@@ -272,7 +260,7 @@ def _batches(job: Job, looked: Sequence[Look]) -> Iterator[list[Trial]]:
     for look in looked:
         for name, params in job.variants.items():
             started = time.perf_counter()
-            work = partial(edit_of, job.space, name, params, look.case.request)
+            work = partial(solve, job.space, name, [look.case.request], params)
             edit = attempt(work) if look.error is None else look.error
             batch.append(Trial(look, name, edit, seconds=time.perf_counter() - started))
             held += 0 if isinstance(edit, str) else sum(t.numel() for pair in edit.factors.values() for t in pair)

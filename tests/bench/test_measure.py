@@ -20,7 +20,7 @@ from editlib.editing.edit import Edit
 from editlib.editing.methods import hparams_for
 from editlib.editing.methods.rome import RomeParams
 from editlib.engine.perplexity import perplexity
-from editlib.engine.values import optimise_value, read_keys
+from editlib.engine.values import read_keys
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
 
@@ -147,14 +147,11 @@ def test_work_a_model_cannot_take_is_refused() -> None:
 # Both paths
 
 
-def test_the_plain_path_is_the_packages_own(double: Work) -> None:
-    lm, name = double.lm, double.name
+def test_the_plain_path_reads_keys_and_perplexity_as_the_package_does(double: Work) -> None:
+    lm = double.lm
     for request, found in zip(REQUESTS, bench.plain(double, meter()), strict=True):
         keys = plainpath.keys(lm, 1, request, CONTEXTS)
         assert near(keys.inputs, read_keys(lm, 1, request, CONTEXTS).inputs, 1e-12)
-        target = optimise_value(lm, name, request, CONTEXTS, PARAMS)
-        assert near(found.target.value, target.value, 1e-8)
-        assert found.target.losses == pytest.approx(target.losses, rel=1e-8)
         with found.edit.applied(lm):
             expected = perplexity(lm, TEXTS)
         assert found.perplexity.per_sentence == pytest.approx(expected.per_sentence, rel=1e-8)

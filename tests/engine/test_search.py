@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from editlib.bench import plain
 from editlib.data.request import EditRequest
 from editlib.editing.edit import Edit
 from editlib.editing.methods import compute
@@ -20,7 +21,7 @@ from editlib.editing.session import Session
 from editlib.engine import search as engine
 from editlib.engine.passes import Passes, Past, Start, Tokens
 from editlib.engine.perplexity import perplexity
-from editlib.engine.values import ValueParams, optimise_value, read_keys
+from editlib.engine.values import ValueParams, read_keys
 from editlib.models.language_model import LanguageModel
 
 LAYER = 1
@@ -109,11 +110,11 @@ def test_a_partial_pass_leaves_the_model_as_it_was(double: LanguageModel) -> Non
 @pytest.mark.parametrize("which", [0, 1])
 def test_searches_side_by_side_are_the_plain_ones(double: LanguageModel, which: int) -> None:
     space, name = Session(double), names(double)[which]
-    space.prepare(LAYER, name, REQUESTS, SEARCH)
+    space.prepare(name, REQUESTS, SEARCH)
     for request in REQUESTS:
         keys, target = (
             read_keys(double, LAYER, request, CONTEXTS),
-            optimise_value(double, name, request, CONTEXTS, SEARCH),
+            plain.target(double, name, request, CONTEXTS, SEARCH),
         )
         found = space.target(name, request, SEARCH)
         assert near(space.keys(LAYER, request, "yang-2024").inputs, keys.inputs, 1e-8)
@@ -124,9 +125,9 @@ def test_searches_side_by_side_are_the_plain_ones(double: LanguageModel, which: 
 
 def test_in_single_precision_rounding_is_amplified_but_little(single: LanguageModel) -> None:
     space, name = Session(single), names(single)[0]
-    space.prepare(LAYER, name, REQUESTS, SEARCH)
+    space.prepare(name, REQUESTS, SEARCH)
     for request in REQUESTS:
-        target = optimise_value(single, name, request, CONTEXTS, SEARCH)
+        target = plain.target(single, name, request, CONTEXTS, SEARCH)
         assert near(space.target(name, request, SEARCH).value, target.value, 1e-3)
         assert space.target(name, request, SEARCH).losses == pytest.approx(target.losses, rel=1e-3)
 
@@ -135,13 +136,13 @@ def test_every_search_stops_for_itself(lm: LanguageModel, folder: Path) -> None:
     own = LanguageModel(lm.model, lm.tokenizer, folder=folder)
     name = names(own)[0]
     slow = replace(SEARCH, steps=14, learning_rate=0.02)
-    finals = [optimise_value(own, name, r, CONTEXTS, slow).losses for r in REQUESTS]
+    finals = [plain.target(own, name, r, CONTEXTS, slow).losses for r in REQUESTS]
     stop = sorted(losses[4] for losses in finals)[1] + 1e-4  # some stop before the others
     search = replace(slow, stop_loss=stop)
-    expected = [optimise_value(own, name, r, CONTEXTS, search) for r in REQUESTS]
+    expected = [plain.target(own, name, r, CONTEXTS, search) for r in REQUESTS]
     assert len({len(target.losses) for target in expected}) > 1
     space = Session(own)
-    space.prepare(LAYER, name, REQUESTS, search)
+    space.prepare(name, REQUESTS, search)
     for request, target in zip(REQUESTS, expected, strict=True):
         found = space.target(name, request, search)
         assert found.losses == pytest.approx(target.losses, rel=1e-3)
@@ -167,9 +168,9 @@ def test_any_requests_side_by_side_are_found_as_alone(batch: list[EditRequest], 
     search = replace(SEARCH, steps=3)
     for lm in doubles:
         space, name = Session(lm), lm.layout.name(LAYER)
-        space.prepare(LAYER, name, batch, search)
+        space.prepare(name, batch, search)
         for request in batch:
-            target = optimise_value(lm, name, request, CONTEXTS, search)
+            target = plain.target(lm, name, request, CONTEXTS, search)
             assert near(space.target(name, request, search).value, target.value, 1e-8)
             assert space.target(name, request, search).losses == pytest.approx(target.losses, rel=1e-8)
 
@@ -200,9 +201,9 @@ def test_a_batch_too_large_for_memory_is_halved(double: LanguageModel, monkeypat
 
     monkeypatch.setattr(engine, "search", small)
     space, name = Session(double), names(double)[0]
-    space.prepare(LAYER, name, REQUESTS[:1] * 2 + [replace(REQUESTS[0], target_new="Daslo")], SEARCH)
+    space.prepare(name, REQUESTS[:1] * 2 + [replace(REQUESTS[0], target_new="Daslo")], SEARCH)
     assert sizes == [2, 1, 1]
-    expected = optimise_value(double, name, REQUESTS[0], CONTEXTS, SEARCH)
+    expected = plain.target(double, name, REQUESTS[0], CONTEXTS, SEARCH)
     assert near(space.target(name, REQUESTS[0], SEARCH).value, expected.value, 1e-8)
 
 

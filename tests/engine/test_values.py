@@ -1,6 +1,8 @@
 """Keys, and the search for v*, against a plain loop that takes one row at a time, without padding."""
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +10,8 @@ from torch import Tensor
 
 from editlib.data.request import EditRequest
 from editlib.editing.methods.rome import RomeParams
-from editlib.engine.values import ValueParams, optimise_value, read_at, read_keys
+from editlib.editing.session import Session
+from editlib.engine.values import KlPosition, Target, ValueParams, read_at, read_keys
 from editlib.models.language_model import LanguageModel
 from editlib.models.tokens import encode
 
@@ -57,7 +60,8 @@ def plain_loss(lm: LanguageModel, request: EditRequest, delta: Tensor, params: V
     v0 = run(lm, bare, at, None)[2]
     ids = lm.tokenizer(f"{request.subject} is a")["input_ids"]
     end = subject_end(lm, ids, request.subject)
-    before, after = (run(lm, ids, end, change)[0][-1] for change in (None, delta))
+    read = end if params.kl_position == "subject" else -1
+    before, after = (run(lm, ids, end, change)[0][read] for change in (None, delta))
     kl = (after.exp() * (after - before)).sum()
     decay = params.weight_decay * delta.norm() / v0.norm() ** 2
     return nll / len(CONTEXTS) + params.kl_weight * kl + decay
@@ -65,6 +69,19 @@ def plain_loss(lm: LanguageModel, request: EditRequest, delta: Tensor, params: V
 
 def params(**changes: float) -> ValueParams:
     return ValueParams(**{"stop_loss": 0.0, "learning_rate": 0.1} | changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def lm(lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+    """Each family in turn, with prefix contexts of its own."""
+    folder = tmp_path_factory.mktemp("prefixes")
+    (folder / "prefixes.json").write_text(json.dumps({"contexts": CONTEXTS}))
+    return LanguageModel(lm.model, lm.tokenizer, name=lm.name, folder=folder)
+
+
+def search_of(lm: LanguageModel, request: EditRequest, params: ValueParams) -> Target:
+    """v* of a request at the edited layer, by a session that knows nothing yet."""
+    return Session(lm).target(lm.layout.name(LAYER), request, params)
 
 
 # Keys
@@ -90,16 +107,20 @@ def test_with_the_empty_context_alone_all_keys_are_the_same(lm: LanguageModel, a
 
 
 def test_loss_without_change_equals_the_plain_one(lm: LanguageModel, ask: EditRequest) -> None:
-    target = optimise_value(lm, lm.layout.name(LAYER), ask, CONTEXTS, params(steps=1))
+    target = search_of(lm, ask, params(steps=1))
     with torch.no_grad():
         expected = plain_loss(lm, ask, torch.zeros(16), params())
     assert target.losses == (pytest.approx(expected.item(), rel=1e-5),)
 
 
+@pytest.mark.parametrize("kl_position", ["end", "subject"])
 @pytest.mark.parametrize("steps", [2, 5])
-def test_loss_at_the_value_found_equals_the_plain_one(lm: LanguageModel, ask: EditRequest, steps: int) -> None:
+def test_loss_at_the_value_found_equals_the_plain_one(
+    lm: LanguageModel, ask: EditRequest, steps: int, kl_position: KlPosition
+) -> None:
     search = params(steps=steps, learning_rate=0.5, kl_weight=20.0)  # so that every term counts
-    target = optimise_value(lm, lm.layout.name(LAYER), ask, CONTEXTS, search)
+    search = replace(search, kl_position=kl_position)
+    target = search_of(lm, ask, search)
     v0 = read_keys(lm, LAYER, ask, CONTEXTS).bare[1]
     delta = target.value - v0
     assert delta.norm() > 0.1
@@ -115,13 +136,13 @@ def test_the_first_steps_follow_the_plain_gradient(lm: LanguageModel, ask: EditR
         plain_loss(lm, ask, delta, search).backward()
         adam.step()
     v0 = read_keys(lm, LAYER, ask, CONTEXTS).bare[1]
-    target = optimise_value(lm, lm.layout.name(LAYER), ask, CONTEXTS, search)
+    target = search_of(lm, ask, search)
     torch.testing.assert_close(target.value, v0 + delta.detach(), rtol=1e-3, atol=1e-4)
 
 
 def test_a_target_of_several_tokens_counts_as_one_of_one_token(lm: LanguageModel) -> None:
     long = EditRequest(prompt="{} is located in", subject="Zen", target_new="Ostrel xyz and Quint")
-    target = optimise_value(lm, lm.layout.name(LAYER), long, CONTEXTS, params(steps=1))
+    target = search_of(lm, long, params(steps=1))
     with torch.no_grad():
         assert target.losses[0] == pytest.approx(plain_loss(lm, long, torch.zeros(16), params()).item(), rel=1e-5)
 
@@ -133,35 +154,35 @@ END = EditRequest(prompt="The town is {}", subject="Brast Nolva", target_new="Os
 
 def test_the_loss_goes_down(lm: LanguageModel) -> None:
     search = params(steps=30, learning_rate=0.5, clamp=20.0, weight_decay=0.0)
-    target = optimise_value(lm, lm.layout.name(LAYER), END, CONTEXTS, search)
+    target = search_of(lm, END, search)
     assert len(target.losses) == 30
     assert target.losses[-1] < 0.5 * target.losses[0]
 
 
 @pytest.mark.parametrize("clamp", [0.05, 0.5])
 def test_the_change_stays_within_the_clamp(lm: LanguageModel, clamp: float) -> None:
-    target = optimise_value(lm, lm.layout.name(LAYER), END, CONTEXTS, params(steps=10, learning_rate=1.0, clamp=clamp))
+    target = search_of(lm, END, params(steps=10, learning_rate=1.0, clamp=clamp))
     v0 = read_keys(lm, LAYER, END, CONTEXTS).bare[1]
     assert ((target.value - v0).norm() / v0.norm()).item() == pytest.approx(clamp, rel=1e-4)
 
 
 def test_it_stops_as_soon_as_the_loss_is_low_enough(lm: LanguageModel) -> None:
-    whole = optimise_value(lm, lm.layout.name(LAYER), END, CONTEXTS, params(steps=8, learning_rate=0.02))
+    whole = search_of(lm, END, params(steps=8, learning_rate=0.02))
     assert list(whole.losses) == sorted(whole.losses, reverse=True)
     search = params(steps=8, learning_rate=0.02, stop_loss=whole.losses[2] + 1e-6)
-    stopped = optimise_value(lm, lm.layout.name(LAYER), END, CONTEXTS, search)
+    stopped = search_of(lm, END, search)
     assert stopped.losses == whole.losses[:3]
 
 
 def test_a_loss_low_enough_at_once_changes_nothing(lm: LanguageModel) -> None:
-    target = optimise_value(lm, lm.layout.name(LAYER), END, CONTEXTS, params(stop_loss=1e9))
+    target = search_of(lm, END, params(stop_loss=1e9))
     assert len(target.losses) == 1
     torch.testing.assert_close(target.value, read_keys(lm, LAYER, END, CONTEXTS).bare[1])
 
 
 def test_the_search_is_repeatable_and_leaves_no_trace(lm: LanguageModel) -> None:
     before = {name: value.clone() for name, value in lm.model.state_dict().items()}
-    first, second = (optimise_value(lm, lm.layout.name(LAYER), END, CONTEXTS, params(steps=4)) for _ in range(2))
+    first, second = (search_of(lm, END, params(steps=4)) for _ in range(2))
     assert torch.equal(first.value, second.value)
     assert first.losses == second.losses
     assert not first.value.requires_grad
@@ -172,7 +193,7 @@ def test_the_search_is_repeatable_and_leaves_no_trace(lm: LanguageModel) -> None
 def test_the_output_of_a_block_can_be_optimised_too(lm: LanguageModel) -> None:
     block = f"{lm.layout.blocks}.{LAYER}"
     search = params(steps=10, learning_rate=0.5, clamp=20.0, weight_decay=0.0)
-    target = optimise_value(lm, block, END, CONTEXTS, search)
+    target = Session(lm).target(block, END, search)
     seen = read_at(lm, block, [encode(lm.tokenizer, END.prompt, END.subject)])
     torch.testing.assert_close(target.start, seen.output[0])
     assert target.losses[-1] < target.losses[0]

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from editlib.data.request import EditRequest
-from editlib.editing.methods import Params, hparams_for, searches, solve
+from editlib.editing.methods import Params, hparams_for, solve
 from editlib.editing.session import Session
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
@@ -85,7 +85,6 @@ def test_an_edit_is_searched_and_measured_with_moved_tokens(
 def solved(lm: LanguageModel, request: EditRequest, params: Params, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
     """An edit's change of the weight, and the perplexity of each text under it."""
     space = Session(lm)
-    space.prepare(*searches(lm, params)[0][:2], [request], params)
     edit = solve(space, "rome", [request], params)
     (name,) = edit.factors
     return edit.delta(name), torch.from_numpy(space.perplexities([edit], texts)[0].per_sentence)

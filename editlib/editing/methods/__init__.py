@@ -101,11 +101,17 @@ def needs_moments(params: Params) -> bool:
     return isinstance(params, MemitParams) or getattr(params, "covariance", False)
 
 
-def searches(lm: LanguageModel, params: Params) -> list[tuple[int, str, ValueParams]]:
-    """The searches for v* a method makes: layer, name of the module whose output is sought, and how."""
+def searches(lm: LanguageModel, params: Params) -> list[tuple[str, ValueParams]]:
+    """The searches for v* a method makes: name of the module whose output is sought, and how."""
     if isinstance(params, MemitParams):
-        return [(params.layers[-1], f"{lm.layout.blocks}.{params.layers[-1]}", params)]
-    return [(params.layer, lm.layout.name(params.layer), params)] if isinstance(params, RankOneParams) else []
+        return [(f"{lm.layout.blocks}.{params.layers[-1]}", params)]
+    return [(lm.layout.name(params.layer), params)] if isinstance(params, RankOneParams) else []
+
+
+def prepare(space: Session, requests: Sequence[EditRequest], params: Params) -> None:
+    """Find keys and v* of all requests side by side, for every search a method makes, unless they are known."""
+    for name, search in searches(space.lm, params):
+        space.prepare(name, requests, search)
 
 
 def compute(
@@ -131,6 +137,7 @@ def compute(
 
 def solve(space: Session, name: str, requests: Sequence[EditRequest], params: Params) -> Edit:
     """The edit that hyper-parameters stand for, under a name of your choice, with what the session knows already."""
+    prepare(space, requests, params)
     function = next(method.function for method in METHODS.values() if method.hparams is type(params))
     factors, found = function(space, requests, params)
     edit = Edit(name, tuple(requests), factors, asdict(params), space.lm.fingerprint)

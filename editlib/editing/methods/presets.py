@@ -7,9 +7,10 @@ from typing import Any
 from editlib.models.language_model import LanguageModel
 
 PRESETS: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "presets.json").read_text())
+RELEASED = {"objective": "last-position", "kl_position": "subject"}  # in either lineage
 FLAVOURS: dict[str, dict[str, Any]] = {  # what the two lineages of released code do on every model
-    "meng-2022": {"covariance": True, "contexts": "meng-2022", "objective": "last-position"},
-    "yang-2024": {"covariance": False, "contexts": "yang-2024", "objective": "last-position"},
+    "meng-2022": {"covariance": True, "contexts": "meng-2022"} | RELEASED,
+    "yang-2024": {"covariance": False, "contexts": "yang-2024"} | RELEASED,
 }
 FAMILIES = {"c-rome": "rome", "p-rome": "rome", "r-rome": "rome", "emmet": "rome"}  # these share v*, hence settings
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from plain import dense, distance, reads, ridge_change
 
+from editlib.bench import plain
 from editlib.data.request import EditRequest
 from editlib.editing.methods import compute
 from editlib.editing.methods.emmet import EmmetParams
 from editlib.editing.methods.rome import RomeParams
 from editlib.editing.stats import Stats
 from editlib.engine.prefixes import prefix_contexts
-from editlib.engine.values import optimise_value
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
 
@@ -40,7 +40,7 @@ def test_several_requests_are_met_by_least_squares(lm: LanguageModel, moments: S
     name, contexts = lm.layout.name(LAYER), prefix_contexts(lm)
     pairs = [reads(lm, name, r, contexts) for r in REQUESTS]
     keys = np.stack([k.mean(0) for k, _ in pairs], 1)
-    wanted = np.stack([optimise_value(lm, name, r, contexts, params).value.double().numpy() for r in REQUESTS], 1)
+    wanted = np.stack([plain.target(lm, name, r, contexts, params).value.double().numpy() for r in REQUESTS], 1)
     residual = wanted - np.stack([v.mean(0) for _, v in pairs], 1)
     moment = moments.moments[LAYER].numpy() if covariance else np.eye(len(keys))
     assert distance(dense(edit, f"{name}.weight"), ridge_change(moment, 0.1, keys, residual)) < 1e-5
@@ -54,7 +54,7 @@ def test_without_ridge_every_mean_key_is_mapped_to_its_value(lm: LanguageModel, 
     with edit.applied(lm):
         values = [reads(lm, name, r, contexts)[1].mean(0) for r in REQUESTS]
     for value, request in zip(values, REQUESTS, strict=True):
-        wanted = optimise_value(lm, name, request, contexts, SEARCH).value.double().numpy()
+        wanted = plain.target(lm, name, request, contexts, SEARCH).value.double().numpy()
         assert distance(value, wanted) < 1e-3
 
 

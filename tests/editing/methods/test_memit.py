@@ -8,12 +8,12 @@ import torch
 from plain import Array, dense, distance, reads, ridge_change
 from torch import Tensor
 
+from editlib.bench import plain
 from editlib.data.request import EditRequest
 from editlib.editing.methods import compute, hparams_for
 from editlib.editing.methods.memit import MemitParams, ridge_update
 from editlib.editing.stats import Stats
 from editlib.engine.prefixes import prefix_contexts
-from editlib.engine.values import optimise_value
 from editlib.errors import EditlibError
 from editlib.measuring.scores import target_probability
 from editlib.models.language_model import LanguageModel, oriented
@@ -28,7 +28,7 @@ REQUESTS = [
 def brute_force(own: LanguageModel, moments: Stats, requests: list[EditRequest]) -> dict[str, Array]:
     """Every layer's change, solved by least squares; `own` keeps the changed weights."""
     contexts, block = prefix_contexts(own), f"{own.layout.blocks}.1"
-    wanted = [optimise_value(own, block, r, contexts, SEARCH).value.double().numpy() for r in requests]
+    wanted = [plain.target(own, block, r, contexts, SEARCH).value.double().numpy() for r in requests]
     changes = {}
     for i, layer in enumerate(SEARCH.layers):
         name = own.layout.name(layer)
