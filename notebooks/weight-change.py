@@ -52,7 +52,8 @@ from IPython.display import Markdown
 import editlib as el
 from editlib import data, plot
 from editlib.editing.stats import second_moments_of
-from editlib.models.language_model import oriented, widened
+from editlib.models.language_model import widened
+from editlib.models.layout import oriented
 from editlib.sweeps.single import moment_layers
 
 plot.theme()

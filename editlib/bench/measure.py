@@ -38,7 +38,8 @@ from editlib.engine.prefixes import prefix_contexts
 from editlib.engine.values import Target
 from editlib.errors import EditlibError, unknown
 from editlib.machine import hardware
-from editlib.models.language_model import LanguageModel, load, require_device
+from editlib.models.language_model import LanguageModel
+from editlib.models.loading import load, require_device
 from editlib.models.names import DTYPES
 from editlib.models.tokens import encode_texts
 from editlib.text import short, table

@@ -80,7 +80,7 @@ def cases_for(model: str, name: str | None, *, lacking: str) -> list["Case"]:
 
 def load_model(model: str, *, dtype: str, device: str, revision: str | None) -> "LanguageModel":
     """The model, quietly."""
-    from editlib.models.language_model import load
+    from editlib.models.loading import load
 
     hush()
     return load(model, dtype=dtype, device=device, revision=revision)

@@ -31,7 +31,7 @@ def train_twin(
 
     Example: editlib testbed train anchored
     """
-    from editlib.models.language_model import require_device
+    from editlib.models.loading import require_device
     from editlib.testbed.train import RECIPES, train
 
     if name not in RECIPES:

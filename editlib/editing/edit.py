@@ -15,7 +15,8 @@ from torch import Tensor
 from editlib.data.request import EditRequest
 from editlib.errors import EditlibError
 from editlib.files import new_folder, write_json, write_tensors
-from editlib.models.language_model import LanguageModel, oriented
+from editlib.models.language_model import LanguageModel
+from editlib.models.layout import oriented
 from editlib.text import finite
 
 Factors = dict[str, tuple[Tensor, Tensor]]  # by name of the weight: left (d_out, r) and right (d_in, r)

@@ -101,9 +101,8 @@ def check_length(lm: LanguageModel, texts: Sequence[str], rows: Sequence[Sequenc
     """Raise `EditlibError` naming the longest text if its tokens are more than the model takes at once."""
     text, row = max(zip(texts, rows, strict=True), key=lambda pair: len(pair[1]), default=("", ()))
     if lm.max_length is not None and len(row) > lm.max_length:
-        name = lm.name or "the model"
         raise EditlibError(
-            f"text {text[:40]!r}... has {len(row)} tokens, {name} takes at most {lm.max_length}; shorten it"
+            f"text {text[:40]!r}... has {len(row)} tokens, {lm.label} takes at most {lm.max_length}; shorten it"
         )
 
 

@@ -198,7 +198,7 @@ def plan(name: str, *, root: Path, profile: str = "quick", parameters: Mapping[s
     inputs = {
         "notebook": hashlib.sha256(chosen.path.read_bytes()).hexdigest(),
         "code": code_hash(PACKAGE),
-        "models": _fingerprints("models.language_model", chosen.models, values),
+        "models": _fingerprints("models.folders", chosen.models, values),
         "data": _fingerprints("data.datasets", chosen.data, values),
         "files": _file_hashes(values[name] for name in chosen.files),
     }

@@ -16,7 +16,8 @@ from editlib.editing.methods import training
 from editlib.editing.methods.editor import load_editor
 from editlib.editing.methods.mend import MendParams, mend
 from editlib.editing.session import Session
-from editlib.models.language_model import LanguageModel, load
+from editlib.models.language_model import LanguageModel
+from editlib.models.loading import load
 
 Mistake = Callable[..., str]
 

@@ -9,7 +9,8 @@ import pytest
 from editlib.engine import prefixes
 from editlib.engine.prefixes import prefix_contexts, sample
 from editlib.errors import EditlibError
-from editlib.models.language_model import LanguageModel, load
+from editlib.models.language_model import LanguageModel
+from editlib.models.loading import load
 
 
 def in_folder(lm: LanguageModel, folder: Path, content: str) -> LanguageModel:

@@ -17,7 +17,8 @@ from editlib.files import TESTBED
 from editlib.measuring import causal
 from editlib.measuring.causal import DECIDING, GROUPS, CausalTrace, causal_trace, known, token_groups
 from editlib.measuring.scores import continuation
-from editlib.models.language_model import LanguageModel, load
+from editlib.models.language_model import LanguageModel
+from editlib.models.loading import load
 from editlib.models.tokens import Encoded, encode
 
 FACTS = [

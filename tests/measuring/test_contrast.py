@@ -17,7 +17,8 @@ from editlib.engine.values import read_keys
 from editlib.errors import EditlibError
 from editlib.measuring import contrast
 from editlib.measuring.contrast import COLLAPSE, NORMAL
-from editlib.models.language_model import LanguageModel, load
+from editlib.models.language_model import LanguageModel
+from editlib.models.loading import load
 from editlib.models.tokens import encode
 
 REQUESTS = [

@@ -2,16 +2,25 @@
 
 import copy
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from editlib.errors import EditlibError
-from editlib.models import language_model as models
-from editlib.models.language_model import LanguageModel, Layout, find_layout, fingerprint, load
+from editlib.models import names
+from editlib.models.folders import fingerprint, weight_files
+from editlib.models.language_model import LanguageModel
+from editlib.models.layout import Layout, find_layout
+from editlib.models.loading import load, require_device
+from editlib.models.names import DTYPES
 from editlib.models.positions import later_by_one, placed
 from editlib.models.trace import trace
 
@@ -53,12 +62,14 @@ class Odd(PreTrainedModel):
 
 
 def test_model_without_blocks_is_refused() -> None:
-    with pytest.raises(EditlibError, match=r"^Odd has no list of blocks .*pass layout=Layout\(blocks, down\)$"):
+    with pytest.raises(
+        EditlibError, match=r"^Odd has no list of blocks .*pass layout=Layout.*, or --layout blocks,down$"
+    ):
         find_layout(Odd(head=nn.Linear(4, 4)))
 
 
 def test_block_without_linear_map_to_the_hidden_width_is_refused() -> None:
-    with pytest.raises(EditlibError, match="^no linear map to the hidden width 4 in blocks.0; pass layout="):
+    with pytest.raises(EditlibError, match="^no linear map to the hidden width 4 in blocks.0 of Odd; pass layout="):
         find_layout(Odd(blocks=nn.ModuleList([nn.Linear(4, 5)])))
 
 
@@ -179,7 +190,7 @@ def test_an_edited_model_is_found_out(own: LanguageModel) -> None:
 
 
 def test_a_model_whose_passes_are_altered_is_found_out(lm: LanguageModel) -> None:
-    message = rf"^{lm.name} runs with hooks that may change it; ask for its prefixes outside placed\(\) or trace\(\)$"
+    message = rf"^{lm.name} runs with hooks; ask for its prefixes outside placed\(\) and trace\(\)$"
     altering = [
         lambda: placed(lm, later_by_one),
         lambda: trace(lm.model, replace={lm.layout.name(1): torch.zeros_like}),
@@ -209,11 +220,11 @@ def test_a_local_folder_is_loaded_as_it_was_saved(gpt2: LanguageModel, gpt2_fold
 def test_a_folder_of_several_weight_files_is_loaded(llama: LanguageModel, tmp_path: Path) -> None:
     llama.model.save_pretrained(tmp_path, max_shard_size="20KB")
     llama.tokenizer.save_pretrained(tmp_path)
-    assert len(models.weight_files(tmp_path)) > 1
+    assert len(weight_files(tmp_path)) > 1
     assert load(str(tmp_path)).fingerprint == llama.fingerprint
 
 
-@pytest.mark.parametrize("name", models.DTYPES)
+@pytest.mark.parametrize("name", DTYPES)
 def test_every_dtype_is_loaded(gpt2_folder: Path, name: str) -> None:
     assert load(str(gpt2_folder), dtype=name).weight(0).dtype == getattr(torch, name)
 
@@ -223,20 +234,50 @@ def test_unknown_dtype_is_refused(gpt2_folder: Path) -> None:
         load(str(gpt2_folder), dtype="float8")
 
 
-@pytest.mark.parametrize("device", ["cuda:97", "nonsense"])
-def test_a_device_that_is_not_there_is_refused(gpt2_folder: Path, device: str) -> None:
-    with pytest.raises(EditlibError, match=f"^device '{device}' is not available here; use cpu or cuda$"):
+@pytest.mark.parametrize(
+    ("device", "reason"),
+    [
+        ("cuda:97", r"not available: torch finds \d+ CUDA devices; use cpu or auto$"),
+        ("nonsense", "unknown; use one of cpu, cuda, auto$"),
+        ("meta", "unknown; use one of cpu, cuda, auto$"),
+        ("mps", "unknown; .*use one of cpu, cuda, auto$"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(gpt2_folder: Path, device: str, reason: str) -> None:
+    with pytest.raises(EditlibError, match=f"^device '{device}' is {reason}"):
         load(str(gpt2_folder), device=device)
 
 
-def test_a_device_that_is_there_is_itself() -> None:
-    assert models.require_device("cpu") == "cpu"
+def test_a_device_that_is_there_is_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert require_device("cpu") == "cpu"
+    for there, name in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert require_device("auto") == name
 
 
-@pytest.mark.parametrize("name", ["testbed/nothing", "nowhere", ""])
-def test_unknown_model_is_refused(name: str) -> None:
-    with pytest.raises(EditlibError, match=f"^model '{name}' is no testbed twin .* and no local folder"):
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("testbed/anchord", "is no testbed twin .* and no local folder; .* did you mean testbed/anchored.$"),
+        ("nowhere", "is no testbed twin .* and no local folder"),
+        ("", "is no testbed twin .* and no local folder"),
+    ],
+)
+def test_unknown_model_is_refused(name: str, reason: str) -> None:
+    with pytest.raises(EditlibError, match=f"^model '{name}' {reason}"):
         load(name)
+
+
+def test_the_revision_of_a_folder_is_refused(gpt2_folder: Path) -> None:
+    with pytest.raises(EditlibError, match=f"^revision 'main' is for models of the hub, and {gpt2_folder} is a folder"):
+        load(str(gpt2_folder), revision="main")
+
+
+def test_a_layout_is_given_by_hand_as_the_command_line_writes_it(gpt2_folder: Path) -> None:
+    assert load(str(gpt2_folder), layout="transformer.h,attn.c_proj").weight(0).shape == (16, 16)
+    for text in ("transformer.h", "transformer.h,", ",mlp", "a,b,c", ""):
+        with pytest.raises(EditlibError, match=f"^layout '{text}' must be blocks,down, for example transformer.h,mlp"):
+            load(str(gpt2_folder), layout=text)
 
 
 @pytest.mark.parametrize("revision", [None, "main", "0" * 39])
@@ -276,35 +317,129 @@ def test_damaged_index_of_weight_files_is_named(gpt2_folder: Path, content: str)
 def test_missing_weight_file_of_several_is_named(llama: LanguageModel, tmp_path: Path) -> None:
     llama.model.save_pretrained(tmp_path, max_shard_size="20KB")
     llama.tokenizer.save_pretrained(tmp_path)
-    lost = models.weight_files(tmp_path)[-1]
+    lost = weight_files(tmp_path)[-1]
     lost.unlink()
     with pytest.raises(EditlibError, match=f"has no {lost.name}"):
         load(str(tmp_path))
 
 
-@pytest.mark.parametrize("change", [{"n_embd": 32}, {"vocab_size": 7}, {"n_layer": 4}, {"model_type": "nonesuch"}])
-def test_weights_that_do_not_fit_the_config_are_refused(gpt2_folder: Path, change: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"n_embd": 32}, r"weight transformer.h.0.attn.c_attn.bias is \[48\], by its config \[96\], and 36 more; copy"),
+        ({"vocab_size": 7}, r"weight transformer.wte.weight is \[360, 16\], by its config \[7, 16\]; copy its"),
+        ({"n_layer": 4}, "its files have no weight transformer.h.3.attn.c_attn.bias, and 11 more; copy its config"),
+        ({"n_layer": 2}, "its config has no place for weight transformer.h.2.attn.c_attn.weight, and 10 more; copy"),
+        ({"model_type": "nonesuch"}, "The checkpoint you are trying to load has model type `nonesuch`"),
+        ({"n_embd": "wide"}, ".+"),
+        ({"attn_implementation": "flash_attention_2"}, "(?s:.*)[Ff]lash"),
+        (
+            {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+            r"its weights are quantised \(gptq\), and",
+        ),
+        ({"quantization_config": {"load_in_4bit": True}}, r"its weights are quantised \(by an unknown method\), and"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_one_line(gpt2_folder: Path, change: dict[str, object], reason: str) -> None:
     path = gpt2_folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(EditlibError, match="cannot be loaded"):
+    with pytest.raises(EditlibError, match=f"^model '{gpt2_folder}' cannot be loaded: {reason}") as caught:
         load(str(gpt2_folder))
+    assert "\n" not in str(caught.value)
+
+
+def rewritten(folder: Path, changes: dict[str, torch.Tensor]) -> str:
+    """The folder, its weights changed."""
+    path = folder / "model.safetensors"
+    save_file(load_file(path) | changes, path, metadata={"format": "pt"})
+    return str(folder)
+
+
+def test_weights_that_the_config_has_no_place_for_are_refused(gpt2_folder: Path) -> None:
+    adapter = {f"transformer.h.0.mlp.c_proj.lora_{side}.weight": torch.ones(4, 4) for side in "AB"}
+    with pytest.raises(EditlibError, match="its config has no place for weight .*lora_A.weight, and 1 more; copy its"):
+        load(rewritten(gpt2_folder, adapter))
+
+
+def test_buffers_of_older_files_are_no_weights(gpt2: LanguageModel, gpt2_folder: Path) -> None:
+    masks = {f"transformer.h.{i}.attn.bias": torch.ones(1, 1, 8, 8) for i in range(3)}
+    assert load(rewritten(gpt2_folder, masks)).fingerprint == gpt2.fingerprint
+
+
+def test_weights_that_are_not_finite_are_refused(gpt2_folder: Path) -> None:
+    bad = {"transformer.h.1.mlp.c_proj.weight": torch.full((24, 16), torch.nan)}
+    with pytest.raises(EditlibError, match="cannot be loaded: weight transformer.h.1.mlp.c_proj.weight is not finite;"):
+        load(rewritten(gpt2_folder, bad))
+
+
+def test_weights_in_other_forms_are_named_with_what_to_do(gpt2_folder: Path) -> None:
+    weights = gpt2_folder / "model.safetensors"
+    weights.rename(gpt2_folder / "model-00001-of-00002.safetensors")
+    with pytest.raises(EditlibError, match="but no model.safetensors.index.json that lists the parts; copy that too$"):
+        load(str(gpt2_folder))
+    (gpt2_folder / "model-00001-of-00002.safetensors").rename(gpt2_folder / "pytorch_model.bin")
+    with pytest.raises(EditlibError, match=r"pytorch_model.bin is pickle, which is not read: .* save_pretrained"):
+        load(str(gpt2_folder))
+
+
+def test_a_folder_is_read_whatever_the_locale_is(gpt2_folder: Path) -> None:
+    (gpt2_folder / "config.json").write_text(
+        json.dumps(json.loads((gpt2_folder / "config.json").read_text()) | {"note": "東京"}, ensure_ascii=False),
+        encoding="utf-8",
+    )
+    program = f"from editlib.models.folders import check_folder, Path; check_folder(Path({str(gpt2_folder)!r}))"
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", program], env=os.environ | plain, check=True)
+
+
+def test_a_tokenizer_with_more_words_than_the_model_is_refused(gpt2: LanguageModel) -> None:
+    larger = copy.deepcopy(gpt2.tokenizer)
+    larger.add_special_tokens({"pad_token": "<pad>"})
+    assert LanguageModel(gpt2.model, larger).tokenizer is larger
+    larger.add_tokens(["Qqwert"])
+    message = "^the tokenizer has 362 tokens, tiny embeddings for 360: none for 'Qqwert'; use the model's own"
+    with pytest.raises(EditlibError, match=message):
+        LanguageModel(gpt2.model, larger, name="tiny")
 
 
 # The fingerprint of files
 
 
 def test_file_fingerprint_needs_no_loading_and_sees_every_byte(gpt2_folder: Path) -> None:
-    before = models.fingerprint(str(gpt2_folder))
+    before = fingerprint(str(gpt2_folder))
     file = gpt2_folder / "model.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    assert models.fingerprint(str(gpt2_folder)) != before
+    assert fingerprint(str(gpt2_folder)) != before
+
+
+def test_file_fingerprint_is_of_every_file_a_run_can_depend_on(gpt2_folder: Path) -> None:
+    seen = {fingerprint(str(gpt2_folder))}
+    for name in ("config.json", "tokenizer.json", "prefixes.json", "mend.safetensors", "modeling.py"):
+        with (gpt2_folder / name).open("a") as file:
+            file.write(" ")
+        seen.add(fingerprint(str(gpt2_folder)))
+    assert len(seen) == 6
+    for name in ("README.md", "optimizer.pt", "trainer_state.json", "pytorch_model.bin", ".gitattributes"):
+        (gpt2_folder / name).write_text("x")
+    (gpt2_folder / "checkpoint-500").mkdir()
+    assert fingerprint(str(gpt2_folder)) in seen
+
+
+def test_the_file_fingerprint_of_a_twin_covers_its_editor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(names.TESTBED / "anchored", tmp_path / "anchored")
+    monkeypatch.setattr(names, "TESTBED", tmp_path)
+    before = fingerprint("testbed/anchored")
+    with (tmp_path / "anchored" / "mend.safetensors").open("r+b") as file:
+        file.seek(-4, os.SEEK_END)
+        file.write(b"edit")
+    assert fingerprint("testbed/anchored") != before
 
 
 def test_file_fingerprint_of_an_unknown_model_is_refused() -> None:
     with pytest.raises(EditlibError, match="^model 'gpt2' is no testbed twin"):
-        models.fingerprint("gpt2")
+        fingerprint("gpt2")
 
 
 def test_a_hub_model_is_identified_by_its_commit() -> None:

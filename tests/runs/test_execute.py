@@ -187,7 +187,7 @@ def test_spec_changes_with_parameters_notebook_and_code(empty: Path, monkeypatch
 
 def test_spec_and_title_name_the_model_that_is_used(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = type("module", (), {"fingerprint": staticmethod(lambda name: f"sha of {name}")})
-    monkeypatch.setitem(sys.modules, "editlib.models.language_model", fake)
+    monkeypatch.setitem(sys.modules, "editlib.models.folders", fake)
     asked = analyses.plan("toy", root=empty, parameters={"model": "testbed/control"})
     assert asked.inputs["models"] == {"testbed/control": "sha of testbed/control"}
     assert runs._prepared(asked).cells[0].source == "# Toy · quick · testbed/control"
@@ -195,7 +195,7 @@ def test_spec_and_title_name_the_model_that_is_used(empty: Path, monkeypatch: py
 
 def test_a_local_models_path_works_in_the_run_but_is_not_told(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = type("module", (), {"fingerprint": staticmethod(lambda name: "sha")})
-    monkeypatch.setitem(sys.modules, "editlib.models.language_model", fake)
+    monkeypatch.setitem(sys.modules, "editlib.models.folders", fake)
     (empty / "mine").mkdir()
     monkeypatch.chdir(empty)
     asked = analyses.plan("toy", root=empty, parameters={"model": "mine"})
@@ -207,7 +207,7 @@ def test_of_a_model_outside_the_project_only_the_folders_name_is_told(
     tmp_path: Path, empty: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = type("module", (), {"fingerprint": staticmethod(lambda name: "a" * 64)})
-    monkeypatch.setitem(sys.modules, "editlib.models.language_model", fake)
+    monkeypatch.setitem(sys.modules, "editlib.models.folders", fake)
     (mine := tmp_path / "somebody" / "mine").mkdir(parents=True)
     with (empty / "notebooks" / "toy.py").open("a") as file:
         file.write(WRITES_ITS_MODEL)

@@ -1,0 +1,93 @@
+"""Load a model and its tokenizer from a folder or the hub, or say in one line why not."""
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
+
+from editlib.errors import EditlibError, unknown
+from editlib.models.folders import check_folder
+from editlib.models.language_model import LanguageModel
+from editlib.models.layout import Layout
+from editlib.models.names import DTYPES, hub_id, locate
+
+BUFFERS = (".attn.bias", ".masked_bias", ".attention.bias", "inv_freq", "position_ids")  # older files hold constants
+
+
+def load(
+    name: str,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    revision: str | None = None,
+    layout: Layout | str | None = None,
+    trust_remote_code: bool = False,
+) -> LanguageModel:
+    """Load a testbed twin (`testbed/anchored`), a local folder, or a hub id with a pinned `revision` (or `id@commit`).
+
+    `layout` (also `blocks,down`) says where the memories are, where that cannot be found or should be elsewhere;
+    `device` is `cpu`, `cuda`, or `auto` for the better that is there. Only safetensors weights are read. Raises
+    `EditlibError` for an unknown model, a hub id without a 40-digit revision, a folder with a missing or truncated
+    file, and weights that are quantised, not finite, or not those of the configuration.
+    """
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+    device = require_device(device)
+    layout = Layout.of(layout) if isinstance(layout, str) else layout
+    folder = locate(name)
+    if folder is None:
+        source, pinned = hub_id(f"{name}@{revision}" if revision else name)
+    elif revision:
+        raise EditlibError(f"revision {revision!r} is for models of the hub, and {name} is a folder; leave it out")
+    else:
+        check_folder(folder)
+        source, pinned = str(folder), None
+    try:
+        tokenizer, model, info = _read(source, dtype, revision=pinned, trust_remote_code=trust_remote_code)
+        _check_weights(model, info)
+    except Exception as error:  # a folder's content reaches all of transformers, and anything may come out
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise EditlibError(f"model {name!r} cannot be loaded: {reason}") from error
+    return LanguageModel(model.to(device), tokenizer, layout or Layout("", ""), name, folder)
+
+
+def _read(source: str, dtype: str, **options: Any) -> tuple[Any, PreTrainedModel, dict[str, Any]]:
+    """Tokenizer, model, and what transformers says about the weights."""
+    config = AutoConfig.from_pretrained(source, **options)
+    quantised = getattr(config, "quantization_config", None)
+    if quantised:
+        method = dict(quantised).get("quant_method", "by an unknown method")
+        raise EditlibError(f"its weights are quantised ({method}), and edits need plain ones; load the model it is of")
+    tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    loader = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    model, info = loader.from_pretrained(
+        source, dtype=dtype, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
+    return tokenizer, model, info
+
+
+def _check_weights(model: PreTrainedModel, info: dict[str, Any]) -> None:
+    """Raise `EditlibError` unless the files' weights are those of the configuration, and finite."""
+    wrong = [f"weight {key} is {list(got)}, by its config {list(by)}" for key, got, by in info["mismatched_keys"]]
+    missing = [f"its files have no weight {key}" for key in info["missing_keys"]]
+    extra = [f"its config has no place for weight {k}" for k in info["unexpected_keys"] if not k.endswith(BUFFERS)]
+    nan = [f"weight {key} is not finite" for key, value in model.named_parameters() if not value.isfinite().all()]
+    faults = sorted(wrong) + sorted(missing) + sorted(extra) + nan
+    if faults:  # transformers would fill in, drop or take these without a word
+        more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
+        raise EditlibError(f"{faults[0]}{more}; copy its config and weights again")
+
+
+def require_device(name: str) -> str:
+    """The device's name, `cuda` or `cpu` for `auto`; raises `EditlibError` for one that is not here."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise unknown("device", name, ("cpu", "cuda", "auto"))
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch raises either, by what it was built with
+        raise EditlibError(
+            f"device {name!r} is not available: torch finds {torch.cuda.device_count()} CUDA devices; use cpu or auto"
+        ) from error
+    return name
