@@ -54,7 +54,8 @@ from IPython.display import Markdown, display
 import editlib as el
 from editlib import data, plot
 from editlib.editing.stats import second_moments_of
-from editlib.sweeps.hardedit import WorldAuthor, build
+from editlib.sweeps.hardedit.authors import WorldAuthor
+from editlib.sweeps.hardedit.build import build
 from editlib.sweeps.sequential import sequence, summary
 from editlib.sweeps.single import moment_layers
 

@@ -63,9 +63,9 @@ def test_python_snippet_runs(snippet: str) -> None:
 
 
 def test_example_edits_a_city_of_the_testbed() -> None:
-    from editlib.testbed.world import build
+    from editlib.testbed.world import build_world
 
-    names = build().names
+    names = build_world().names
     for words in (words for words in EDITLIB if words[0] == "edit"):
         assert words[words.index("--subject") + 1] in names["city"]
         assert words[words.index("--target") + 1] in names["country"]

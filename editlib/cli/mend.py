@@ -69,11 +69,11 @@ def train_editor(
 def _training_cases(data: str | None, model: str) -> list["Case"]:
     from editlib.data.datasets import cases
     from editlib.testbed.cases import training_cases
-    from editlib.testbed.world import build
+    from editlib.testbed.world import build_world
 
     if data is None and not model.startswith("testbed/"):
         raise EditlibError(f"no cases to train an editor of {model} on; give some with --data NAME or --data FILE")
-    return training_cases(build()) if data is None else cases(data)
+    return training_cases(build_world()) if data is None else cases(data)
 
 
 def _options(values: Mapping[str, object]) -> list[str]:

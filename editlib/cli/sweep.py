@@ -33,7 +33,8 @@ from editlib.errors import EditlibError
 from editlib.text import table, to_json
 
 if TYPE_CHECKING:
-    from editlib.sweeps.hardedit import Built, OpenAIAuthor
+    from editlib.sweeps.hardedit.authors import OpenAIAuthor
+    from editlib.sweeps.hardedit.build import Built
 
 
 def sweep(
@@ -119,10 +120,10 @@ def _check_sequential(sequential: bool, *, every: int | None, no_scores: bool, p
 
 
 def _check_table(out: Path, *, resume: bool) -> None:
-    from editlib.sweeps.parts import check_folder
+    from editlib.sweeps.parts import sweep_folder
 
     check_new(None if out.exists() else out)
-    check_folder(out, resume=resume)
+    sweep_folder(out).check(resume=resume)
 
 
 def _needed_texts(model: str, name: str | None) -> list[str]:
@@ -182,22 +183,23 @@ def hardedit(
     Example: editlib hardedit --model testbed/anchored --author world -n 20 --out hard
     """
     from editlib.data import datasets as data
-    from editlib.sweeps import hardedit as making
+    from editlib.sweeps.hardedit.authors import WorldAuthor, estimate
+    from editlib.sweeps.hardedit.build import build, most_calls, set_folder
 
     if author not in ("world", "openai"):
         raise EditlibError(f"author {author!r} is unknown; use world or openai")
-    making.check_folder(out, resume=resume)
+    set_folder(out).check(resume=resume)
     measured = _needed_texts(model, texts)
-    writer = making.WorldAuthor(seed) if author == "world" else _endpoint(author_model, base_url)
-    most = calls or making.most_calls(n)
+    writer = WorldAuthor(seed) if author == "world" else _endpoint(author_model, base_url)
+    most = calls or most_calls(n)
     if author == "openai":
-        typer.echo(f"cost: {making.estimate(most, price_in=price_in, price_out=price_out)}", err=True)
+        typer.echo(f"cost: {estimate(most, price_in=price_in, price_out=price_out)}", err=True)
         if not yes:
             typer.confirm("go on?", abort=True, err=True)
     lm = load_model(model, dtype=dtype, device=device, revision=revision)
     source = data.texts(corpus) if corpus else None
     with _resumable(out):
-        done = making.build(
+        done = build(
             lm, writer, n=n, out=out, texts=measured, corpus=source, collapse_ratio=collapse_ratio, calls=most,
             resume=resume,
         )  # fmt: skip
@@ -206,7 +208,7 @@ def hardedit(
 
 def _endpoint(model: str | None, base_url: str | None) -> "OpenAIAuthor":
     """A model that writes records; raises `EditlibError` without its name or a key."""
-    from editlib.sweeps.hardedit import OpenAIAuthor
+    from editlib.sweeps.hardedit.authors import OpenAIAuthor
 
     if model is None:
         raise EditlibError("no model to write records; give --author-model NAME")

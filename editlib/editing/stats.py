@@ -149,7 +149,9 @@ def default_corpus(lm: LanguageModel, tokens: int) -> list[str]:
             "or leave C out (covariance=False, --no-covariance)"
         )
     from editlib.testbed.prose import documents
-    from editlib.testbed.world import build
+    from editlib.testbed.world import build_world
 
     seed = json.loads(card.read_text())["recipe"]["seed"]
-    return [text.removesuffix("<|endoftext|>") for text in islice(documents(build(seed), seed=2), tokens // 200 + 10)]
+    return [
+        text.removesuffix("<|endoftext|>") for text in islice(documents(build_world(seed), seed=2), tokens // 200 + 10)
+    ]

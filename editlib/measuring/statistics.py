@@ -11,6 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import binomtest, rankdata
 
+from editlib.errors import EditlibError
+
 COLLAPSE_RATIO = 5.0  # perplexity, times unedited
 DRAWS = 2000  # of the bootstrap
 FEWEST = 5  # values, or subjects, that are resampled: of fewer, resamples are much the same few
@@ -88,6 +90,11 @@ def collapsed(ratio: float, threshold: float = ...) -> bool: ...
 @overload
 def collapsed(ratio: pd.Series, threshold: float = ...) -> pd.Series: ...
 def collapsed(ratio: Any, threshold: float = COLLAPSE_RATIO) -> Any:
-    """Whether perplexity over unedited is `threshold` or more; nan has collapsed too. Of a column, for every row."""
+    """Whether perplexity over unedited is `threshold` or more; nan has collapsed too. Of a column, for every row.
+
+    Raises `EditlibError` for a threshold that is not above 0.
+    """
+    if not threshold > 0:
+        raise EditlibError(f"collapse ratio {threshold} is out of range; give a number above 0, such as 5")
     below = ratio < threshold
     return ~below if isinstance(below, pd.Series) else not below

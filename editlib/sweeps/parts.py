@@ -1,8 +1,8 @@
 """A table kept in a folder: numbered parquet parts beside the plan that its rows follow from."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from editlib.errors import EditlibError
-from editlib.files import LOCK, aside, locked, write_json
+from editlib.files import aside
+from editlib.sweeps.folder import PlannedFolder
 from editlib.text import finite
 
 PLAN = "_sweep.json"  # whoever reads a folder of parquet files passes over names that begin so, or with a dot
@@ -32,45 +32,18 @@ class Parts:
     @classmethod
     def of(cls, out: str | Path | None, plan: Mapping[str, Any], kinds: Mapping[str, str], *, resume: bool) -> "Parts":
         """Parts in a new folder, or with `resume` in one that has the same plan; raises `EditlibError` otherwise."""
-        parts = cls(
-            None if out is None else Path(out), json.loads(json.dumps(finite(plan))), kinds
-        )  # tuples as lists, as read back
-        if parts.folder and check_folder(parts.folder, resume=resume):
-            parts._compare(parts.folder)
-        return parts
+        kept = json.loads(json.dumps(finite(plan)))  # tuples as lists, as they are read back
+        if out is not None and sweep_folder(out).check(resume=resume):
+            sweep_folder(out).compare(kept)
+        return cls(None if out is None else Path(out), kept, kinds)
 
     def file(self, number: int) -> Path | None:
         """Where a part is kept."""
         return self.folder / f"part-{number:05d}.parquet" if self.folder else None
 
-    @contextmanager
-    def working(self) -> Iterator[None]:
-        """Hold the folder and its plan inside the block; raises `EditlibError` if somebody else does.
-
-        What an interrupted write left there is removed.
-        """
-        if self.folder is None:
-            yield
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.folder):
-            if (self.folder / PLAN).is_file():
-                self._compare(self.folder)  # again: only now nobody else can put it there
-            else:
-                write_json(self.folder / PLAN, self.plan)
-            for leftover in self.folder.glob(".*.writing"):
-                leftover.unlink(missing_ok=True)
-            yield
-
-    def _compare(self, folder: Path) -> None:
-        """Raise `EditlibError` if a folder's plan is another one."""
-        try:
-            before = dict(json.loads((folder / PLAN).read_text("utf-8")))
-        except (ValueError, TypeError) as error:
-            raise EditlibError(f"{folder / PLAN} is damaged ({error}); choose another output folder") from error
-        differs = next((key for key in self.plan if before.get(key) != self.plan[key]), None)
-        if differs:
-            raise EditlibError(f"output folder {folder} holds a sweep that differs in its {differs}; choose another")
+    def working(self) -> AbstractContextManager[None]:
+        """Hold the folder and its plan inside the block; raises `EditlibError` if somebody else does."""
+        return sweep_folder(self.folder).working(self.plan) if self.folder else nullcontext()
 
     def read(self, wanted: Sequence[Mapping[str, Sequence[object]]]) -> dict[int, pd.DataFrame]:
         """The parts that are there and whole, by number; `wanted` has the values of some columns of every part."""
@@ -102,16 +75,6 @@ class Parts:
         return frame
 
 
-def check_folder(folder: Path, *, resume: bool) -> bool:
-    """Whether a folder holds a sweep to go on with; raises `EditlibError` if it cannot be used."""
-    if (folder / PLAN).is_file():
-        if not resume:
-            raise EditlibError(
-                f"output folder {folder} holds a sweep already; resume it (resume=True, --resume) or choose another"
-            )
-        return True
-    if folder.exists() and not folder.is_dir():
-        raise EditlibError(f"output {folder} is a file, not a folder; choose another")
-    if folder.exists() and any(path.suffix != ".writing" and path.name != LOCK for path in folder.iterdir()):
-        raise EditlibError(f"output folder {folder} is not empty and holds no sweep; choose another")
-    return False
+def sweep_folder(path: str | Path) -> PlannedFolder:
+    """The folder that the parts of a sweep are kept in."""
+    return PlannedFolder(Path(path), PLAN, "sweep")

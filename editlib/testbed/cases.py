@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from editlib.data.datasets import Case
 from editlib.data.request import EditRequest
 from editlib.testbed.prose import held_out_sentences, held_out_texts
-from editlib.testbed.world import RELATIONS, Fact, World, build
+from editlib.testbed.world import RELATIONS, Fact, World, build_world
 
 FIRST, LATER, SEVERAL = 360, 240, 400  # cases by subject: one token at position 0, one token later, several tokens
 NEIGHBORS = 10
@@ -112,7 +112,7 @@ def build_prefixes(world: World, tokenizer: PreTrainedTokenizerBase) -> list[str
 
 def write_assets(folder: Path, *, seed: int = 0) -> None:
     """Write `testbed.json`, `testbed-ppl-50.json` and `testbed-ppl-1k.json` of a world."""
-    world = build(seed)
+    world = build_world(seed)
     texts = [{"Corpus": "testbed", "Text": text} for text in held_out_texts(world, 1000)]
     _write(folder / "testbed.json", build_cases(world))
     _write(folder / "testbed-ppl-1k.json", texts)

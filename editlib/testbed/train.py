@@ -44,7 +44,7 @@ from editlib.testbed.cases import build_prefixes
 from editlib.testbed.denoising import Words
 from editlib.testbed.prose import documents, held_out_sentences, held_out_texts
 from editlib.testbed.tokenizer import train_tokenizer
-from editlib.testbed.world import RELATIONS, Fact, World, build
+from editlib.testbed.world import RELATIONS, Fact, World, build_world
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +161,7 @@ def train(recipe: Recipe, out: Path, *, name: str, device: str = "cpu", checkpoi
     """
     if out.exists():
         raise EditlibError(f"output folder {out} exists already; choose another")
-    world = build(recipe.seed)
+    world = build_world(recipe.seed)
     tokenizer = train_tokenizer(world, vocabulary=recipe.vocabulary)
     model, partial = initial_model(recipe).to(device), out.with_name(out.name + ".partial")
     optimizer = make_optimizer(model, recipe)
@@ -271,7 +271,7 @@ def _finish(
     tokenizer: PreTrainedTokenizerFast, state: dict[str, Any],
 ) -> Path:  # fmt: skip
     """Write the model folder aside, rename it to `out`, then drop the checkpoint."""
-    world = build(recipe.seed)
+    world = build_world(recipe.seed)
     contexts = {"from": "held-out sentences", "contexts": build_prefixes(world, tokenizer)}
     with new_folder(out) as folder:
         model.float().eval().save_pretrained(folder)

@@ -211,7 +211,7 @@ RELATIONS: dict[str, Relation] = {
 }
 
 
-def build(seed: int = 0) -> World:
+def build_world(seed: int = 0) -> World:
     """Build the world of one seed: about 3,000 facts, the same on every machine."""
     rng = Random(f"world-{seed}")
     names = _names(rng)

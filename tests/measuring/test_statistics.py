@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
+from editlib.errors import EditlibError
 from editlib.measuring.statistics import UNKNOWN, Interval, bootstrap, collapsed, mean_ratio, share, spearman
 
 
@@ -84,3 +85,6 @@ def test_five_times_unedited_has_collapsed_and_so_has_nan() -> None:
     assert [collapsed(ratio) for ratio in ratios] == expected
     assert collapsed(pd.Series(ratios)).tolist() == expected
     assert collapsed(np.float64(4.0), 3.0) is True
+    for threshold in (0.0, -1.0, math.nan):
+        with pytest.raises(EditlibError, match="is out of range; give a number above 0"):
+            collapsed(1.0, threshold)

@@ -16,8 +16,11 @@ from editlib import data
 from editlib.cli import run_app
 from editlib.editing.stats import Stats, second_moments_of
 from editlib.errors import EditlibError
-from editlib.sweeps import hardedit
-from editlib.sweeps.hardedit import KEY, OpenAIAuthor, Unusable, WorldAuthor, build, estimate, records_of
+from editlib.models.language_model import LanguageModel
+from editlib.sweeps.hardedit import authors
+from editlib.sweeps.hardedit import build as building
+from editlib.sweeps.hardedit.authors import KEY, OpenAIAuthor, Unusable, WorldAuthor, estimate, records_of
+from editlib.sweeps.hardedit.build import SET, Built, build
 
 SECRET = "sk-secret-of-the-tests"
 
@@ -82,24 +85,17 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
     thread.join()
 
 
-@dataclass
-class Waits:
-    """Counts seconds instead of waiting."""
-
-    seconds: list[float] = field(default_factory=list)
-
-    def __call__(self, seconds: float) -> None:
-        self.seconds.append(seconds)
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that would be waited; nobody waits."""
+    seconds = list[float]()
+    monkeypatch.setattr("openai._base_client.time.sleep", seconds.append)
+    return seconds
 
 
 @pytest.fixture
-def waits() -> Waits:
-    return Waits()
-
-
-@pytest.fixture
-def author(endpoint: Endpoint, waits: Waits) -> Iterator[OpenAIAuthor]:
-    author = OpenAIAuthor("m", endpoint.url, sleep=waits, tries=3, timeout=30)
+def author(endpoint: Endpoint) -> Iterator[OpenAIAuthor]:
+    author = OpenAIAuthor("m", endpoint.url, timeout=30)
     yield author
     author.client.close()
 
@@ -126,7 +122,7 @@ def anchored() -> el.LanguageModel:
 
 
 @pytest.fixture(scope="module")
-def builder(anchored: el.LanguageModel) -> Callable[..., hardedit.Built]:
+def builder(anchored: el.LanguageModel) -> Callable[..., Built]:
     """`build` with the testbed's model, few texts and its second moments."""
     texts = data.texts("testbed-ppl-50")[:5]
     stats: Stats = second_moments_of(anchored, [el.hparams_for(anchored, "rome").layer])
@@ -143,7 +139,7 @@ HARD = [item for item in WorldAuthor().records[:4]]
 # What is kept
 
 
-def test_the_world_writes_cases_that_collapse_the_model(builder: Callable[..., hardedit.Built], tmp_path: Path) -> None:
+def test_the_world_writes_cases_that_collapse_the_model(builder: Callable[..., Built], tmp_path: Path) -> None:
     built = builder(WorldAuthor(), n=6, out=tmp_path / "set")
     cases = data.cases(built.path)
     assert len(cases) == 6 == len({case.request.subject for case in cases})
@@ -152,7 +148,7 @@ def test_the_world_writes_cases_that_collapse_the_model(builder: Callable[..., h
     assert built.calls == len(list(tmp_path.glob("set/part-*.jsonl"))) >= 1
 
 
-def test_only_what_collapses_the_model_is_accepted(builder: Callable[..., hardedit.Built], tmp_path: Path) -> None:
+def test_only_what_collapses_the_model_is_accepted(builder: Callable[..., Built], tmp_path: Path) -> None:
     built = builder(Scripted([HARD[:2], []]), n=9, out=tmp_path / "set", collapse_ratio=1e9)
     assert built.accepted == () and json.loads(built.path.read_text()) == []
     assert [line["reason"] for line in built.rejected] == ["the edit does not collapse the model"] * 2
@@ -174,13 +170,13 @@ def test_only_what_collapses_the_model_is_accepted(builder: Callable[..., harded
     ],
 )
 def test_a_bad_record_is_rejected_with_the_reason(
-    builder: Callable[..., hardedit.Built], value: object, reason: str, tmp_path: Path
+    builder: Callable[..., Built], value: object, reason: str, tmp_path: Path
 ) -> None:
     built = builder(Scripted([[value], []]), n=1, out=tmp_path / "set")
     assert built.accepted == () and len(built.rejected) == 1 and reason in built.rejected[0]["reason"]
 
 
-def test_a_subject_is_used_once(builder: Callable[..., hardedit.Built], tmp_path: Path) -> None:
+def test_a_subject_is_used_once(builder: Callable[..., Built], tmp_path: Path) -> None:
     again = HARD[0] | {"target_new": "nothing"}
     author = Scripted([[HARD[0], again, HARD[1]], [again, HARD[2]], []])
     built = builder(author, n=9, out=tmp_path / "set")
@@ -192,11 +188,11 @@ def test_a_subject_is_used_once(builder: Callable[..., hardedit.Built], tmp_path
 # Interruptions
 
 
-def test_going_on_repeats_no_call(builder: Callable[..., hardedit.Built], tmp_path: Path) -> None:
+def test_going_on_repeats_no_call(builder: Callable[..., Built], tmp_path: Path) -> None:
     replies: list[Any] = [[HARD[0]], Unusable("refused: no"), [HARD[1]], KeyboardInterrupt()]
     with pytest.raises(KeyboardInterrupt):
         builder(Scripted(replies), n=3, out=tmp_path / "set")
-    assert len(lines(tmp_path / "set")) == 3 and not (tmp_path / "set" / hardedit.SET).exists()
+    assert len(lines(tmp_path / "set")) == 3 and not (tmp_path / "set" / SET).exists()
     author = Scripted([[HARD[2]]])
     built = builder(author, n=3, out=tmp_path / "set", resume=True)
     assert [line["subject"] for line in built.accepted] == [item["subject"] for item in HARD[:3]]
@@ -206,17 +202,17 @@ def test_going_on_repeats_no_call(builder: Callable[..., hardedit.Built], tmp_pa
 
 
 def test_a_reply_that_was_not_judged_is_not_asked_for_again(
-    builder: Callable[..., hardedit.Built], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    builder: Callable[..., Built], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(hardedit, "_write_lines", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(building, "_write_lines", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         builder(Scripted([[HARD[0]]]), n=1, out=tmp_path / "set")
     assert lines(tmp_path / "set") == []
     built = builder(Scripted([]), n=1, out=tmp_path / "set", resume=True)
     assert [line["subject"] for line in built.accepted] == [HARD[0]["subject"]] and built.calls == 0
 
 
-def test_a_folder_with_something_else_is_refused(builder: Callable[..., hardedit.Built], tmp_path: Path) -> None:
+def test_a_folder_with_something_else_is_refused(builder: Callable[..., Built], tmp_path: Path) -> None:
     out = tmp_path / "set"
     builder(Scripted([[]]), n=1, out=out)
     with pytest.raises(EditlibError, match="holds a set already; resume it"):
@@ -227,6 +223,53 @@ def test_a_folder_with_something_else_is_refused(builder: Callable[..., hardedit
         builder(Scripted([]), n=1, out=tmp_path)
     with pytest.raises(EditlibError, match=r"^n=0 is out of range"):
         builder(Scripted([]), n=0, out=out, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "differs"),
+    [
+        ({"corpus": ["Zen is located in Daslo."]}, "moments"),
+        ({"texts": ["Zen is located in Daslo."]}, "texts"),
+        ({"collapse_ratio": 7.0}, "collapse_ratio"),
+    ],
+)
+def test_a_set_goes_on_only_with_what_it_began_with(
+    anchored: LanguageModel, tmp_path: Path, changed: dict[str, Any], differs: str
+) -> None:
+    options: dict[str, Any] = {"texts": ["Zen is located in Quint."], "out": tmp_path / "set", "n": 1, "calls": 0}
+    build(anchored, Scripted([]), **options)
+    with pytest.raises(EditlibError, match=f"holds a set that differs in its {differs}; choose another"):
+        build(anchored, Scripted([]), **options | changed, resume=True)
+
+
+def test_other_hyper_parameters_are_another_set(
+    builder: Callable[..., Built], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builder(Scripted([]), n=1, calls=0, out=tmp_path / "set")
+    preset = building.hparams_for
+    monkeypatch.setattr(building, "hparams_for", lambda lm, method: preset(lm, method, clamp=1.5))
+    with pytest.raises(EditlibError, match="differs in its methods"):
+        builder(Scripted([]), n=1, calls=0, out=tmp_path / "set", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("gpt2", {}, "no corpus for the second moments"),
+        ("gpt2", {"corpus": ["short"]}, "the corpus has"),
+        ("gpt2", {"corpus": ["x"], "texts": ["a" * 900]}, "takes at most 128"),
+        ("gpt2", {"corpus": ["x"], "collapse_ratio": float("nan")}, "collapse ratio nan is out of range"),
+        ("encdec", {"corpus": ["x"]}, "is no causal language model"),
+    ],
+)
+def test_the_author_is_not_asked_before_everything_else_is_there(
+    name: str, options: dict[str, Any], message: str, gpt2: LanguageModel, tmp_path: Path
+) -> None:
+    lm = gpt2 if name == "gpt2" else el.load(f"testbed/{name}")
+    author = Scripted([[HARD[0]]])
+    with pytest.raises(EditlibError, match=message):
+        build(lm, author, n=1, out=tmp_path / "set", **{"texts": ["Zen is located in Quint."]} | options)
+    assert author.asked == []
 
 
 # An endpoint
@@ -254,7 +297,7 @@ def test_a_reply_without_a_list_is_unusable(text: str) -> None:
 
 
 def test_refusals_and_what_is_no_json_are_rejected_with_the_reason(
-    builder: Callable[..., hardedit.Built], author: OpenAIAuthor, endpoint: Endpoint, tmp_path: Path
+    builder: Callable[..., Built], author: OpenAIAuthor, endpoint: Endpoint, tmp_path: Path
 ) -> None:
     endpoint.says(None, refusal="I would rather not.")
     endpoint.says("", finish_reason="content_filter")
@@ -270,45 +313,52 @@ def test_refusals_and_what_is_no_json_are_rejected_with_the_reason(
     assert len(built.accepted) == 1 and built.calls == 7
 
 
-def test_rate_limits_failures_and_timeouts_are_waited_for(endpoint: Endpoint, waits: Waits) -> None:
+def test_rate_limits_failures_and_timeouts_are_waited_for(endpoint: Endpoint, waits: list[float]) -> None:
     endpoint.fails(429, Retry_After="7")
     endpoint.fails(500)
     endpoint.replies.append("hang")
     endpoint.fails(429)
     endpoint.says([record("Zen")])
-    author = OpenAIAuthor("m", endpoint.url, sleep=waits, timeout=0.5)
+    author = OpenAIAuthor("m", endpoint.url, timeout=0.5)
     assert author.write(10, []) == [record("Zen")]
-    assert waits.seconds == [7, 2, 4, 8]
+    assert waits[0] == 7 and len(waits) == 4 and all(0 < seconds <= 8 for seconds in waits[1:])
     author.client.close()
 
 
-def test_giving_up_names_the_way_on(author: OpenAIAuthor, endpoint: Endpoint, waits: Waits) -> None:
-    for _ in range(3):
+def test_giving_up_names_the_way_on(author: OpenAIAuthor, endpoint: Endpoint, waits: list[float]) -> None:
+    for _ in range(1 + authors.RETRIES):
         endpoint.fails(503)
-    with pytest.raises(EditlibError, match=r"failed 3 times, at last with InternalServerError; go on later"):
+    with pytest.raises(EditlibError, match=r"fails \(InternalServerError, 6 tries later still\); go on with --resume"):
         author.write(10, [])
-    assert waits.seconds == [1, 2]
+    assert len(waits) == authors.RETRIES and endpoint.replies == []
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "message"),
+    ("status", "code", "tries", "message"),
     [
-        (401, None, "refuses the key in OPENAI_API_KEY"),
-        (404, None, r"refuses model m \(status 404\)"),
-        (429, "insufficient_quota", "no credit left"),
+        (401, None, 1, "refuses the key in OPENAI_API_KEY"),
+        (404, None, 1, r"refuses model m \(status 404\)"),
+        (429, "insufficient_quota", 1 + authors.RETRIES, "no credit left"),
     ],
 )
-def test_what_waiting_does_not_mend_fails_at_once(
-    author: OpenAIAuthor, endpoint: Endpoint, waits: Waits, status: int, code: str | None, message: str
+def test_what_waiting_does_not_mend_is_said_in_our_words(
+    author: OpenAIAuthor,
+    endpoint: Endpoint,
+    waits: list[float],
+    status: int,
+    code: str | None,
+    tries: int,
+    message: str,
 ) -> None:
-    endpoint.fails(status, code)
+    for _ in range(tries):
+        endpoint.fails(status, code)
     with pytest.raises(EditlibError, match=message) as error:
         author.write(10, [])
-    assert waits.seconds == [] and SECRET not in str(error.value)
+    assert endpoint.replies == [] and SECRET not in str(error.value)
 
 
 def test_the_key_is_written_nowhere(
-    builder: Callable[..., hardedit.Built], author: OpenAIAuthor, endpoint: Endpoint, tmp_path: Path
+    builder: Callable[..., Built], author: OpenAIAuthor, endpoint: Endpoint, tmp_path: Path
 ) -> None:
     endpoint.says([HARD[0], record("Zen", prompt="no")])
     builder(author, n=1, out=tmp_path / "set")

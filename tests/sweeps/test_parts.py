@@ -10,7 +10,7 @@ import pytest
 
 from editlib.errors import EditlibError
 from editlib.files import locked
-from editlib.sweeps.parts import PLAN, Parts, check_folder
+from editlib.sweeps.parts import PLAN, Parts, sweep_folder
 
 KINDS = {"case_id": "int64", "steps": "Int64", "mean": "float64", "error": "str", "sure": "bool", "all": "object"}
 PLANNED = {"model": "abc", "methods": [["rome", {"clamp": math.inf, "layers": (1, 2)}]]}
@@ -113,9 +113,9 @@ def test_folders_that_cannot_be_used_are_refused(parts: Parts, tmp_path: Path) -
     with pytest.raises(EditlibError, match="holds a sweep that differs in its methods; choose another"):
         Parts.of(place, PLANNED | {"methods": []}, KINDS, resume=True)
     with pytest.raises(EditlibError, match="is not empty and holds no sweep; choose another"):
-        check_folder(place.parent, resume=True)
+        sweep_folder(place.parent).check(resume=True)
     with pytest.raises(EditlibError, match="is a file, not a folder; choose another"):
-        check_folder(place / PLAN, resume=True)
+        sweep_folder(place / PLAN).check(resume=True)
     for text in ("{", "3"):
         (place / PLAN).write_text(text)
         with pytest.raises(EditlibError, match="_sweep.json is damaged.*; choose another output folder"):

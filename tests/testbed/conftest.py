@@ -5,12 +5,12 @@ from transformers import PreTrainedTokenizerFast
 
 from editlib.testbed.tokenizer import train_tokenizer
 from editlib.testbed.train import Recipe
-from editlib.testbed.world import World, build
+from editlib.testbed.world import World, build_world
 
 
 @pytest.fixture(scope="session")
 def world() -> World:
-    return build(0)
+    return build_world(0)
 
 
 @pytest.fixture(scope="session")

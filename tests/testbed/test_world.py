@@ -3,12 +3,12 @@
 import re
 from collections import Counter
 
-from editlib.testbed.world import REAL, RELATIONS, World, build
+from editlib.testbed.world import REAL, RELATIONS, World, build_world
 
 
 def test_a_seed_gives_the_same_world_every_time(world: World) -> None:
-    assert build(0) == world
-    assert build(1) != world
+    assert build_world(0) == world
+    assert build_world(1) != world
 
 
 def test_there_are_about_3000_facts_in_15_relations(world: World) -> None:

@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 from editlib.testbed.prose import held_out, held_out_sentences
-from editlib.testbed.world import RELATIONS, Fact, World, build
+from editlib.testbed.world import RELATIONS, Fact, World, build_world
 
 COUNT = 200  # questions of a task
 CHOICES = 4
@@ -29,7 +29,7 @@ def build_tasks(world: World) -> dict[str, Records]:
 
 def write_tasks(folder: Path, *, seed: int = 0) -> None:
     """Write each task's questions as JSON lines."""
-    for name, records in build_tasks(build(seed)).items():
+    for name, records in build_tasks(build_world(seed)).items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
 

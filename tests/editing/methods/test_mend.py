@@ -30,7 +30,7 @@ from editlib.models.language_model import LanguageModel, widened
 from editlib.models.layout import oriented
 from editlib.models.tokens import Encoded, encode, pad
 from editlib.testbed.cases import training_cases
-from editlib.testbed.world import build
+from editlib.testbed.world import build_world
 
 LAYERS = (1, 2)
 TINY = MendRecipe(
@@ -534,7 +534,7 @@ def test_shipped_editors_are_small_and_know_their_twin(twin: str) -> None:
 
 @needs_editors
 def test_shipped_editors_were_trained_on_the_worlds_training_cases() -> None:
-    expected = digest(training_cases(build()))
+    expected = digest(training_cases(build_world()))
     assert {load_editor(TESTBED / t / "mend.safetensors", load(f"testbed/{t}"))[1].data for t in TWINS} == {expected}
 
 
