@@ -161,7 +161,10 @@ def _layers_table(found: "CausalTrace") -> str:
     facts = [
         ("proposed", f"layer {found.proposed}"),
         ("facts", f"{found.facts} known, {found.window} layer{'s' if found.window > 1 else ''} restored at once"),
-        ("P(true target)", f"{found.clean:.3g} clean, {found.corrupted:.3g} with the subject hidden"),
+        (
+            "P(first token of the true target)",
+            f"{found.clean:.3g} clean, {found.corrupted:.3g} with the subject hidden",
+        ),
     ]
     return f"{effects}\n\n{table(facts)}"
 

@@ -1,11 +1,14 @@
 """Causal tracing: which layer's MLP brings back a fact the model can no longer see the subject of.
 
-Source: ROME (Meng et al. 2022), section 2 and appendix B. Differs from it in one thing: the tokens of a group are
-restored together, not one at a time, so that the work does not grow with a subject's length. The group that decides,
-the subject's last token, is one token, so there it is the same.
+Source: ROME (Meng et al. 2022), section 2 and appendix B; as in its released code, a fact's probability is that of the
+first token of its true target. Differs from it in one thing: the tokens of a group are restored together, not one at a
+time, so that the work does not grow with a subject's length. The group that decides, the subject's last token, is one
+token, so there it is the same.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,7 +22,7 @@ from tqdm import tqdm
 from editlib.data.request import EditRequest
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel, widened
-from editlib.models.tokens import Encoded, encode, pad
+from editlib.models.tokens import Encoded, check_length, encode, pad
 from editlib.models.trace import trace
 
 GROUPS = ("first subject token", "middle subject tokens", "last subject token", "further tokens", "last token")
@@ -33,8 +36,8 @@ NOISE = 3.0  # standard deviations of the subjects' embeddings
 class CausalTrace:
     """What restoring the MLPs around each layer brings back, averaged over facts and noise samples.
 
-    `effects` has one row a layer and one column a group of tokens: P(true target), restored minus corrupted. `clean`
-    and `corrupted` are that probability without noise, and with noise and nothing restored.
+    `effects` has one row a layer and one column a group of tokens: P(first token of the true target), restored minus
+    corrupted. `clean` and `corrupted` are that probability without noise, and with noise and nothing restored.
     """
 
     effects: pd.DataFrame
@@ -73,10 +76,13 @@ def causal_trace(
     """Trace the first `n` facts that the model knows, each with `samples` draws of noise.
 
     `window` is how many layers around each are restored at once.
-    Raises `EditlibError` if the model knows none of the facts, is no causal one, or for an even window.
+    Raises `EditlibError` if the model knows none of the facts, is no causal one, or for a number out of range, an even
+    window, or a fact longer than the model's context.
     """
     lm.require_causal()
     window = default_window(lm.num_layers) if window is None else window
+    if n < 1 or samples < 1:
+        raise EditlibError(f"n={n} and samples={samples} are out of range; trace 1 fact or more, with 1 sample or more")
     if window < 1 or window % 2 == 0:
         raise EditlibError(f"window {window} is not odd; restore 1, 3, 5 ... layers at once")
     facts = known(lm, requests, n=n)
@@ -86,11 +92,11 @@ def causal_trace(
             "target_true); give facts it knows"
         )
     scale, generator = NOISE * embedding_std(lm, facts), torch.Generator().manual_seed(seed)
-    found = [
-        _trace_fact(lm, fact, scale * _noise(lm, fact, samples, generator), window)
-        for fact in tqdm(facts, unit="fact", disable=not progress)
-    ]
-    clean, corrupted, effects = zip(*found, strict=True)
+    width, traced = lm.model.get_input_embeddings().weight.shape[1], []
+    for fact in tqdm(facts, unit="fact", disable=not progress):
+        noise = torch.randn(samples, fact.subject[1] - fact.subject[0], width, generator=generator)
+        traced.append(_trace_fact(lm, fact, scale * noise, window))
+    clean, corrupted, effects = zip(*traced, strict=True)
     table = pd.DataFrame([row for rows in effects for row in rows], columns=["layer", "group", "effect"])
     means = table.groupby(["layer", "group"])["effect"].mean().unstack()  # over the facts that have such a token
     return CausalTrace(
@@ -104,35 +110,43 @@ def default_window(layers: int) -> int:
 
 
 @torch.no_grad()
+def seconds_to_trace(lm: LanguageModel, facts: Sequence[Encoded], *, samples: int = 10) -> float:
+    """About how long tracing these facts will take, from one pass like all others."""
+    rows = [samples * (1 + lm.num_layers * len(token_groups(fact))) for fact in facts]
+    ids = torch.tensor([facts[0].ids[: facts[0].target]], device=lm.device)
+    batch = ids.expand(max(1, BATCH_TOKENS // ids.shape[1]), -1)
+    for _ in range(2):  # the first one also warms up
+        started = time.perf_counter()
+        _probabilities(lm, batch, 0).sum().item()
+    each = (time.perf_counter() - started) / batch.numel()
+    return each * sum(count * fact.target for count, fact in zip(rows, facts, strict=True))
+
+
+@torch.no_grad()
 def known(lm: LanguageModel, requests: Sequence[EditRequest], *, n: int) -> list[Encoded]:
     """The first `n` requests, encoded, whose true target is the model's greedy continuation of the prompt.
 
-    Requests whose subject or target cannot be located are not known.
+    Requests whose subject or target cannot be located are not known. Raises `EditlibError` if one is longer than the
+    model's context.
     """
-    found: list[Encoded] = []
-    asked = [request for request in requests if request.target_true]
-    for start in range(0, len(asked), PROMPTS):
-        rows = [row for request in asked[start : start + PROMPTS] if (row := _encoded(lm, request))]
-        if not rows:
-            continue
-        ids, mask = pad([row.ids for row in rows], lm.device)
+    rows, facts = list[Encoded](), list[Encoded]()
+    for request in requests:
+        if request.target_true:
+            with suppress(EditlibError):
+                rows.append(encode(lm.tokenizer, request.prompt, request.subject, target=request.target_true))
+    check_length(lm, [lm.tokenizer.decode(row.ids) for row in rows], [row.ids for row in rows])
+    for start in range(0, len(rows), PROMPTS):
+        batch = rows[start : start + PROMPTS]
+        ids, mask = pad([row.ids for row in batch], lm.device)
         best = lm.model(input_ids=ids, attention_mask=lm.attended(mask)).logits.argmax(-1).tolist()
-        found += [row for row, guess in zip(rows, best, strict=True) if _continues(row, guess)]
-        if len(found) >= n:
+        facts += [
+            row
+            for row, guess in zip(batch, best, strict=True)
+            if tuple(guess[row.target - 1 : len(row.ids) - 1]) == row.ids[row.target :]
+        ]
+        if len(facts) >= n:
             break
-    return found[:n]
-
-
-def _encoded(lm: LanguageModel, request: EditRequest) -> Encoded | None:
-    try:
-        return encode(lm.tokenizer, request.prompt, request.subject, target=request.target_true or "")
-    except EditlibError:
-        return None
-
-
-def _continues(row: Encoded, guess: Sequence[int]) -> bool:
-    """Whether the most likely token before each of the target's is that token."""
-    return tuple(guess[row.target - 1 : len(row.ids) - 1]) == row.ids[row.target :]
+    return facts[:n]
 
 
 def embedding_std(lm: LanguageModel, facts: Sequence[Encoded]) -> float:
@@ -140,12 +154,6 @@ def embedding_std(lm: LanguageModel, facts: Sequence[Encoded]) -> float:
     ids = [i for fact in facts for i in fact.ids[slice(*fact.subject)]]
     embedding = lm.model.get_input_embeddings()
     return float(widened(embedding(torch.tensor(ids, device=lm.device)).detach()).std())
-
-
-def _noise(lm: LanguageModel, fact: Encoded, samples: int, generator: torch.Generator) -> Tensor:
-    """Standard normal noise for the subject's tokens.  # (samples, subject tokens, width of the embeddings)"""
-    (start, end), width = fact.subject, lm.model.get_input_embeddings().weight.shape[1]
-    return torch.randn(samples, end - start, width, generator=generator)
 
 
 def token_groups(fact: Encoded) -> dict[str, list[int]]:
@@ -168,47 +176,48 @@ def token_groups(fact: Encoded) -> dict[str, list[int]]:
 def _trace_fact(
     lm: LanguageModel, fact: Encoded, noise: Tensor, window: int
 ) -> tuple[float, float, list[tuple[int, str, float]]]:
-    """P(true target) clean and corrupted, and the effect of restoring each layer and group; means over the noise."""
+    """P(first target token) clean, corrupted, and brought back by each layer and group; means over the noise."""
     ids = torch.tensor([fact.ids[: fact.target]], device=lm.device)
     names = [lm.layout.name(layer) for layer in range(lm.num_layers)]
     with trace(lm.model, *names) as seen:
         clean = _probabilities(lm, ids, fact.ids[fact.target]).item()
     values = {name: seen[name].output for name in names}
-    places = [(layer, group, at) for group, at in token_groups(fact).items() for layer in range(lm.num_layers)]
-    restored = torch.zeros(1 + len(places), len(names), ids.shape[1], dtype=torch.bool)  # nothing in the first row
-    for row, (layer, _, at) in enumerate(places, start=1):
+    trials = [(layer, group, at) for group, at in token_groups(fact).items() for layer in range(lm.num_layers)]
+    restored = torch.zeros(1 + len(trials), len(names), ids.shape[1], dtype=torch.bool)  # nothing in the first row
+    for row, (layer, _, at) in enumerate(trials, start=1):
         restored[row, max(0, layer - window // 2) : layer + window // 2 + 1, at] = True
     corrupted, *others = _corrupted(lm, fact, noise, values, restored.to(lm.device)).tolist()
-    effects = [(layer, group, p - corrupted) for (layer, group, _), p in zip(places, others, strict=True)]
+    effects = [(layer, group, p - corrupted) for (layer, group, _), p in zip(trials, others, strict=True)]
     return clean, corrupted, effects
 
 
 def _corrupted(
     lm: LanguageModel, fact: Encoded, noise: Tensor, values: Mapping[str, Tensor], restored: Tensor
 ) -> Tensor:
-    """P(true target) with noise on the subject and the values of some layers and tokens put back, mean over the noise.
+    """P(first target token) with noise on the subject and the values of some layers and tokens put back, mean over the
+    noise.
 
     `restored` has the shape (rows, layers, tokens); the result (rows,).
     """
     start, end = fact.subject
     whole = nn.functional.pad(noise, (0, 0, start, fact.target - end))  # (samples, tokens, width)
     pairs = torch.cartesian_prod(torch.arange(len(noise)), torch.arange(len(restored)))
-    found = []
+    probabilities = []
     for sample, row in (batch.T for batch in pairs.split(max(1, BATCH_TOKENS // fact.target))):
-        changes = {name: _put_back(restored[row, i], value) for i, (name, value) in enumerate(values.items())}
+        changes = {name: partial(_put_back, value, restored[row, i]) for i, (name, value) in enumerate(values.items())}
         ids = torch.tensor([fact.ids[: fact.target]], device=lm.device).expand(len(row), -1)
         with trace(lm.model, replace={embedding_name(lm): partial(_add, whole[sample]), **changes}):
-            found.append(_probabilities(lm, ids, fact.ids[fact.target]))
-    return torch.cat(found).view(len(noise), len(restored)).mean(0)
+            probabilities.append(_probabilities(lm, ids, fact.ids[fact.target]))
+    return torch.cat(probabilities).view(len(noise), len(restored)).mean(0)
 
 
 def _add(change: Tensor, values: Tensor) -> Tensor:
     return values + change.to(values)
 
 
-def _put_back(where: Tensor, clean: Tensor) -> Callable[[Tensor], Tensor]:
-    """Takes clean values at some rows and tokens.  # where: (rows, tokens); clean: (1, tokens, width)"""
-    return lambda values: torch.where(where[:, :, None], clean, values)
+def _put_back(clean: Tensor, where: Tensor, values: Tensor) -> Tensor:
+    """Clean values at some rows and tokens.  # clean: (1, tokens, width); where: (rows, tokens)"""
+    return torch.where(where[:, :, None], clean, values)
 
 
 def _probabilities(lm: LanguageModel, ids: Tensor, answer: int) -> Tensor:

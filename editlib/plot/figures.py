@@ -198,7 +198,7 @@ def layers(effects: pd.DataFrame, *, proposed: int) -> Figure:
     cells = effects.to_numpy(dtype=float).T
     top = max(np.nanmax(cells), 0.01)
     image = axes.imshow(cells, cmap="Blues", vmin=0, vmax=top, aspect="auto")
-    figure.colorbar(image, label="P(true target) brought back")
+    figure.colorbar(image, label="P(first token of the true target) brought back")
     if len(effects) <= 12:  # more numbers than that do not fit
         for (row, layer), value in np.ndenumerate(cells):
             text, color = "" if np.isnan(value) else f"{value:z.2f}", "white" if value > top / 2 else "black"

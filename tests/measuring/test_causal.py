@@ -15,7 +15,7 @@ from editlib.data.request import EditRequest
 from editlib.errors import EditlibError
 from editlib.files import TESTBED
 from editlib.measuring import causal
-from editlib.measuring.causal import DECIDING, GROUPS, CausalTrace, causal_trace, known, token_groups
+from editlib.measuring.causal import DECIDING, GROUPS, CausalTrace, causal_trace, known, seconds_to_trace, token_groups
 from editlib.measuring.scores import continuation
 from editlib.models.language_model import LanguageModel
 from editlib.models.loading import load
@@ -213,3 +213,30 @@ def test_facts_that_cannot_be_located_are_left_out(knower: LanguageModel, monkey
     monkeypatch.setattr(causal, "encode", located)
     assert known(knower, FACTS, n=9) == [row for row, fact in zip(whole, FACTS, strict=True) if fact.subject != "Zen"]
     assert known(knower, [UNKNOWN], n=9) == []
+
+
+def test_a_fact_longer_than_the_context_is_refused_before_any_pass(knower: LanguageModel) -> None:
+    passes = list[int]()
+    hook = knower.model.register_forward_pre_hook(lambda *_: passes.append(1))
+    long = replace(FACTS[0], prompt="The town of {} " + "is located in " * 60)
+    with pytest.raises(EditlibError, match=r"tokens, knower takes at most 128; shorten it"):
+        causal_trace(knower, [*FACTS, long])
+    hook.remove()
+    assert not passes
+
+
+@pytest.mark.parametrize("numbers", [{"n": 0}, {"samples": 0}])
+def test_fewer_than_one_fact_or_sample_is_refused(knower: LanguageModel, numbers: dict[str, int]) -> None:
+    with pytest.raises(EditlibError, match="are out of range; trace 1 fact or more"):
+        causal_trace(knower, FACTS, **numbers)  # type: ignore[arg-type]
+
+
+def test_the_time_foretold_grows_with_the_rows_to_run(knower: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that says one second a pass leaves arithmetic: rows times tokens over those of the pass."""
+    monkeypatch.setattr(causal, "BATCH_TOKENS", 1)  # a pass is one row of the first fact
+    ticks = iter(range(100))
+    monkeypatch.setattr(causal.time, "perf_counter", lambda: float(next(ticks)))
+    facts = known(knower, FACTS, n=9)
+    rows = [2 * (1 + 3 * len(token_groups(fact))) for fact in facts]
+    expected = sum(count * fact.target for count, fact in zip(rows, facts, strict=True)) / facts[0].target
+    assert seconds_to_trace(knower, facts, samples=2) == pytest.approx(expected)
