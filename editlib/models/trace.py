@@ -17,7 +17,10 @@ Replace = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Seen:
-    """What went in and came out of one module in the last forward pass, (texts, tokens, width) in every family."""
+    """What went in and came out of one module in the last forward pass, (texts, tokens, width) in every family.
+
+    The output is the module's own, whatever later modules write into what they are given.
+    """
 
     input: Tensor
     output: Tensor
@@ -46,14 +49,15 @@ def trace(
 
     def hook_for(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]:
         def hook(_module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> Any:
-            first = output[0] if isinstance(output, tuple) else output
+            several = isinstance(output, tuple | list)
+            first = output[0] if several else output
             changed = functions[name](_by_text(first, texts)) if name in functions else _by_text(first, texts)
             given = (*inputs, *options.values())[0]  # some blocks call by keyword
             seen[name] = Seen(_by_text(given, texts), changed)
             if stop and wanted <= seen.keys():
                 raise _Stop
-            changed = changed.view_as(first)
-            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+            passed_on = changed.view_as(first).clone()  # Falcon adds attention in place to what its MLP put out
+            return type(output)([passed_on, *output[1:]]) if several else passed_on
 
         return hook
 
