@@ -13,6 +13,7 @@ from transformers.activations import NewGELUActivation
 from transformers.cache_utils import Cache, DynamicLayer
 
 from editlib.engine import products
+from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
 from editlib.models.tokens import pad
 from editlib.models.trace import Seen, trace
@@ -114,16 +115,30 @@ class Passes:
     @classmethod
     @torch.no_grad()
     def of(cls, lm: LanguageModel) -> "Passes":
-        """Run one token through the model."""
-        first, types = f"{lm.layout.blocks}.0", list[bool]()
-        cache = Cache(layers=[DynamicLayer() for _ in range(lm.num_layers)])
-        handle = lm.model.get_submodule(first).register_forward_hook(lambda *seen: types.append(type(seen[2]) is tuple))
-        lm.model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=lm.device), past_key_values=cache, use_cache=True)
-        handle.remove()
-        layers = tuple((layer.keys[:, :, :0], layer.values[:, :, :0]) for layer in cache.layers)
+        """Run one token through the model.
+
+        Raises `EditlibError` for a model that cannot go on from where it was: without attention keys and values in
+        every block, as the first GPT and recurrent hybrids, or with blocks that hand on several streams, as Gemma 3n.
+        """
+        first, outputs = lm.model.get_submodule(f"{lm.layout.blocks}.0"), list[Any]()
+        cache, token = Cache(layers=[DynamicLayer() for _ in range(lm.num_layers)]), torch.zeros(1, 1, dtype=torch.long)
+        handle = first.register_forward_hook(lambda *seen: outputs.append(seen[2]))
+        try:
+            lm.model(input_ids=token.to(lm.device), past_key_values=cache, use_cache=True)
+            layers = tuple((layer.keys[:, :, :0], layer.values[:, :, :0]) for layer in cache.layers)
+            hidden = outputs[0][0] if isinstance(outputs[0], tuple) else outputs[0]
+            if hidden.shape[:2] != (1, 1) or hidden.ndim != 3:
+                raise ValueError(f"hidden states of shape {tuple(hidden.shape)}")
+        except (AttributeError, IndexError, TypeError, ValueError) as error:  # each family has its own way to fail
+            raise EditlibError(
+                f"{lm.label} ({type(lm.model).__name__}) cannot be edited: not every block keeps attention keys and "
+                "values and hands on hidden states alone; use a plain decoder such as Llama"
+            ) from error
+        finally:
+            handle.remove()
         slow = tuple(module for module in lm.model.modules() if isinstance(module, NewGELUActivation))
         empty = Past(layers, torch.zeros(1, 0, dtype=torch.long, device=lm.device))
-        return cls(lm, empty, types[0], slow, tuple(filter(products.suits, lm.model.modules())))
+        return cls(lm, empty, isinstance(outputs[0], tuple), slow, tuple(filter(products.suits, lm.model.modules())))
 
     @property
     def vocabulary(self) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import CONFIGS, CONTEXTS, GROUPED, NARROW, T5, random_model
+from families import CONFIGS, CONTEXTS, GROUPED, NARROW, OTHERS, T5, UNEDITED, WITHOUT_MLP, made_from, random_model
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -27,8 +27,9 @@ from transformers import (
 )
 
 from editlib.data.request import EditRequest
-from editlib.editing.methods import METHODS, compute, hparams_for
+from editlib.editing.methods import METHODS, compute, hparams_for, solve
 from editlib.editing.methods.editor import Editor, EditorHeader, save_editor, shapes
+from editlib.editing.session import Session
 from editlib.editing.stats import Stats, corpus_windows, second_moments
 from editlib.engine.perplexity import perplexity
 from editlib.engine.values import read_keys
@@ -96,7 +97,7 @@ def plain(family: str, folder: Path, start_tokenizer: PreTrainedTokenizerFast) -
 def alone(lm: LanguageModel, ids: list[int], layer: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Key and value of every token of one text, read by a plain hook; whatever their shape, tokens by width."""
     kept: list[torch.Tensor] = []
-    handle = lm.down(layer).register_forward_hook(lambda _, inputs, output: kept.extend((inputs[0], output)))
+    handle = lm.down(layer).register_forward_hook(lambda _, inputs, output: kept.extend((inputs[0], output.clone())))
     lm.model(torch.tensor([ids]))
     handle.remove()
     return kept[0].view(len(ids), -1), kept[1].view(len(ids), -1)
@@ -222,6 +223,54 @@ def test_noise_hides_the_subject_and_restoring_changes_that(
     found = causal.causal_trace(member, [ask], samples=2)
     assert found.effects.shape == (3, 5) and found.effects.loc[:, causal.DECIDING :].notna().all(axis=None)
     assert found.clean != found.corrupted and found.effects[causal.DECIDING].ne(0).any()
+
+
+# Other families, by one edit
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_familys_edit_is_the_same_with_and_without_the_engine(
+    name: str, folder: Path, start_tokenizer: PreTrainedTokenizerFast, ask: EditRequest
+) -> None:
+    config, down = OTHERS[name]
+    model = made_from(config).float()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.3)  # not every configuration asks for as much
+    lm = LanguageModel(model, start_tokenizer, name=name, folder=folder)
+    assert lm.layout.name(1) == down
+    session, params = Session(lm), hparams_for(lm, "rome", steps=3, covariance=False)
+    edit = solve(session, "rome", [ask], params)
+    found = session.target(down, ask, params)
+    key, value = alone(lm, list(encode(start_tokenizer, ask.prompt, ask.subject).ids), 1)
+    last = encode(start_tokenizer, ask.prompt, ask.subject).last
+    torch.testing.assert_close(found.start, value[last], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(lm.down(1)(key[last]), found.start, rtol=1e-4, atol=1e-5)
+    (engine,) = session.perplexities([edit], TEXTS)
+    before = perplexity(lm, TEXTS)
+    with edit.applied(lm):
+        plain = perplexity(lm, TEXTS)
+    assert engine.per_sentence == pytest.approx(plain.per_sentence, rel=1e-4)
+    assert plain.per_sentence != pytest.approx(before.per_sentence, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", UNEDITED)
+def test_a_family_whose_passes_cannot_be_taken_apart_is_found_and_not_edited(
+    name: str, folder: Path, start_tokenizer: PreTrainedTokenizerFast, ask: EditRequest
+) -> None:
+    config, down = UNEDITED[name]
+    lm = LanguageModel(made_from(config), start_tokenizer, name=name, folder=folder)
+    assert lm.layout.name(1) == down
+    with pytest.raises(EditlibError, match=rf"^{name} \(\w+\) cannot be edited: not every block keeps attention keys"):
+        compute(lm, [ask], method="rome", hparams=hparams_for(lm, "rome", covariance=False))
+    assert not any(module._forward_hooks for module in lm.model.modules())
+
+
+@pytest.mark.parametrize("name", WITHOUT_MLP)
+def test_a_model_that_mixes_tokens_everywhere_has_no_memory(name: str) -> None:
+    with pytest.raises(EditlibError, match=r"^\w+ has no MLP: \w+(, \w+)? in \w+.(blocks|layers).0 mixes tokens; pass"):
+        find_layout(made_from(WITHOUT_MLP[name]))
 
 
 # Encoder-decoders: keys are read, nothing is edited
