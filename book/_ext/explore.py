@@ -29,7 +29,7 @@ from bokeh.util.paths import bokehjs_path
 from docutils import nodes
 from sphinx.application import Sphinx
 
-from editlib.plot.figures import COLORS, KINDS, MARKERS, METHOD_MARKS, drawable
+from editlib.plot import COLORS, KINDS, MARKERS, METHOD_MARKS, drawable
 
 Marks = Mapping[str, tuple[str, str, int]]  # color, marker and size of each series, the first drawn on top
 

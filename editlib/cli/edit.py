@@ -145,8 +145,8 @@ def _draw(found: "CausalTrace", path: Path) -> None:
     """Write the heat map aside, then rename it."""
     import matplotlib
 
+    from editlib import plot
     from editlib.files import aside
-    from editlib.plot import figures as plot
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(), aside(path) as place:

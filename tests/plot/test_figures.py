@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -36,6 +37,15 @@ def frame() -> pd.DataFrame:
 
 def points(axes: plt.Axes) -> np.ndarray:
     return np.concatenate([np.asarray(c.get_offsets()) for c in axes.collections])
+
+
+def test_files_are_sharp_on_screens_of_two_to_one_and_the_same_each_time(frame: pd.DataFrame, tmp_path: Path) -> None:
+    with plt.rc_context():
+        plot.theme()
+        for name in "ab":
+            plot.comparison(frame, collapse_ratio=5.0).savefig(tmp_path / f"{name}.png")
+    assert plt.imread(tmp_path / "a.png").shape[1] >= 2 * 800  # the page's column
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
 def test_finite_values_are_drawn_where_they_are() -> None:

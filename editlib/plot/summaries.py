@@ -1,0 +1,77 @@
+"""Results in few numbers: scores, findings that hold or do not, and shares over a threshold."""
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from editlib.plot.style import SCORE_MARKS, legend_below
+
+
+def scores(summary: pd.DataFrame, *, wanted: float) -> Figure:
+    """Mean scores with their intervals: a panel for each protocol, a row for each method, a mark for each score.
+
+    `summary` has one row per method, protocol and score: mean, low, high. `wanted` is the efficacy asked for.
+    """
+    methods, protocols = list(summary["method"].unique()), list(summary["protocol"].unique())
+    size = (9, 0.42 * len(methods) + 1.7)
+    figure, panels = plt.subplots(1, len(protocols), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for axes, protocol in zip(panels[0], protocols, strict=True):
+        for score, (color, marker, offset) in SCORE_MARKS.items():
+            means = summary[(summary["protocol"] == protocol) & (summary["score"] == score)]
+            rows = means["method"].map(methods.index) + offset
+            axes.hlines(rows, means["low"], means["high"], color=color, lw=1.5, alpha=0.6)
+            axes.plot(means["mean"], rows, marker, color=color, ms=6, label=score)
+        axes.axvline(wanted, color="black", lw=0.6, ls=":", zorder=0)
+        axes.set(
+            title=protocol, xlim=(-0.04, 1.04), xticks=(0, 0.25, 0.5, 0.75, 1), xticklabels=("0", "", "½", "", "1")
+        )
+    panels[0, 0].set(yticks=range(len(methods)), yticklabels=methods)
+    panels[0, 0].invert_yaxis()
+    panels[0, len(protocols) // 2].set_xlabel("Mean over the cases")
+    legend_below(figure, panels[0, 0])
+    return figure
+
+
+def findings(frame: pd.DataFrame, *, title: str) -> Figure:
+    """A table as a figure: a row for each choice, a column for each finding, a cross where it does not hold.
+
+    `frame` has one row per choice and finding: shown (text), holds.
+    """
+    choices, names = list(frame["choice"].unique()), list(frame["finding"].unique())
+    figure, axes = plt.subplots(figsize=(9, 0.42 * len(choices) + 1.8), layout="constrained")
+    for choice, name, shown, holds in frame[["choice", "finding", "shown", "holds"]].itertuples(index=False):
+        x, y = names.index(name), choices.index(choice)
+        color = "#d6eaf6" if holds else "#f2b790"
+        axes.add_patch(Rectangle((x - 0.48, y - 0.44), 0.96, 0.88, color=color, lw=0))
+        axes.text(x, y, shown if holds else f"✗ {shown}", ha="center", va="center", fontsize=10)
+    axes.set(xlim=(-0.5, len(names) - 0.5), ylim=(len(choices) - 0.5, -0.5))
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+    axes.set_xticks(range(len(names)), names, fontsize=10)
+    axes.set_yticks(range(len(choices)), choices)
+    axes.tick_params(length=0, labeltop=True, labelbottom=False)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def thresholds(frame: pd.DataFrame, *, published: tuple[float, float]) -> Figure:
+    """Share of edits that count as collapse over the threshold: a panel for each group of lines.
+
+    `frame` has one row per panel, line and threshold: share. `published` is a span of thresholds to be shaded.
+    """
+    panels = frame["panel"].unique()
+    figure, grid = plt.subplots(1, len(panels), figsize=(9, 5), sharey=True, squeeze=False, layout="constrained")
+    for axes, panel in zip(grid[0], panels, strict=True):
+        axes.axvspan(*published, color="#e0e0e0", zorder=0, lw=0, label="1,000 in the papers")
+        for number, (line, shares) in enumerate(frame[frame["panel"] == panel].groupby("line", sort=False)):
+            color = sns.color_palette("colorblind")[number]
+            style = ("-", "--", "-.", ":")[number % 4]
+            axes.plot(shares["threshold"], shares["share"], color=color, ls=style, lw=2, label=line)
+        axes.set(xscale="log", ylim=(-0.03, 1.03), title=panel)
+        axes.set_xlabel("Threshold, times unedited")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=9)
+    grid[0, 0].set_ylabel("Edits that count as collapse")
+    grid[0, 0].yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    return figure
