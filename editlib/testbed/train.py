@@ -6,7 +6,6 @@ the residual stream, `control` with an ordinary one. `rotary` is a Llama, `encde
 """
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -19,8 +18,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 from transformers import (
@@ -36,9 +33,10 @@ from transformers import (
 
 from editlib.engine.perplexity import Perplexity, perplexity
 from editlib.errors import EditlibError
-from editlib.files import new_folder, write_json, write_tensors
+from editlib.files import new_folder, write_json
 from editlib.machine import hardware
 from editlib.models.language_model import LanguageModel
+from editlib.models.training import read_checkpoint, warmup_cosine, write_checkpoint
 from editlib.testbed import denoising
 from editlib.testbed.cases import build_prefixes
 from editlib.testbed.denoising import Words
@@ -130,14 +128,6 @@ def window_batch(row: NDArray[np.int64], recipe: Recipe, step: int) -> Tensor:
     return torch.from_numpy(row[starts[:, None] + np.arange(recipe.context)])
 
 
-def learning_rate(recipe: Recipe, step: int) -> float:
-    """Linear warm-up, then a cosine from the full rate to a tenth of it."""
-    if step < recipe.warmup:
-        return recipe.learning_rate * (step + 1) / recipe.warmup
-    progress = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-    return recipe.learning_rate * (0.55 + 0.45 * math.cos(math.pi * progress))
-
-
 def loss_inputs(recipe: Recipe, words: Words, batch: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """What the model is given of the windows of one step, and the token it should say at each place of its answer."""
     if recipe.family == "t5":
@@ -161,11 +151,16 @@ def train(recipe: Recipe, out: Path, *, name: str, device: str = "cpu", checkpoi
     """
     if out.exists():
         raise EditlibError(f"output folder {out} exists already; choose another")
-    world = build_world(recipe.seed)
+    partial, about = out.with_name(out.name + ".partial"), {"recipe": asdict(recipe)}
+    before, world = read_checkpoint(partial, about), build_world(recipe.seed)
     tokenizer = train_tokenizer(world, vocabulary=recipe.vocabulary)
-    model, partial = initial_model(recipe).to(device), out.with_name(out.name + ".partial")
+    model, words = initial_model(recipe).to(device), Words.of(tokenizer)
     optimizer = make_optimizer(model, recipe)
-    state, words = _resume(partial, recipe, model, optimizer), Words.of(tokenizer)
+    state: dict[str, Any] = {"step": 0, "seconds": 0.0, "losses": {}}
+    if before:
+        state = before.state
+        model.load_state_dict(before.tensors["model"], strict=False)  # the tied head is not stored
+        before.restore(optimizer)
     row, started = corpus(world, tokenizer, recipe.corpus_tokens), time.monotonic() - state["seconds"]
     with tqdm(total=recipe.steps, initial=state["step"], desc=name, unit="step", mininterval=5) as bar:
         for step in range(state["step"], recipe.steps):
@@ -174,7 +169,7 @@ def train(recipe: Recipe, out: Path, *, name: str, device: str = "cpu", checkpoi
             if (step + 1) % checkpoint_every == 0 or step + 1 == recipe.steps:
                 state["losses"][str(step + 1)] = round(loss.item(), 4)
                 state |= {"step": step + 1, "seconds": round(time.monotonic() - started, 1)}
-                _checkpoint(partial, recipe, model, optimizer, state)
+                write_checkpoint(partial, about, state, {"model": dict(model.named_parameters())}, optimizer)
                 bar.set_postfix(loss=f"{loss.item():.3f}", recall=f"{recall(model, tokenizer, world, limit=200):.0%}")
     return _finish(out, partial, name, recipe, model, tokenizer, state)
 
@@ -183,7 +178,7 @@ def _train_step(
     model: PreTrainedModel, optimizer: torch.optim.AdamW, recipe: Recipe, words: Words, batch: Tensor, step: int
 ) -> Tensor:
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(recipe, step)
+        group["lr"] = recipe.learning_rate * warmup_cosine(step, steps=recipe.steps, warmup=recipe.warmup)
     inputs, expected = loss_inputs(recipe, words, batch)
     with torch.autocast(model.device.type, dtype=torch.bfloat16):
         logits = model(**{name: ids.to(model.device) for name, ids in inputs.items()}).logits
@@ -193,38 +188,6 @@ def _train_step(
     optimizer.step()
     optimizer.zero_grad()
     return loss.detach()
-
-
-def _checkpoint(
-    path: Path, recipe: Recipe, model: PreTrainedModel, optimizer: torch.optim.AdamW, state: dict[str, Any]
-) -> None:
-    """Write weights, optimizer and state into one file, aside first, so that an interrupted write loses nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    moments = {f"{i}.{k}": v for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
-    weights = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
-    write_tensors(path, weights | moments, {"state": json.dumps({"recipe": asdict(recipe)} | state)})
-
-
-def _resume(path: Path, recipe: Recipe, model: PreTrainedModel, optimizer: torch.optim.AdamW) -> dict[str, Any]:
-    """Load the checkpoint at `path` if one of this very recipe is there; otherwise start at step 0."""
-    if not path.is_file():
-        return {"step": 0, "seconds": 0.0, "losses": {}}
-    try:
-        with safe_open(path, "pt") as file:
-            state: dict[str, Any] = json.loads(file.metadata()["state"])
-        tensors = load_file(path)
-    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        raise EditlibError(f"checkpoint {path} is damaged ({error}); remove it") from error
-    if state.pop("recipe") != json.loads(json.dumps(asdict(recipe))):
-        raise EditlibError(f"{path} holds a checkpoint of another recipe; remove it or choose another --out")
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key in [key for key in tensors if not key.startswith("model.")]:
-        index, field = key.split(".", 1)
-        moments.setdefault(int(index), {})[field] = tensors.pop(key)
-    weights = {key.removeprefix("model."): value for key, value in tensors.items()}
-    model.load_state_dict(weights, strict=False)  # the tied head is not stored
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
-    return state
 
 
 @torch.no_grad()

@@ -28,7 +28,6 @@ from editlib.testbed.train import (
     Recipe,
     corpus,
     initial_model,
-    learning_rate,
     loss_inputs,
     make_optimizer,
     recall,
@@ -160,15 +159,6 @@ def test_batches_are_a_function_of_seed_and_step(
     assert all(world_tokenizer.decode(window) in text for window in batch)
 
 
-def test_learning_rate_rises_and_falls_to_a_tenth() -> None:
-    recipe = Recipe(steps=1000, warmup=100)
-    rates = [learning_rate(recipe, step) for step in range(1000)]
-    assert rates[:101] == sorted(rates[:101])
-    assert rates[100:] == sorted(rates[100:], reverse=True)
-    assert max(rates) == pytest.approx(recipe.learning_rate)
-    assert rates[-1] == pytest.approx(recipe.learning_rate / 10, rel=1e-3)
-
-
 @pytest.mark.parametrize("recipe", [TINY, *OTHERS.values()], ids=lambda recipe: str(recipe.family))
 def test_position_embeddings_and_vectors_do_not_decay(recipe: Recipe) -> None:
     model = initial_model(recipe)
@@ -265,7 +255,7 @@ def test_only_the_missing_steps_are_run_after_an_interruption(tmp_path: Path, mo
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(EditlibError, match="tiny.partial holds a checkpoint of another recipe; remove it or choose"):
+    with pytest.raises(EditlibError, match="tiny.partial holds a checkpoint of another training; remove it or choose"):
         train(replace(TINY, learning_rate=1e-3), tmp_path / "tiny", name="tiny")
     assert checkpoint.is_file()
 
@@ -342,3 +332,10 @@ def test_the_shipped_encoder_decoder_tells_true_objects_more_often_than_others(w
         sum(recalled(lm.model, lm.tokenizer, prompts, asked)) for asked in (objects, objects[1:] + objects[:1])
     )
     assert true > 3 * other + 5
+
+
+def test_a_folder_that_is_there_is_neither_removed_nor_trained_to(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("kept")
+    with pytest.raises(EditlibError, match="exists already; choose another"):
+        train(TINY, tmp_path, name="tiny")
+    assert (tmp_path / "mine").read_text() == "kept"

@@ -9,7 +9,6 @@ loss; learning rates warm up and fall, so that some hundred steps are enough for
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +17,6 @@ from random import Random
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn.functional import kl_div
 from tqdm import tqdm
@@ -34,9 +32,9 @@ from editlib.editing.methods.editor import (
     target_scores,
 )
 from editlib.errors import EditlibError
-from editlib.files import write_tensors
 from editlib.models.language_model import LanguageModel, widened
 from editlib.models.tokens import Encoded, encode, encode_text, pad
+from editlib.models.training import read_checkpoint, warmup_cosine, write_checkpoint
 
 T = TypeVar("T")
 
@@ -104,10 +102,16 @@ def train(
     lm.require_causal()
     out.parent.mkdir(parents=True, exist_ok=True)
     partial, (known, held) = out.with_name(out.name + ".partial"), split(cases, recipe)
+    about: dict[str, Any] = {"model": lm.fingerprint, "data": digest(cases), "recipe": asdict(recipe)}
+    before = read_checkpoint(partial, about)  # first: the gradients that an editor starts from take a while
     editor, tests = initial_editor(lm, known, recipe), held_out_batches(lm, held, recipe)
     optimizer = make_optimizer(editor, recipe)
-    about: dict[str, Any] = {"model": lm.fingerprint, "data": digest(cases), "recipe": asdict(recipe)}
-    state, best = _resume(partial, about, editor, optimizer)
+    state: dict[str, Any] = {"step": 0, "best_step": 0, "seconds": 0.0, "curve": []}
+    best = dict[str, Tensor]()
+    if before:
+        state, best = before.state, before.tensors["best"]
+        editor.load_state_dict(before.tensors["last"])
+        before.restore(optimizer)
     started = time.monotonic() - state["seconds"]
     with tqdm(total=recipe.steps, initial=state["step"], desc=out.name, mininterval=5, disable=not progress) as bar:
         if not state["curve"]:
@@ -121,7 +125,7 @@ def train(
                 bar.set_postfix({name: f"{state['curve'][-1][name]:.3g}" for name in ("loss", "efficacy", "locality")})
             state["seconds"] = round(time.monotonic() - started, 1)
             if state["step"] % checkpoint_every == 0:
-                _checkpoint(partial, about | state, editor, best, optimizer)
+                write_checkpoint(partial, about, state, {"best": best, "last": editor.state_dict()}, optimizer)
     said: dict[str, Any] = {key: state[key] for key in ("best_step", "seconds", "curve")}
     sizes = {name: list(shape) for name, shape in shapes(lm, edited_layers(lm, recipe)).items()}
     save_editor(out, EditorHeader(**about, **said, shapes=sizes, rank=recipe.rank, command=command), best)
@@ -260,14 +264,6 @@ def _answered(rows: Sequence[Encoded], mask: Tensor) -> Tensor:
     return (at >= spans[:, :1] - 1) & (at < spans[:, 1:] - 1)
 
 
-def rate(recipe: MendRecipe, step: int) -> float:
-    """Share of the learning rates in use: linear warm-up, then a cosine from one to a tenth."""
-    if step < recipe.warmup:
-        return (step + 1) / recipe.warmup
-    done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-    return 0.55 + 0.45 * math.cos(math.pi * done)
-
-
 def _train_step(
     lm: LanguageModel, editor: Editor, optimizer: torch.optim.Adam, recipe: MendRecipe, known: Sequence[Case], step: int
 ) -> None:
@@ -278,7 +274,7 @@ def _train_step(
     if not loss.isfinite():
         raise EditlibError(f"the loss at step {step} is {loss.item()}; train with a smaller learning rate or step size")
     for group, full in zip(optimizer.param_groups, (recipe.learning_rate, recipe.alpha_rate), strict=True):
-        group["lr"] = full * rate(recipe, step)
+        group["lr"] = full * warmup_cosine(step, steps=recipe.steps, warmup=recipe.warmup)
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(editor.parameters(), recipe.clip)
@@ -317,43 +313,3 @@ def _record(
         return best
     state["best_step"] = state["step"]
     return {name: tensor.detach().clone() for name, tensor in editor.state_dict().items()}
-
-
-# -- checkpoints ---------------------------------------------------------------------------------------
-
-
-def _checkpoint(
-    path: Path, state: dict[str, Any], editor: Editor, best: dict[str, Tensor], optimizer: torch.optim.Adam
-) -> None:
-    moments = optimizer.state_dict()["state"].items()
-    tensors = {f"adam.{i}.{key}": value for i, values in moments for key, value in values.items()}
-    tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
-    tensors |= {f"last.{name}": tensor for name, tensor in editor.state_dict().items()}
-    write_tensors(path, tensors, {"state": json.dumps(state)})
-
-
-def _resume(
-    path: Path, about: dict[str, Any], editor: Editor, optimizer: torch.optim.Adam
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """State and best tensors of the checkpoint at `path` if one of this very training is there; otherwise step 0."""
-    if not path.is_file():
-        return {"step": 0, "best_step": 0, "seconds": 0.0, "curve": []}, {}
-    try:
-        with safe_open(path, "pt") as file:
-            state: dict[str, Any] = json.loads(file.metadata()["state"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        raise EditlibError(f"checkpoint {path} is damaged ({error}); remove it") from error
-    if {key: state.pop(key, None) for key in about} != about:
-        raise EditlibError(f"{path} holds a checkpoint of another training; remove it or choose another --out")
-    parts: dict[str, dict[str, Tensor]] = {"adam": {}, "best": {}, "last": {}}
-    for key, tensor in tensors.items():
-        kind, _, name = key.partition(".")
-        parts[kind][name] = tensor
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in parts["adam"].items():
-        index, _, field = key.partition(".")
-        moments.setdefault(int(index), {})[field] = tensor
-    editor.load_state_dict(parts["last"])
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
-    return state, parts["best"]
