@@ -3,18 +3,20 @@
 The commands import what is heavy when they are called, so that the help is fast.
 """
 
+import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+from editlib import __version__
 from editlib.cli import data as data
 from editlib.cli import mend as mend
 from editlib.cli import testbed as testbed
 from editlib.cli.edit import edit, layers, tasks
-from editlib.cli.options import Stop
+from editlib.cli.output import Stop, note
 from editlib.cli.runs import cite, compare, publish, run, runs, show, verify
 from editlib.cli.sweep import bench, hardedit, sweep
 from editlib.errors import EditlibError
@@ -24,7 +26,6 @@ BOOK_EXTRA = ("papermill", "jupytext", "nbclient", "ipykernel")
 
 app = typer.Typer(
     name="editlib",
-    help="Edit facts in language models, see when one edit breaks them, and run the book's analyses.",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -37,8 +38,29 @@ app.add_typer(mend.app, name="mend")
 app.add_typer(testbed.app, name="testbed")
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"editlib {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Edit facts in language models, see when one edit breaks them, and run the book's analyses."""
+
+
 def main() -> None:
-    """Run the command line and exit: 0 done, 1 failed, 2 the user's mistake (one line on stderr)."""
+    """Run the command line and exit: 0 done, 1 failed, 2 the user's mistake (one line on stderr).
+
+    What a terminal's encoding lacks is replaced: no result is lost for a letter.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     sys.exit(run_app(sys.argv[1:]))
 
 
@@ -68,8 +90,10 @@ def run_app(arguments: Sequence[str]) -> int:
 
 def _usage(error: Any) -> str:
     """A usage error with the help that belongs to it."""
-    command = error.ctx.command_path if getattr(error, "ctx", None) else "editlib"
-    return f"{error.format_message().rstrip('.')}; see {command} --help"
+    command, message = error.ctx.command_path if getattr(error, "ctx", None) else "editlib", error.format_message()
+    if "unexpected extra argument" in message:
+        message += '; quote what has spaces, with plain quotes: --subject "Eiffel Tower"'
+    return f"{message.rstrip('.')}; see {command} --help"
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:
@@ -82,6 +106,5 @@ def _joined(arguments: Sequence[str]) -> list[str]:
 
 
 def _complain(message: object, status: int) -> int:
-    lines = [line.strip() for line in str(message).splitlines()]
-    typer.echo(f"editlib: {' '.join(line for line in lines if line)}", err=True)
+    note(message)
     return status

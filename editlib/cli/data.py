@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from editlib.cli.options import Json
-from editlib.text import table, to_json
+from editlib.cli.output import emit
+from editlib.text import table
 
 if TYPE_CHECKING:
     from editlib.data.datasets import Reading
@@ -24,11 +25,11 @@ def list_data(as_json: Json = False) -> None:
     """
     rows = _sources()
     if as_json:
-        return typer.echo(to_json(rows))
+        return emit(rows)
     columns = ["name", "records", "licence", "about"]
     shown = [["here" if row["path"] else "absent", *(row[column] for column in columns)] for row in rows]
     missing = [f"{row['name']}: {row['how']}" for row in rows if not row["path"]]
-    typer.echo("\n".join([table([["file", *columns], *shown]), *missing]))
+    emit("\n".join([table([["file", *columns], *shown]), *missing]))
 
 
 @app.command("get")
@@ -44,7 +45,7 @@ def get_data(
     from editlib.data import datasets as data
 
     report = _report(name, data.get(name, progress=sys.stderr.isatty()))
-    typer.echo(to_json(report) if as_json else _text(report, limit=10))
+    emit(report if as_json else _text(report, limit=10))
 
 
 @app.command("import")
@@ -60,7 +61,7 @@ def import_data(
     from editlib.data import datasets as data
 
     report = _report(name, data.import_file(name, file))
-    typer.echo(to_json(report) if as_json else _text(report))
+    emit(report if as_json else _text(report))
 
 
 @app.command("check")
@@ -77,7 +78,7 @@ def check_data(
     from editlib.data import datasets as data
 
     reports = [_report(one, data.check(one)) for one in ([name] if name else data.present())]
-    typer.echo(to_json(reports) if as_json else "\n".join(_text(report, limit=10) for report in reports))
+    emit(reports if as_json else "\n".join(_text(report, limit=10) for report in reports))
 
 
 def _sources() -> list[dict[str, Any]]:

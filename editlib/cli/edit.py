@@ -1,4 +1,4 @@
-"""Commands about one model: edit a fact, propose the layer to edit, score it on tasks."""
+"""Commands about one model: edit facts, propose the layer to edit, score it on tasks."""
 
 import sys
 from collections.abc import Sequence
@@ -8,44 +8,52 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from editlib.cli.options import (
+    Cases,
     CollapseRatio,
     Corpus,
     Device,
     Dtype,
     Flavour,
+    Hparams,
     Json,
+    Method,
     Model,
+    ModelArgument,
     Revision,
     Stats,
     Texts,
     cases_for,
     check_new,
+    known_data,
     load_model,
     texts_for,
+    texts_of,
     values,
 )
+from editlib.cli.output import alive, emit
 from editlib.errors import EditlibError
-from editlib.text import table, to_json
+from editlib.text import table
 
 if TYPE_CHECKING:
+    from editlib.data.request import EditRequest
     from editlib.measuring.causal import CausalTrace
 
 
 def edit(
     model: Model,
-    prompt: Annotated[str, typer.Option(help="Template with {} where the subject goes.")],
-    subject: Annotated[str, typer.Option(help="What the prompt is about.")],
-    target: Annotated[str, typer.Option(help="What should follow the prompt after the edit.")],
-    method: Annotated[str, typer.Option(help="ft, ft-l, mend, rome, c-rome, p-rome, r-rome, memit or emmet.")] = "rome",
+    prompt: Annotated[list[str] | None, typer.Option(help="Template with {} where the subject goes.")] = None,
+    subject: Annotated[list[str] | None, typer.Option(help="What the prompt is about.")] = None,
+    target: Annotated[list[str] | None, typer.Option(help="What should follow the prompt after the edit.")] = None,
+    requests: Annotated[
+        str | None, typer.Option(callback=known_data, help="Edit cases to make in one edit: a name or a path.")
+    ] = None,
+    method: Method = "rome",
     flavour: Flavour = None,
     layer: Annotated[int | None, typer.Option(help="Layer to edit.  [default: the model's preset]")] = None,
     covariance: Annotated[
         bool | None, typer.Option("--covariance/--no-covariance", help="Use the second moment of the keys.")
     ] = None,
-    hparam: Annotated[
-        list[str] | None,
-        typer.Option("-p", "--hparam", metavar="NAME VALUE", help="Set any hyper-parameter; repeat for more."),
-    ] = None,
+    hparam: Hparams = None,
     stats: Stats = None,
     corpus: Corpus = None,
     texts: Texts = None,
@@ -53,56 +61,73 @@ def edit(
     dtype: Dtype = "float32",
     device: Device = "cpu",
     revision: Revision = None,
-    seed: Annotated[int, typer.Option(help="Seed of torch's random numbers.")] = 0,
     out: Annotated[Path | None, typer.Option(help="New folder to save the edit in.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Edit one fact and show the model before and after.
+    """Edit a fact and show the model before and after.
 
     Prints the greedy continuation, the target's probability, perplexity, the denominator that foretells a
-    collapse, and a verdict.
+    collapse, whether the edit holds, and a verdict. For several facts in one edit, repeat --prompt, --subject and
+    --target, or give --requests; ft, ft-l, mend, memit and emmet take them.
 
     Example: editlib edit --model testbed/anchored --prompt "{} is located in" --subject Jaklon --target Hifru
     """
-    import torch
+    asked = _asked(prompt or [], subject or [], target or [], requests)
+    check_new(out)
+    measured, source = texts_for(model, texts), texts_of(corpus)
 
-    from editlib.data import datasets as data
-    from editlib.data.request import EditRequest
     from editlib.editing import methods
     from editlib.editing import stats as moments
     from editlib.measuring.report import before_after
+    from editlib.models.tokens import encode_texts
 
-    request = EditRequest(prompt=prompt, subject=subject, target_new=target)
-    check_new(out)
     given = moments.load(stats) if stats else None
-    torch.manual_seed(seed)
     lm = load_model(model, dtype=dtype, device=device, revision=revision)
-    measured = texts_for(model, texts)
     named = {"layer": layer, "covariance": covariance}
-    options = {name: value for name, value in named.items() if value is not None} | values(hparam or [])
+    options = {name: value for name, value in named.items() if value is not None} | values(hparam)
     hparams = methods.hparams_for(lm, method, flavour=flavour, **options)
     if given and methods.needs_moments(hparams):
         for needed in methods.layers_of(hparams):
             given.require(lm, needed)  # before any work is done
-    source = data.texts(corpus) if corpus else None
-    change = methods.compute(lm, [request], method=method, hparams=hparams, stats=given, corpus=source)
-    report = before_after(lm, change, texts=measured, collapse_ratio=collapse_ratio)
+    if measured:
+        encode_texts(lm, measured)
+    with alive(f"{method} edits {model}", quiet=as_json):
+        change = methods.compute(lm, asked, method=method, hparams=hparams, stats=given, corpus=source)
+        report = before_after(lm, change, texts=measured, collapse_ratio=collapse_ratio)
+    emit(report.record() if as_json else report.table())
     if out:
-        change.save(out)
-    typer.echo(to_json(report.record()) if as_json else report.table())
+        change.save(out)  # last: what was printed is not lost with it
+
+
+def _asked(
+    prompts: Sequence[str], subjects: Sequence[str], targets: Sequence[str], file: str | None
+) -> list["EditRequest"]:
+    """What is asked of the edit, by options or by a file of cases."""
+    from editlib.data.request import EditRequest
+
+    counts = (len(prompts), len(subjects), len(targets))
+    if file is not None and any(counts):
+        raise EditlibError("--requests holds prompts, subjects and targets; leave --prompt, --subject, --target out")
+    if file is not None:
+        return [case.request for case in cases_for("", file, lacking="")]
+    if not any(counts):
+        raise EditlibError("no fact to edit; give --prompt, --subject and --target, or --requests FILE")
+    if len(set(counts)) > 1:
+        said = "{} --prompt, {} --subject and {} --target".format(*counts)
+        raise EditlibError(f"{said} do not go together; give as many of each")
+    return [
+        EditRequest(prompt=prompt, subject=subject, target_new=target)
+        for prompt, subject, target in zip(prompts, subjects, targets, strict=True)
+    ]
 
 
 # -- layers --------------------------------------------------------------------------------------------
 
 
 def layers(
-    model: Annotated[str, typer.Argument(help="testbed/anchored, testbed/control, a folder, or a hub id.")],
-    cases: Annotated[
-        str | None,
-        typer.Option("--data", help="Facts in COUNTERFACT's form: a name or a path.  [default: testbed for testbed "
-                                    "models]"),
-    ] = None,
-    n: Annotated[int, typer.Option("-n", min=1, help="Facts to trace, of those the model knows.")] = 50,
+    model: ModelArgument,
+    cases: Cases = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="Facts to trace, of those the model knows.")] = 10,
     window: Annotated[
         int | None, typer.Option(help="Layers restored at once, odd.  [default: about a fifth of them]")
     ] = None,
@@ -112,36 +137,35 @@ def layers(
     revision: Revision = None,
     out: Annotated[Path | None, typer.Option(help="New file for the heat map: .png, .svg or .pdf.")] = None,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Propose the layer to edit, by causal tracing on facts the model knows.
 
     Noise hides the subject; then the MLPs around each layer are restored, and the table shows how much of the true
     target's probability that brings back. The proposal has the largest effect at the subject's last token: a place
-    to start from, to be checked by edits.
+    to start from, to be checked by edits. More facts (-n) say it more surely, and take longer.
 
     Example: editlib layers testbed/anchored --out layers.png
     """
+    check_new(out)
+    if out is not None and out.suffix not in (".png", ".svg", ".pdf"):
+        raise EditlibError(f"output {out} is no figure's name; end it in .png, .svg or .pdf")
+    pool = [case.request for case in cases_for(model, cases, lacking=f"no facts to trace {model} on")]
+
     from random import Random
 
     from editlib.measuring.causal import causal_trace
 
-    _check_figure(out)
-    pool = [case.request for case in cases_for(model, cases, lacking=f"no facts to trace {model} on")]
     Random(seed).shuffle(pool)
     lm = load_model(model, dtype=dtype, device=device, revision=revision)
-    found = causal_trace(lm, pool, n=n, window=window, seed=seed, progress=sys.stderr.isatty())
+    bar = sys.stderr.isatty()
+    with alive(f"looking for facts that {model} knows", quiet=bar or as_json):
+        traced = causal_trace(lm, pool, n=n, window=window, seed=seed, progress=bar)
+    emit({"model": model, **traced.record()} if as_json else _layers_table(traced))
     if out:
-        _draw(found, out)
-    typer.echo(to_json({"model": model, **found.record()}) if as_json else _layers_table(found))
+        _draw(traced, out)
 
 
-def _check_figure(path: Path | None) -> None:
-    check_new(path)
-    if path is not None and path.suffix not in (".png", ".svg", ".pdf"):
-        raise EditlibError(f"output {path} is no figure's name; end it in .png, .svg or .pdf")
-
-
-def _draw(found: "CausalTrace", path: Path) -> None:
+def _draw(traced: "CausalTrace", path: Path) -> None:
     """Write the heat map aside, then rename it."""
     import matplotlib
 
@@ -151,19 +175,19 @@ def _draw(found: "CausalTrace", path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(), aside(path) as place:
         plot.theme()
-        plot.layers(found.effects, proposed=found.proposed).savefig(place, format=path.suffix[1:])
+        plot.layers(traced.effects, proposed=traced.proposed).savefig(place, format=path.suffix[1:])
 
 
-def _layers_table(found: "CausalTrace") -> str:
+def _layers_table(traced: "CausalTrace") -> str:
     """Effects by layer and group, and what they say, for people."""
-    cells = found.effects.map("{:z.3f}".format).replace("nan", "–").reset_index()
+    cells = traced.effects.map("{:z.3f}".format).replace("nan", "–").reset_index()
     effects = table([list(cells), *cells.to_numpy().tolist()])
     facts = [
-        ("proposed", f"layer {found.proposed}"),
-        ("facts", f"{found.facts} known, {found.window} layer{'s' if found.window > 1 else ''} restored at once"),
+        ("proposed", f"layer {traced.proposed}"),
+        ("facts", f"{traced.facts} known, {traced.window} layer{'s' if traced.window > 1 else ''} restored at once"),
         (
             "P(first token of the true target)",
-            f"{found.clean:.3g} clean, {found.corrupted:.3g} with the subject hidden",
+            f"{traced.clean:.3g} clean, {traced.corrupted:.3g} with the subject hidden",
         ),
     ]
     return f"{effects}\n\n{table(facts)}"
@@ -200,7 +224,7 @@ def tasks(
     downstream.check_tasks(names, limit=limit, files=files)  # before the model is loaded
     lm = load_model(model, dtype=dtype, device=device, revision=revision)
     rows = downstream.evaluate(lm, names, limit=limit, files=files).to_dict(orient="records")
-    typer.echo(to_json(rows) if as_json else table([downstream.COLUMNS, *(list(row.values()) for row in rows)]))
+    emit(rows if as_json else table([downstream.COLUMNS, *(list(row.values()) for row in rows)]))
 
 
 def _files(entries: Sequence[str]) -> dict[str, str]:

@@ -1,43 +1,119 @@
-"""Options that several commands have, what their values stand for, and how a command stops early."""
+"""Options that several commands have, checked as they are read: before anything heavy is imported or loaded."""
 
 import json
+import math
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from editlib.errors import EditlibError
+from editlib.cli.output import note
+from editlib.data.sources import SOURCES
+from editlib.editing.names import FLAVOURS, METHODS
+from editlib.errors import EditlibError, unknown
+from editlib.models.names import DTYPES, hub_id, locate
 
 if TYPE_CHECKING:
-    from editlib.data.datasets import Case
+    from editlib.data.datasets import Case, Reading
     from editlib.models.language_model import LanguageModel
 
+TEXTS = "me-ppl-50"  # texts of models that have none of their own
+
+
+# -- checks of single values -------------------------------------------------------------------------------
+
+
+def one_of(kind: str, known: Sequence[str]) -> Callable[[Any], Any]:
+    """A check that an option's value, or each of its values, is a known name."""
+
+    def check(given: Any) -> Any:
+        for name in [given] if isinstance(given, str) else given or []:
+            if name not in known:
+                raise unknown(kind, name, known)
+        return given
+
+    return check
+
+
+def _model(context: typer.Context, name: str) -> str:
+    revision = context.params.get("revision")  # an eager option, so it is known by now
+    if locate(name) is None:
+        hub_id(f"{name}@{revision}" if revision else name)
+    return name
+
+
+def _device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise EditlibError(f"device {name!r} is unknown; use auto, cpu, cuda or cuda:N")
+    return name
+
+
+def known_data(name: Any) -> Any:
+    """A check that an option names a file or data that is here."""
+    from editlib.data import datasets as data
+
+    if name is not None:
+        data.locate(name)
+    return name
+
+
+def _ratio(ratio: float) -> float:
+    if not 0 < ratio < math.inf:
+        raise EditlibError(f"collapse ratio {ratio:g} is out of range; give a finite number above 0, such as 5")
+    return ratio
+
+
+def _hparams(entries: list[str] | None) -> list[str] | None:
+    pairs(entries or [])
+    return entries
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Model = Annotated[str, typer.Option(help="testbed/anchored, testbed/control, a folder, or a hub id.")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
-Revision = Annotated[str | None, typer.Option(help="Commit of a hub model, 40 digits.")]
+MODEL = "testbed/anchored, testbed/control, a folder, or a hub id."
+Model = Annotated[str, typer.Option(callback=_model, help=MODEL)]
+ModelArgument = Annotated[str, typer.Argument(callback=_model, help=MODEL)]
+Dtype = Annotated[str, typer.Option(callback=one_of("dtype", DTYPES), help=f"{', '.join(DTYPES)}.")]
+Device = Annotated[str, typer.Option(callback=_device, help="cpu, cuda, cuda:N, or auto: cuda where it is there.")]
+Revision = Annotated[str | None, typer.Option(is_eager=True, help="Commit of a hub model, 40 digits.")]
 Flavour = Annotated[
-    str | None, typer.Option(help="Settings of one lineage: meng-2022 or yang-2024.  [default: the equation's]")
+    str | None,
+    typer.Option(
+        callback=one_of("flavour", FLAVOURS),
+        help=f"Settings of one lineage: {' or '.join(FLAVOURS)}.  [default: the equation's]",
+    ),
+]
+Method = Annotated[str, typer.Option(callback=one_of("method", METHODS), help=f"{', '.join(METHODS)}.")]
+Methods = Annotated[
+    list[str] | None,
+    typer.Option("--method", callback=one_of("method", METHODS), help=f"{', '.join(METHODS)}; repeat for more.  "
+                                                                      "[default: rome]"),
+]  # fmt: skip
+Hparams = Annotated[
+    list[str] | None,
+    typer.Option("-p", "--hparam", metavar="NAME VALUE", callback=_hparams, help="Set any hyper-parameter; repeat."),
 ]
 Stats = Annotated[Path | None, typer.Option(help="File with second moments made for this model.")]
-Corpus = Annotated[Path | None, typer.Option(help="Texts (JSON list) for the second moments.")]
+Corpus = Annotated[
+    str | None, typer.Option(callback=known_data, help="Texts for the second moments: a name, or a JSON list.")
+]
 Texts = Annotated[
     str | None,
-    typer.Option(help="Texts to measure perplexity on: testbed-ppl-50, testbed-ppl-1k, or a JSON list of strings or "
-                      "ME-PPL records.  [default: testbed-ppl-50 for testbed models]"),
+    typer.Option(callback=known_data, help="Texts to measure perplexity on: a name, or a JSON list of strings or "
+                 f"ME-PPL records.  [default: testbed-ppl-50 for testbed models, else {TEXTS} if it is here]"),
 ]  # fmt: skip
-CollapseRatio = Annotated[float, typer.Option(help="Collapsed from this many times unedited on.")]
+Cases = Annotated[
+    str | None,
+    typer.Option(
+        "--data", callback=known_data, help="Edit cases: a name or a path.  [default: testbed for testbed models]"
+    ),
+]
+CollapseRatio = Annotated[float, typer.Option(callback=_ratio, help="Collapsed from this many times unedited on.")]
 
 
-class Stop(Exception):
-    """An end before the command is done: what to say in one line, and the exit status."""
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
+# -- what values stand for ---------------------------------------------------------------------------------
 
 
 def pairs(parameters: Sequence[str]) -> dict[str, str]:
@@ -48,24 +124,24 @@ def pairs(parameters: Sequence[str]) -> dict[str, str]:
     return {name: value for name, _, value in (text.partition("=") for text in parameters)}
 
 
-def values(parameters: Sequence[str]) -> dict[str, Any]:
+def values(parameters: Sequence[str] | None) -> dict[str, Any]:
     """Values of `-p` options as JSON where they are, so that `-p layers [1,2]` is a list; else as text."""
-    return {name: _json(value) for name, value in pairs(parameters).items()}
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+    found: dict[str, Any] = {}
+    for name, text in pairs(parameters or []).items():
+        try:
+            found[name] = json.loads(text)
+        except ValueError:
+            found[name] = text
+    return found
 
 
 def texts_for(model: str, name: str | None) -> list[str] | None:
-    """Texts by name, for testbed models their own if none is given."""
-    from editlib.data import datasets as data
-
-    name = name or ("testbed-ppl-50" if model.startswith("testbed/") else None)
-    return data.texts(name) if name else None
+    """Texts by name, or a model's default ones; None if there are none."""
+    if name is None and model.startswith("testbed/"):
+        name = "testbed-ppl-50"
+    elif name is None and SOURCES[TEXTS].here:
+        name = TEXTS
+    return texts_of(name)
 
 
 def cases_for(model: str, name: str | None, *, lacking: str) -> list["Case"]:
@@ -75,7 +151,23 @@ def cases_for(model: str, name: str | None, *, lacking: str) -> list["Case"]:
     name = name or ("testbed" if model.startswith("testbed/") else None)
     if name is None:
         raise EditlibError(f"{lacking}; give --data NAME or PATH")
-    return data.cases(name)
+    return list(_told(name, data.read_cases(name)).cases)
+
+
+def texts_of(name: str | None) -> list[str] | None:
+    """Texts by name."""
+    from editlib.data import datasets as data
+
+    return list(_told(name, data.read_texts(name)).texts) if name else None
+
+
+def _told(name: str, reading: "Reading") -> "Reading":
+    """What a file held, after a word on stderr about the records that were left out."""
+    if reading.rejected:
+        left, first = len(reading.rejected), reading.rejected[0]
+        note(f"data {name}: {left} of {reading.records} records left out, the first is {first}; "
+             f"`editlib data check {name}` lists them")  # fmt: skip
+    return reading
 
 
 def load_model(model: str, *, dtype: str, device: str, revision: str | None) -> "LanguageModel":
@@ -102,6 +194,6 @@ def check_new(path: Path | None) -> None:
         return
     if path.exists():
         raise EditlibError(f"output {path} exists already; choose another")
-    parent = next(place for place in path.absolute().parents if place.exists())
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise EditlibError(f"output {path} cannot be written: {parent} is no writable folder")

@@ -2,7 +2,6 @@
 
 import json
 import re
-import reprlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -11,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from editlib.cli.options import Json, Stop, pairs
-from editlib.errors import EditlibError
-from editlib.text import short, table, to_json
+from editlib.cli.options import Json, pairs
+from editlib.cli.output import Stop, emit, note
+from editlib.errors import EditlibError, unknown
+from editlib.text import short, table, with_interval
 
 if TYPE_CHECKING:
     from editlib.runs.analyses import Analysis
-    from editlib.runs.compare import Comparison, Difference
+    from editlib.runs.compare import Comparison
     from editlib.runs.manifest import Manifest
 
 WIDEST = 80  # characters of a table's cell
@@ -52,24 +52,28 @@ def run(
     from editlib.runs import analyses
     from editlib.runs import execute as runs
 
-    place = analyses.find_root(root)
+    project = analyses.find_root(root)
     if not (every or listed) and analysis is None:
-        raise EditlibError(f"name an analysis ({', '.join(analyses.names(place))}) or give --all")
+        raise EditlibError(f"name an analysis ({', '.join(analyses.names(project))}) or give --all")
     if every and (analysis or parameter):
         raise EditlibError("--all takes neither an analysis nor -p; leave one of them out")
-    names = analyses.names(place) if analysis is None else [analysis]
+    names = analyses.names(project) if analysis is None else [analysis]
     if listed:
-        return typer.echo("\n\n".join(_describe(analyses.read(name, place)) for name in names))
+        known = [analyses.read(name, project) for name in names]
+        return emit([_about(one) for one in known] if as_json else "\n\n".join(map(_described, known)))
     options: dict[str, Any] = {"profile": profile, "force": force, "timeout": timeout, "progress": sys.stderr.isatty()}
     given = pairs(parameter or [])
-    if (garbled := next((name for name, value in given.items() if not _is_utf8(value)), None)) is not None:
-        raise EditlibError(f"the value of -p {garbled} is no UTF-8 text; write it in UTF-8")
+    for name, value in given.items():
+        if any("\ud800" <= character <= "\udfff" for character in value):  # what stands in for other bytes
+            raise EditlibError(f"the value of -p {name} is no UTF-8 text; write it in UTF-8")
     try:
-        done = runs.execute_all(names, jobs=jobs, root=place, parameters=given, **options)
+        done = runs.execute_all(names, jobs=jobs, root=project, parameters=given, **options)
     except runs.RunFailed as error:
         raise Stop(str(error), 1) from error
-    found = [{"analysis": m.analysis, "run": m.run, "spec": m.spec, "path": _relative(m.folder)} for m in done]
-    typer.echo(to_json(found) if as_json else "\n".join(f"{item['analysis']}: {item['path']}" for item in found))
+    if as_json:
+        return emit([{"analysis": m.analysis, "run": m.run, "spec": m.spec, "path": _relative(m.folder)} for m in done])
+    lines = [f"{manifest.analysis}: {_relative(manifest.folder)}" for manifest in done]
+    emit("\n".join([*lines, "their pages are made by: make book"]))
 
 
 def runs(
@@ -93,19 +97,19 @@ def runs(
     from editlib.runs import analyses
     from editlib.runs import execute as runs
 
-    place = analyses.find_root(root)
-    frame = runs.runs_frame(place)
-    if analysis is not None and analysis not in (known := sorted({*analyses.names(place), *frame["analysis"]})):
-        raise EditlibError(f"analysis {reprlib.repr(analysis)} is unknown; use one of {', '.join(known) or 'none yet'}")
+    project = analyses.find_root(root)
+    frame = runs.runs_frame(project)
+    if analysis is not None and analysis not in (known := sorted({*analyses.names(project), *frame["analysis"]})):
+        raise unknown("analysis", analysis[:WIDEST], known)
     wanted = {"analysis": analysis, "model": model, "profile": profile, "published": published}
     for column, value in wanted.items():
         frame = frame if value is None else frame[frame[column] == value]
     frame = frame[frame["spec"].str.startswith(spec or "")] if len(frame) else frame
     if (column := sort.removeprefix("-")) not in runs.COLUMNS:
-        raise EditlibError(f"column {reprlib.repr(column)} is unknown; use one of {', '.join(runs.COLUMNS)}")
+        raise unknown("column", column[:WIDEST], runs.COLUMNS)
     frame = frame.sort_values(column, ascending=not sort.startswith("-"), kind="stable")
     if as_json:
-        return typer.echo(frame.to_json(orient="records", indent=1, force_ascii=False))
+        return emit(json.loads(frame.to_json(orient="records")))
     columns = ["analysis", "profile", "model", "n", "seed", "started", "seconds", "run", "published"]
     rows = [["" if v != v else _cell(v) for v in row] for row in frame[columns].itertuples(index=False)]
     filtered = spec is not None or any(value is not None for value in wanted.values())
@@ -121,8 +125,8 @@ def show(run: RunId, root: Root = None, as_json: Json = False) -> None:
     from editlib.runs import analyses, manifest
     from editlib.runs import execute as runs
 
-    found = runs.find(run, analyses.find_root(root))
-    typer.echo(manifest.as_text(found.record).rstrip() if as_json else "\n\n".join(_sections(found)))
+    shown = runs.find(run, analyses.find_root(root))
+    emit(json.loads(manifest.as_text(shown.record)) if as_json else "\n\n".join(_sections(shown)))
 
 
 def verify(
@@ -136,19 +140,27 @@ def verify(
 
     Example: editlib verify --all
     """
-    from editlib.runs import analyses
+    from editlib.runs import analyses, manifest
     from editlib.runs import execute as runs
 
     if every == (run is not None):
         raise EditlibError("name one run to check, or give --all")
-    place = analyses.find_root(root)
-    folders = runs.run_folders(place) if run is None else [runs.find_folder(run, place)]
-    changed = [(folder, reason) for folder in folders if (reason := _changed(folder)) is not None]
-    for folder, reason in changed:
-        typer.echo(f"{_relative(folder)}: {reason}")
+    project = analyses.find_root(root)
+    folders = runs.run_folders(project) if run is None else [runs.find_folder(run, project)]
+    changed = 0
+    for folder in folders:
+        try:
+            name = manifest.read_manifest(folder).difference()
+            reason = name and f"{name} is not as the run's id says"
+        except EditlibError as error:
+            reason = f"{manifest.NAME} is damaged: {error}"
+        if reason:
+            changed += 1
+            emit(f"{_relative(folder)}: {reason}")
+    count = f"{len(folders)} run{'' if len(folders) == 1 else 's'}"
     if changed:
-        raise Stop(f"{len(changed)} of {_counted(len(folders))} changed; restore the files, or execute it again", 1)
-    typer.echo(f"{_counted(len(folders))} checked: every file is as the ids say" if folders else NO_RUNS)
+        raise Stop(f"{changed} of {count} changed; restore the files, or execute it again", 1)
+    emit(f"{count} checked: every file is as the ids say" if folders else NO_RUNS)
 
 
 def cite(
@@ -164,13 +176,13 @@ def cite(
     from editlib.runs import execute as runs
 
     if form not in citation.FORMATS:
-        raise EditlibError(f"format {reprlib.repr(form)} is unknown; use one of {', '.join(citation.FORMATS)}")
-    found = runs.find(run, analyses.find_root(root))
-    if (name := found.difference()) is not None:
-        raise EditlibError(f"run {found.run} cannot be cited: {name} was changed; restore it")
-    if not found.published:
-        typer.echo(f"editlib: run {found.run} is local: only this machine has it until it is published", err=True)
-    typer.echo(citation.FORMATS[form](found).rstrip())
+        raise unknown("format", form[:WIDEST], citation.FORMATS)
+    cited = runs.find(run, analyses.find_root(root))
+    if (name := cited.difference()) is not None:
+        raise EditlibError(f"run {cited.run} cannot be cited: {name} was changed; restore it")
+    if not cited.published:
+        note(f"run {cited.run} is local: only this machine has it until it is published")
+    emit(citation.FORMATS[form](cited).rstrip())
 
 
 def compare(
@@ -187,12 +199,10 @@ def compare(
     from editlib.runs import execute as runs
     from editlib.runs.compare import compare
 
-    place = analyses.find_root(root)
-    first, second = runs.find(a, place), runs.find(b, place)
+    project = analyses.find_root(root)
+    first, second = runs.find(a, project), runs.find(b, project)
     comparison = compare(first, second)
-    if as_json:
-        return typer.echo(to_json(comparison.record))
-    typer.echo("\n\n".join(_compared(first, second, comparison)))
+    emit(comparison.record if as_json else "\n\n".join(_compared(first, second, comparison)))
 
 
 def publish(
@@ -207,17 +217,6 @@ def publish(
     from editlib.runs import execute as runs
 
     typer.echo(_relative(runs.publish(run, analyses.find_root(root))))
-
-
-def _changed(folder: Path) -> str | None:
-    """What is wrong with a run's folder, or None."""
-    from editlib.runs.manifest import NAME, read_manifest
-
-    try:
-        name = read_manifest(folder).difference()
-    except EditlibError as error:
-        return f"{NAME} is damaged: {error}"
-    return name and f"{name} is not as the run's id says"
 
 
 def _sections(run: "Manifest") -> Iterator[str]:
@@ -243,38 +242,25 @@ def _sections(run: "Manifest") -> Iterator[str]:
     yield "Files\n" + _listed(**run.outputs)
 
 
-def _compared(a: "Manifest", b: "Manifest", found: "Comparison") -> Iterator[str]:
+def _compared(a: "Manifest", b: "Manifest", both: "Comparison") -> Iterator[str]:
     """The parts of what `compare` prints."""
-    asked = f"One spec, {a.spec}: the same was asked." if found.same_spec else f"Two specs, {a.spec} and {b.spec}."
-    other = "" if found.same_analysis else f" Two analyses, {a.analysis} and {b.analysis}."
-    yield f"{asked}{other}\nA {_named(a)}\nB {_named(b)}"
-    groups = {
-        "Parameters": found.parameters,
-        "Inputs": found.inputs,
-        "Environment": found.environment,
-        "Hardware": found.hardware,
-    }
-    for name, differences in groups.items():
-        yield f"{name}\n" + _side_by_side(differences)
-    rows = [
+    asked = f"One spec, {a.spec}: the same was asked." if both.same_spec else f"Two specs, {a.spec} and {b.spec}."
+    other = "" if both.same_analysis else f" Two analyses, {a.analysis} and {b.analysis}."
+    named = (f"{name} {run.run}  {run.analysis} {run.profile}  {run.started}" for name, run in (("A", a), ("B", b)))
+    yield "\n".join([asked + other, *named])
+    for name in ("parameters", "inputs", "environment", "hardware"):
+        rows = [(difference.name, difference.a, difference.b) for difference in getattr(both, name)]
+        yield f"{name.capitalize()}\n" + (_indented(["", "A", "B"], *rows) if rows else "  no difference")
+    numbers = [
         (n.name, _measured(n.a, n.a_interval), _measured(n.b, n.b_interval), n.difference, n.ratio)
-        for n in found.numbers
+        for n in both.numbers
     ]
-    yield "Numbers\n" + (_indented(["", "A", "B", "B - A", "B / A"], *rows) if rows else "  none")
-    yield "Figures of both\n" + ("\n".join(f"  {name}" for name in found.figures) or "  none")
-
-
-def _side_by_side(differences: "Sequence[Difference]") -> str:
-    rows = [(d.name, d.a, d.b) for d in differences]
-    return _indented(["", "A", "B"], *rows) if rows else "  no difference"
+    yield "Numbers\n" + (_indented(["", "A", "B", "B - A", "B / A"], *numbers) if numbers else "  none")
+    yield "Figures of both\n" + ("\n".join(f"  {name}" for name in both.figures) or "  none")
 
 
 def _measured(value: object, interval: "tuple[object, object] | None") -> str:
-    return short(value) + (f" [{short(interval[0])}, {short(interval[1])}]" if interval else "")
-
-
-def _named(run: "Manifest") -> str:
-    return f"{run.run}  {run.analysis} {run.profile}  {run.started}"
+    return with_interval(short(value), (short(interval[0]), short(interval[1])) if interval else None)
 
 
 def _listed(**entries: object) -> str:
@@ -295,17 +281,17 @@ def _cell(value: object) -> object:
     return text if len(text) <= WIDEST else f"{text[:WIDEST]}…"
 
 
-def _counted(runs: int) -> str:
-    return f"{runs} run{'' if runs == 1 else 's'}"
+def _about(analysis: "Analysis") -> dict[str, Any]:
+    """An analysis with its profiles and parameters, for JSON."""
+    parameters = [
+        {"name": p.name, "type": p.type, "default": p.default, "help": p.help} for p in analysis.parameters.values()
+    ]
+    about = {"analysis": analysis.name, "title": analysis.title, "profiles": analysis.profiles}
+    return about | {"parameters": parameters}
 
 
-def _is_utf8(text: str) -> bool:
-    """Whether an argument was UTF-8; Python stands in surrogates for other bytes."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def _describe(analysis: "Analysis") -> str:
-    """Title, profiles and parameters of an analysis."""
+def _described(analysis: "Analysis") -> str:
+    """The same for people."""
     rows = [[f"  {p.name}", p.type, json.dumps(p.default), p.help] for p in analysis.parameters.values()]
     head = f"{analysis.name}: {analysis.title} (profiles: {', '.join(analysis.profiles)})"
     return "\n".join([head, *([table(rows)] if rows else [])])

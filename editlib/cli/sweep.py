@@ -4,51 +4,46 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from editlib.cli.options import (
+    Cases,
     CollapseRatio,
     Corpus,
     Device,
     Dtype,
     Flavour,
+    Hparams,
     Json,
+    Methods,
     Model,
     Revision,
     Stats,
-    Stop,
     Texts,
     cases_for,
     check_new,
     hush,
     load_model,
+    one_of,
     texts_for,
+    texts_of,
     values,
 )
+from editlib.cli.output import Stop, alive, emit, note
 from editlib.errors import EditlibError
-from editlib.text import table, to_json
+from editlib.text import table
 
-if TYPE_CHECKING:
-    from editlib.sweeps.hardedit.authors import OpenAIAuthor
-    from editlib.sweeps.hardedit.build import Built
+AUTHORS = ("world", "openai")
 
 
 def sweep(
     model: Model,
     out: Annotated[Path, typer.Option(help="New folder for the table, or with --resume the one to go on with.")],
-    cases: Annotated[
-        str | None,
-        typer.Option("--data", help="Edit cases: a name or a path.  [default: testbed for testbed models]"),
-    ] = None,
-    method: Annotated[
-        list[str] | None,
-        typer.Option(help="ft, ft-l, mend, rome, c-rome, p-rome, r-rome, memit or emmet; repeat for more.  "
-                          "[default: rome]"),
-    ] = None,
+    cases: Cases = None,
+    method: Methods = None,
     texts: Texts = None,
     n: Annotated[int | None, typer.Option("-n", "--n", min=1, help="Cases to draw.  [default: all]")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
@@ -62,10 +57,7 @@ def sweep(
     no_scores: Annotated[bool, typer.Option("--no-scores", help="Leave the scores out, which is faster.")] = False,
     per_sentence: Annotated[bool, typer.Option("--per-sentence", help="Keep each text's perplexity too.")] = False,
     flavour: Flavour = None,
-    hparam: Annotated[
-        list[str] | None,
-        typer.Option("-p", "--hparam", metavar="NAME VALUE", help="Set a hyper-parameter of all methods; repeat."),
-    ] = None,
+    hparam: Hparams = None,
     stats: Stats = None,
     corpus: Corpus = None,
     collapse_ratio: CollapseRatio = 5.0,
@@ -73,7 +65,7 @@ def sweep(
     device: Device = "cpu",
     revision: Revision = None,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Edit many cases, and keep a table of what each edit does: perplexity, scores, diagnostics.
 
     Each edit is undone before the next one, or with --sequential made on top of it. The folder is one parquet table;
@@ -81,49 +73,46 @@ def sweep(
 
     Example: editlib sweep --model testbed/anchored --method rome --method c-rome -n 100 --out rome
     """
-    from editlib.data import datasets as data
-    from editlib.editing import methods
-    from editlib.editing import stats as moments
-    from editlib.sweeps.sequential import sequence
-    from editlib.sweeps.sequential import summary as of_sequence
-    from editlib.sweeps.single import summary as of_edits
-    from editlib.sweeps.single import sweep as single_edits
-
-    _check_sequential(sequential, every=every, no_scores=no_scores, per_sentence=per_sentence)
-    _check_table(out, resume=resume)
-    pool, measured = cases_for(model, cases, lacking=f"no cases to edit {model} with"), _needed_texts(model, texts)
-    chosen = pool if n is None else data.draw(pool, n, seed=seed)
-    options: dict[str, Any] = {
-        "texts": measured, "out": out, "resume": resume, "progress": sys.stderr.isatty(),
-        "stats": moments.load(stats) if stats else None, "corpus": data.texts(corpus) if corpus else None,
-    }  # fmt: skip
-    lm = load_model(model, dtype=dtype, device=device, revision=revision)
-    given = {"flavour": flavour} | values(hparam or [])
-    variants = {one: methods.hparams_for(lm, one, **given) for one in method or ["rome"]}
-    together = partial(sequence, every=every or 1)
-    singly = partial(single_edits, scores=not no_scores, per_sentence=per_sentence)
-    with _resumable(out):
-        done = (together if sequential else singly)(lm, chosen, methods=variants, **options)
-    found = (of_sequence if sequential else of_edits)(done, collapse_ratio=collapse_ratio)
-    rows = found.astype(object).where(found.notna(), None).to_dict("records")
-    if as_json:
-        return typer.echo(to_json({"model": model, "cases": len(chosen), "folder": str(out), "methods": rows}))
-    head = [name.replace("_", " ") for name in found.columns]
-    typer.echo(f"{table([head, *(list(row.values()) for row in rows)])}\n\ntable: {out}")
-
-
-def _check_sequential(sequential: bool, *, every: int | None, no_scores: bool, per_sentence: bool) -> None:
     if every and not sequential:
         raise EditlibError("--every is for --sequential; add that, or leave --every out")
     if sequential and (no_scores or per_sentence):
         raise EditlibError("--sequential keeps no scores and no sentences; leave --no-scores and --per-sentence out")
+    check_new(None if out.exists() else out)
+    pool, measured = cases_for(model, cases, lacking=f"no cases to edit {model} with"), _needed_texts(model, texts)
+    source = texts_of(corpus)
 
-
-def _check_table(out: Path, *, resume: bool) -> None:
+    from editlib.data import datasets as data
+    from editlib.editing import methods
+    from editlib.editing import stats as moments
+    from editlib.sweeps import sequential as sequences
+    from editlib.sweeps import single
     from editlib.sweeps.parts import sweep_folder
 
-    check_new(None if out.exists() else out)
     sweep_folder(out).check(resume=resume)
+    chosen = pool if n is None else data.draw(pool, n, seed=seed)
+    bar = sys.stderr.isatty()
+    options: dict[str, Any] = {
+        "texts": measured, "out": out, "resume": resume, "progress": bar,
+        "stats": moments.load(stats) if stats else None, "corpus": source,
+    }  # fmt: skip
+    lm = load_model(model, dtype=dtype, device=device, revision=revision)
+    hparams = {"flavour": flavour} | values(hparam)
+    variants = {name: methods.hparams_for(lm, name, **hparams) for name in method or ["rome"]}
+    with _resumable(out), alive(f"{len(chosen)} cases to edit {model} with", quiet=bar or as_json):
+        if sequential:
+            done = sequences.sequence(lm, chosen, methods=variants, every=every or 1, **options)
+        else:
+            done = single.sweep(
+                lm, chosen, methods=variants, scores=not no_scores, per_sentence=per_sentence, **options
+            )
+    summary = (sequences if sequential else single).summary(done, collapse_ratio=collapse_ratio)
+    rows = summary.astype(object).where(summary.notna(), None).to_dict("records")
+    head = [name.replace("_", " ") for name in summary.columns]
+    text = f"{table([head, *(list(row.values()) for row in rows)])}\n\ntable: {out}"
+    emit({"model": model, "cases": len(chosen), "folder": str(out), "methods": rows} if as_json else text)
+    for name, ends in done.groupby("method", sort=False)["error"]:
+        if ends.notna().all():
+            raise Stop(f"every edit by {name} failed, the first so: {ends.iloc[0]}", 1)
 
 
 def _needed_texts(model: str, name: str | None) -> list[str]:
@@ -150,7 +139,9 @@ def hardedit(
     model: Model,
     out: Annotated[Path, typer.Option(help="New folder for the set, or with --resume the one to go on with.")],
     author: Annotated[
-        str, typer.Option(help="world: the testbed's, offline. openai: a model behind an OpenAI-compatible endpoint.")
+        str,
+        typer.Option(callback=one_of("author", AUTHORS), help="world: the testbed's, offline. openai: a model behind "
+                     "an OpenAI-compatible endpoint."),
     ] = "world",
     n: Annotated[int, typer.Option("-n", "--n", min=1, help="Cases that should collapse the model.")] = 100,
     calls: Annotated[
@@ -162,10 +153,7 @@ def hardedit(
     price_out: Annotated[float | None, typer.Option(min=0, help="Price of a million tokens received.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before calls that may cost money.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the same set was interrupted.")] = False,
-    texts: Annotated[
-        str | None,
-        typer.Option(help="Texts to measure perplexity on.  [default: testbed-ppl-50 for testbed models]"),
-    ] = None,
+    texts: Texts = None,
     corpus: Corpus = None,
     collapse_ratio: CollapseRatio = 5.0,
     seed: Annotated[int, typer.Option(help="With world: seed of its records.")] = 0,
@@ -173,7 +161,7 @@ def hardedit(
     device: Device = "cpu",
     revision: Revision = None,
     as_json: Json = False,
-) -> None:
+) -> None:  # fmt: skip
     """Build a set of cases that collapse a model with one ROME edit each, as HardEdit was built.
 
     An author writes records, ten a call; those that do not collapse the model are set aside with the reason. The key
@@ -182,50 +170,34 @@ def hardedit(
 
     Example: editlib hardedit --model testbed/anchored --author world -n 20 --out hard
     """
-    from editlib.data import datasets as data
-    from editlib.sweeps.hardedit.authors import WorldAuthor, estimate
+    measured, source = _needed_texts(model, texts), texts_of(corpus)
+
+    from editlib.sweeps.hardedit.authors import OpenAIAuthor, WorldAuthor, estimate
     from editlib.sweeps.hardedit.build import build, most_calls, set_folder
 
-    if author not in ("world", "openai"):
-        raise EditlibError(f"author {author!r} is unknown; use world or openai")
     set_folder(out).check(resume=resume)
-    measured = _needed_texts(model, texts)
-    writer = WorldAuthor(seed) if author == "world" else _endpoint(author_model, base_url)
     most = calls or most_calls(n)
+    writer: WorldAuthor | OpenAIAuthor = WorldAuthor(seed)
     if author == "openai":
-        typer.echo(f"cost: {estimate(most, price_in=price_in, price_out=price_out)}", err=True)
+        if author_model is None:
+            raise EditlibError("no model to write records; give --author-model NAME")
+        writer = OpenAIAuthor(author_model, base_url)
+        writer.client  # noqa: B018  raises without a key
+        note(f"cost: {estimate(most, price_in=price_in, price_out=price_out)}")
         if not yes:
             typer.confirm("go on?", abort=True, err=True)
     lm = load_model(model, dtype=dtype, device=device, revision=revision)
-    source = data.texts(corpus) if corpus else None
-    with _resumable(out):
+    with _resumable(out), alive(f"{author} writes cases for {model}", quiet=as_json):
         done = build(
             lm, writer, n=n, out=out, texts=measured, corpus=source, collapse_ratio=collapse_ratio, calls=most,
             resume=resume,
         )  # fmt: skip
-    typer.echo(_built(done, as_json=as_json))
-
-
-def _endpoint(model: str | None, base_url: str | None) -> "OpenAIAuthor":
-    """A model that writes records; raises `EditlibError` without its name or a key."""
-    from editlib.sweeps.hardedit.authors import OpenAIAuthor
-
-    if model is None:
-        raise EditlibError("no model to write records; give --author-model NAME")
-    author = OpenAIAuthor(model, base_url)
-    author.client  # noqa: B018  raises without a key
-    return author
-
-
-def _built(done: "Built", *, as_json: bool) -> str:
-    """How many records were accepted and rejected, and why."""
-    reasons = Counter(line["reason"] for line in done.rejected)
-    accepted = len(done.accepted)
+    reasons, accepted = Counter(line["reason"] for line in done.rejected), len(done.accepted)
     if as_json:
-        return to_json({"file": str(done.path), "accepted": accepted, "calls": done.calls, "rejected": reasons})
+        return emit({"file": str(done.path), "accepted": accepted, "calls": done.calls, "rejected": reasons})
     rows = [["accepted", accepted], ["rejected", len(done.rejected)], ["calls now", done.calls]]
     most_common = [f"  {count} of the rejected: {reason}" for reason, count in reasons.most_common(5)]
-    return "\n".join([table(rows), *most_common, f"set: {done.path}"])
+    emit("\n".join([table(rows), *most_common, f"set: {done.path}"]))
 
 
 # -- bench ---------------------------------------------------------------------------------------------
@@ -269,7 +241,7 @@ def bench(
     report = bench.bench(work, plain_edits=plain_edits, rounds=rounds, progress=sys.stderr.isatty())
     operators = bench.profile(work) if profiled else []
     if as_json:
-        return typer.echo(to_json(report.record() | ({"profile": operators} if profiled else {})))
+        return emit(report.record() | ({"profile": operators} if profiled else {}))
     rows = [list(operator.values()) for operator in operators]
     shown = table([["operator", "calls", "seconds", "share"], *rows]) if rows else ""
-    typer.echo("\n\n".join(filter(None, [report.table(), shown])))
+    emit("\n\n".join(filter(None, [report.table(), shown])))

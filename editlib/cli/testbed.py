@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from editlib.cli.options import Device, Json, check_new
+from editlib.cli.output import emit
 from editlib.errors import EditlibError, unknown
 from editlib.files import TESTBED
-from editlib.text import table, to_json
+from editlib.text import table
 
 app = typer.Typer(help="The small models shipped with editlib.", rich_markup_mode=None)
 
@@ -53,9 +54,9 @@ def testbed_info(as_json: Json = False) -> None:
     if not cards:
         raise EditlibError(f"{TESTBED} holds no model; install editlib again")
     if as_json:
-        return typer.echo(to_json(cards))
+        return emit(cards)
     names = list(dict.fromkeys(key for card in cards for key in card if not isinstance(card[key], Mapping)))
-    typer.echo(table([[name, *(card.get(name) for card in cards)] for name in names]))
+    emit(table([[name, *(card.get(name) for card in cards)] for name in names]))
 
 
 def _card(path: Path) -> dict[str, Any]:

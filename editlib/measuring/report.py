@@ -1,9 +1,11 @@
-"""Before and after one edit: what a model says, how well it reads, and whether it collapsed."""
+"""Before and after an edit: what a model says, whether the edit holds, how well it reads, and whether it collapsed."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from editlib.data.datasets import Case
 from editlib.data.request import EditRequest
 from editlib.editing.edit import Edit
 from editlib.engine.perplexity import perplexity
@@ -14,11 +16,19 @@ from editlib.text import short, table
 
 
 @dataclass(frozen=True)
-class Look:
-    """One look at a model, edited or not; perplexity is None where no texts were given."""
+class Answer:
+    """What a model says to one request; it holds if the target is what it says, greedily."""
 
     continuation: str
     target_probability: float
+    holds: bool
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look at a model, edited or not; perplexity is None where no texts were given."""
+
+    answers: tuple[Answer, ...]
     perplexity_mean: float | None
     perplexity_corpus: float | None
 
@@ -28,12 +38,17 @@ class Report:
     """An edit's effect on its model; collapse is `collapse_ratio` times the unedited perplexity or more."""
 
     model: str
-    request: EditRequest
+    requests: tuple[EditRequest, ...]
     method: str
     before: Look
     after: Look
     diagnostics: Mapping[str, Any]
     collapse_ratio: float
+
+    @property
+    def holding(self) -> int:
+        """How many of the requests hold after the edit."""
+        return sum(answer.holds for answer in self.after.answers)
 
     @property
     def perplexity_ratio(self) -> float | None:
@@ -49,59 +64,80 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """Collapsed or intact, in words."""
+        """Collapsed or intact, in words; intact is no praise where the edit did nothing, so that is said."""
         if self.collapsed is None:
-            return "unknown: perplexity was not measured; give --texts FILE"
+            return "unknown: perplexity was not measured; give --texts NAME or FILE"
         word = "collapsed" if self.collapsed else "intact"
-        return f"{word} (perplexity ×{short(self.perplexity_ratio)})"
+        failed = len(self.requests) - self.holding
+        many = "the edit does" if len(self.requests) == 1 else f"{failed} of {len(self.requests)} edits do"
+        return f"{word} (perplexity ×{short(self.perplexity_ratio)}){f', but {many} not hold' if failed else ''}"
 
     def record(self) -> dict[str, Any]:
-        """Everything, for JSON."""
-        judged = {name: getattr(self, name) for name in ("perplexity_ratio", "collapsed", "verdict")}
-        return asdict(self) | {"diagnostics": dict(self.diagnostics)} | judged
+        """Everything, for JSON: `request`, `before` and `after` are of the first request, `requests` of all."""
+        said = [
+            {"request": asdict(request), "before": asdict(before), "after": asdict(after)}
+            for request, before, after in zip(self.requests, self.before.answers, self.after.answers, strict=True)
+        ]
+        looks = {"before": self.before, "after": self.after}
+        measured = {
+            when: said[0][when] | {name: getattr(look, name) for name in ("perplexity_mean", "perplexity_corpus")}
+            for when, look in looks.items()
+        }
+        judged = {name: getattr(self, name) for name in ("holding", "perplexity_ratio", "collapsed", "verdict")}
+        about = {"model": self.model, "method": self.method, "collapse_ratio": self.collapse_ratio}
+        return about | said[0] | measured | judged | {"requests": said, "diagnostics": dict(self.diagnostics)}
 
     def table(self) -> str:
         """Everything, for people."""
-        found, rows = self.diagnostics, [("", "before", "after"), *self._rows()]
-        facts: list[tuple[object, ...]] = [
-            ("prompt", self.request.text),
-            *([("denominator", self._denominator())] if found["denominator"] is not None else []),
-            ("|Δ| / |W|", f"{short(found['relative_delta_norm'])}, {found['steps']} steps"),
-            ("verdict", self.verdict),
+        measured = [
+            ("perplexity, mean", self.before.perplexity_mean, self.after.perplexity_mean),
+            ("perplexity, corpus", self.before.perplexity_corpus, self.after.perplexity_corpus),
         ]
-        return f"{table(rows)}\n\n{table(facts)}"
+        facts: list[tuple[object, ...]] = []
+        rows: list[tuple[object, ...]]
+        if len(self.requests) == 1:
+            (request,), (before,), (after,) = self.requests, self.before.answers, self.after.answers
+            rows = [
+                ("continuation", before.continuation, after.continuation),
+                (f"P({request.target_new})", before.target_probability, after.target_probability),
+                ("edit holds", *("yes" if answer.holds else "no" for answer in (before, after))),
+            ]
+            facts = [("prompt", request.text)]
+        else:
+            pairs = zip(self.requests, self.before.answers, self.after.answers, strict=True)
+            rows = [
+                (f"P({request.target_new} | {request.text})", before.target_probability, after.target_probability)
+                for request, before, after in pairs
+            ]
+            count = len(self.requests)
+            held = sum(answer.holds for answer in self.before.answers)
+            rows.append(("edits hold", f"{held} of {count}", f"{self.holding} of {count}"))
+        denominator, consistent = (self.diagnostics[name] for name in ("denominator", "denominator_consistent"))
+        if denominator is not None:
+            ratio = f"{short(consistent)} with consistent keys (ratio {short(denominator / consistent)})"
+            facts.append(("denominator", f"{short(denominator)}, {ratio}"))
+        norm, steps = self.diagnostics["relative_delta_norm"], self.diagnostics["steps"]
+        facts += [("|Δ| / |W|", f"{short(norm)}, {steps} steps"), ("verdict", self.verdict)]
+        return f"{table([('', 'before', 'after'), *rows, *measured])}\n\n{table(facts)}"
 
-    def _denominator(self) -> str:
-        found, consistent = self.diagnostics["denominator"], self.diagnostics["denominator_consistent"]
-        return f"{short(found)}, {short(consistent)} with consistent keys (ratio {short(found / consistent)})"
 
-    def _rows(self) -> list[tuple[object, ...]]:
-        names = {
-            "continuation": "continuation",
-            f"P({self.request.target_new})": "target_probability",
-            "perplexity, mean": "perplexity_mean",
-            "perplexity, corpus": "perplexity_corpus",
-        }
-        return [(name, getattr(self.before, key), getattr(self.after, key)) for name, key in names.items()]
-
-
-def look(lm: LanguageModel, request: EditRequest, texts: Sequence[str] | None) -> Look:
-    """Ask a model once; raises `EditlibError` if subject or target cannot be located in the prompt."""
+def look(lm: LanguageModel, requests: Sequence[EditRequest], texts: Sequence[str] | None) -> Look:
+    """Ask a model once; raises `EditlibError` if subject or target cannot be located in a prompt."""
+    answers = []
+    for request in requests:
+        reading = scores.read(lm, Case(0, request))
+        tokens, reply = reading.prompts.questions[0].answer.tokens, reading.replies[0]
+        probability = math.exp(reply.answer * len(tokens))
+        answers.append(Answer(scores.continuation(lm, request.text, tokens=8), probability, reply.said == tokens))
     measured = perplexity(lm, texts) if texts else None
-    return Look(
-        scores.continuation(lm, request.text, tokens=8),
-        scores.target_probability(lm, request, request.target_new),
-        measured.mean if measured else None,
-        measured.corpus if measured else None,
-    )
+    return Look(tuple(answers), measured.mean if measured else None, measured.corpus if measured else None)
 
 
 def before_after(
     lm: LanguageModel, edit: Edit, *, texts: Sequence[str] | None = None, collapse_ratio: float = COLLAPSE_RATIO
 ) -> Report:
-    """Look at a model without and with the first request's edit; the model is left as it was."""
-    request = edit.requests[0]
-    before = look(lm, request, texts)
+    """Look at a model without and with an edit; the model is left as it was."""
+    before = look(lm, edit.requests, texts)
     with edit.applied(lm):
-        after = look(lm, request, texts)
-    return Report(lm.name, request, edit.method, before, after, edit.diagnostics, collapse_ratio)
+        after = look(lm, edit.requests, texts)
+    return Report(lm.name, tuple(edit.requests), edit.method, before, after, edit.diagnostics, collapse_ratio)

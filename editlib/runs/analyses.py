@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from editlib.errors import EditlibError
+from editlib.errors import EditlibError, unknown
 from editlib.machine import without_paths
 
 SCHEMA = 2  # of spec and manifest
@@ -72,10 +72,10 @@ class Analysis:
         if profile not in self.profiles:
             raise EditlibError(f"profile {profile!r} is unknown; {self.name} has {', '.join(self.profiles) or 'none'}")
         given = {**self.profiles[profile], **overrides}
-        unknown = next((name for name in given if name not in self.parameters), None)
-        if unknown is not None:
+        stray = next((name for name in given if name not in self.parameters), None)
+        if stray is not None:
             known = ", ".join(f"{p.name} ({p.type})" for p in self.parameters.values())
-            raise EditlibError(f"parameter {unknown!r} is unknown; {self.name} has {known}")
+            raise EditlibError(f"parameter {stray!r} is unknown; {self.name} has {known}")
         return {p.name: p.parse(given.get(p.name, p.default)) for p in self.parameters.values()}
 
 
@@ -148,7 +148,7 @@ def read(name: str, root: Path) -> Analysis:
     import jupytext
 
     if name not in (known := names(root)):
-        raise EditlibError(f"analysis {name!r} is unknown; use one of {', '.join(known) or 'none yet'}")
+        raise unknown("analysis", name, known)
     path = root / "notebooks" / f"{name}.py"
     notebook = jupytext.read(path)
     header = notebook.metadata.get("editlib", {})

@@ -9,6 +9,7 @@ import pytest
 
 from editlib.cli import run_app
 from editlib.data import datasets as data
+from editlib.data import download
 from editlib.data.sources import SHIPPED, SOURCES
 
 QUESTION = {"src": "Where is Zen?", "subject": "Zen", "alt": "Daslo", "answers": ["Quint"]}
@@ -108,13 +109,14 @@ def test_get_reports_what_came(printed: Print, monkeypatch: pytest.MonkeyPatch) 
         assert (url, options["sha256"]) == (SOURCES["zsre"].url, None)
         path.write_text(json.dumps([QUESTION] * 19_085 + [QUESTION | {"alt": ""}]))
 
-    monkeypatch.setattr(data, "fetch", fetch)
+    monkeypatch.setattr(download, "fetch", fetch)
     found = json.loads(printed("get", "zsre", "--json"))
     assert (found["records"], found["published"], len(found["rejected"])) == (19_086, 19_086, 1)
 
 
 def test_mistakes_are_one_line(mistake: Print, cases: Path) -> None:
     assert mistake("get", "nothing").startswith("editlib: data 'nothing' is unknown; use one of counterfact, ")
+    assert "data 'hardfc' is unknown; did you mean hardcf? use one of" in mistake("get", "hardfc")
     assert "has no public address; download it from https://" in mistake("get", "hardcf")
     assert "its form is easyedit, not zsre" in mistake("import", "zsre", cases)
     assert "is neither a file nor one of" in mistake("import", "zsre", "nowhere.json")

@@ -8,11 +8,7 @@ from pathlib import Path
 import pytest
 
 from editlib.cli import run_app
-from editlib.cli.testbed import TESTBED
 
-pytestmark = pytest.mark.skipif(
-    not (TESTBED / "anchored" / "card.json").is_file(), reason="the twins are not trained yet"
-)
 MODEL = "testbed/anchored"
 
 Mistake = Callable[..., str]
@@ -72,7 +68,7 @@ def test_mistakes_are_named(mistake: Mistake, unknown_facts: Path, tmp_path: Pat
     assert "model 'testbed/nothing' is no testbed twin" in mistake("testbed/nothing")
     assert f"no facts to trace {tmp_path} on; give --data NAME or PATH" in mistake(tmp_path)
     assert "nowhere.json" in mistake(MODEL, "--data", "nowhere.json")
-    assert "device 'abacus' is not available" in mistake(MODEL, "--device", "abacus")
+    assert "device 'abacus' is unknown; use auto, cpu" in mistake(MODEL, "--device", "abacus")
     assert "window 2 is not odd" in mistake(MODEL, "--window", "2")
     assert "see editlib layers --help" in mistake(MODEL, "-n", "0")
     assert "testbed/anchored knows none of the 1 facts" in mistake(MODEL, "--data", unknown_facts)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import re
 import shutil
 import signal
@@ -14,55 +15,15 @@ from pathlib import Path
 import pytest
 from places import ROOT as REPOSITORY
 
-from editlib.cli import run_app
-from editlib.cli.testbed import TESTBED
-
-PROGRAM = [sys.executable, "-c", "from editlib.cli import main; main()"]
-TEXTS = [f"The {a} {b} is located in the {c} country." for a in ("old", "new") for b in ("town", "band") for c in "abc"]
-
-needs_testbed = pytest.mark.skipif(
-    not (TESTBED / "anchored" / "card.json").is_file(), reason="the twins are not trained yet"
-)
-needs_pilot = pytest.mark.skipif(
-    not (REPOSITORY / "notebooks" / "pilot.py").is_file(), reason="there is no pilot analysis yet"
-)
+import editlib
+from editlib.cli import output, run_app
+from editlib.editing import methods
+from editlib.editing.methods.presets import FLAVOURS as FLAVOURS_BY_NAME
+from editlib.editing.names import FLAVOURS, METHODS
+from editlib.measuring.statistics import COLLAPSE_RATIO
+from editlib.runs import citation
 
 Mistake = Callable[..., str]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny random GPT-2 whose tokenizer drops zero-width spaces."""
-    torch, tokenizers, transformers = (pytest.importorskip(n) for n in ("torch", "tokenizers", "transformers"))
-    folder = tmp_path_factory.mktemp("model")
-    bpe = tokenizers.ByteLevelBPETokenizer()
-    bpe.train_from_iterator(TEXTS, vocab_size=320, special_tokens=["<|endoftext|>"], show_progress=False)
-    bpe._tokenizer.normalizer = tokenizers.normalizers.Replace("\u200b", "")
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="<|endoftext|>")
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    sizes = {"n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": 128, "vocab_size": len(tokenizer)}
-    transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("texts") / "texts.json"
-    path.write_text(json.dumps(TEXTS))
-    return path
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EDITLIB_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
-def edit(model: object, **changes: object) -> list[object]:
-    """Arguments of a good edit, with changes."""
-    options = {"prompt": "{} is located in", "subject": "town", "target": "country", **changes}
-    pairs = [(f"--{name.replace('_', '-')}", value) for name, value in options.items()]
-    return ["edit", "--model", model, *(item for pair in pairs for item in pair)]
 
 
 # -- help ----------------------------------------------------------------------------------------------
@@ -89,11 +50,75 @@ def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Usage: editlib" in capsys.readouterr().out
 
 
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_app(["--version"]) == 0
+    assert capsys.readouterr().out == f"editlib {editlib.__version__}\n"
+
+
+NAMES = {  # mistakes in names: what is said of them
+    "edit --model testbed/ankored": "did you mean testbed/anchored?",
+    "edit --model gpt2": "give its 40-digit commit",
+    "layers testbed/ankored": "did you mean testbed/anchored?",
+    "edit --model testbed/anchored --method rom": "did you mean rome?",
+    "sweep --model testbed/anchored --out x --method rome --method c-rom": "did you mean c-rome?",
+    "edit --model testbed/anchored --flavour meng-2021": "did you mean meng-2022?",
+    "edit --model testbed/anchored --dtype bfloat": "did you mean bfloat16?",
+    "edit --model testbed/anchored --device gpu": "use auto, cpu, cuda or cuda:N",
+    "sweep --model testbed/anchored --out x --data testbd": "did you mean testbed?",
+    "edit --model testbed/anchored --texts testbed-ppl50": "did you mean testbed-ppl-50?",
+    "edit --model testbed/anchored --requests nowhere.json": "neither a file nor one of",
+    "sweep --model testbed/anchored --out x --collapse-ratio nan": "out of range",
+    "hardedit --model testbed/anchored --out x --author wrld": "did you mean world?",
+    "edit --model testbed/anchored": "no fact to edit",
+    "edit --model testbed/anchored --prompt {} --subject Jaklon --target Hifru -p steps": "-p steps has no value",
+    "run pilto": "did you mean pilot?",
+    "runs pilto": "did you mean pilot?",
+}
+
+
+def test_names_are_checked_before_anything_heavy_is_imported() -> None:
+    """Each is told in one line, in a process that has not imported torch at the end."""
+    code = (
+        "import json, sys\nfrom editlib.cli import run_app\n"
+        "ends = [run_app(line.split()) for line in json.load(sys.stdin)]\n"
+        "print(set(ends), 'torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    command, given = [sys.executable, "-c", code], json.dumps(list(NAMES))
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert done.stdout == "{2} False False\n"
+    for said, line in zip(NAMES.values(), done.stderr.splitlines(), strict=True):
+        assert said in line
+
+
+def test_the_names_are_those_of_what_they_stand_for() -> None:
+    assert tuple(methods.METHODS) == METHODS and tuple(FLAVOURS_BY_NAME) == FLAVOURS
+    assert set(citation.FORMATS) == {"bibtex", "apa", "cff"} and COLLAPSE_RATIO == 5.0  # the option's default
+
+
+def test_work_that_takes_long_gives_signs_of_life(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(output, "FIRST", 0.05)
+    monkeypatch.setattr(output, "EVERY", 0.05)
+    with output.alive("starting"):
+        time.sleep(0.08)
+        logging.getLogger("editlib.engine").info("searching %d values", 3)
+        time.sleep(0.1)
+    said = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"editlib: starting \(0\.\d s\)", said[0])
+    assert re.fullmatch(r"editlib: searching 3 values \(0\.\d s\)", said[1])
+    with output.alive("starting", quiet=True):
+        time.sleep(0.08)
+    assert capsys.readouterr().err == ""
+
+
 def test_usage_errors_are_one_line(mistake: Mistake) -> None:
     assert "see editlib edit --help" in mistake("edit", "--layer", "two")
     assert "No such command 'edti'" in mistake("edti")
     assert "Missing option '--model'" in mistake("edit")
     assert "see editlib testbed --help" in mistake("testbed")
+    unquoted = mistake("edit", "--model", "testbed/anchored", "--subject", "Eiffel", "Tower")
+    assert "(Tower); quote what has spaces, with plain quotes" in unquoted
 
 
 def test_an_interruption_is_one_line_and_status_130() -> None:
@@ -111,123 +136,6 @@ def test_an_interruption_is_one_line_and_status_130() -> None:
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=90)[1] == "editlib: interrupted\n"
     assert process.returncode == 130
-
-
-# -- edit ----------------------------------------------------------------------------------------------
-
-
-def test_edit_shows_before_and_after(model: Path, texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_app([str(a) for a in edit(model, texts=texts, corpus=texts)] + ["--no-covariance"]) == 0
-    printed = capsys.readouterr()
-    assert printed.err == ""
-    for word in (
-        "before",
-        "after",
-        "continuation",
-        "P(country)",
-        "perplexity, mean",
-        "denominator",
-        "|Δ| / |W|",
-    ):
-        assert word in printed.out
-    assert re.search(r"verdict +(intact|collapsed) \(perplexity ×[\d.,]+\)", printed.out)
-
-
-def test_edit_as_json_saves_the_edit(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "new" / "edit"
-    assert run_app([str(a) for a in edit(model, out=out)] + ["--no-covariance", "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["method"] == "rome" and report["request"]["subject"] == "town"
-    assert report["after"]["target_probability"] > report["before"]["target_probability"]
-    assert report["collapsed"] is None and "--texts" in report["verdict"]  # nothing to measure perplexity on
-    assert (out / "edit.safetensors").is_file()
-
-
-@pytest.mark.parametrize("method", ["ft", "ft-l", "r-rome", "memit", "emmet"])
-def test_edit_runs_every_method(model: Path, texts: Path, capsys: pytest.CaptureFixture[str], method: str) -> None:
-    corpus = texts.with_name("long.json")
-    corpus.write_text(json.dumps(TEXTS * 20))
-    arguments = [str(a) for a in edit(model, texts=texts, corpus=corpus, method=method)]
-    assert run_app([*arguments, "-p", "steps", "3", "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["method"] == method and report["diagnostics"]["steps"] == 3
-    assert run_app([*arguments, "-p", "steps", "3"]) == 0
-    assert "verdict" in capsys.readouterr().out
-
-
-def test_edit_takes_a_lineages_settings_and_single_ones(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [str(a) for a in edit(model)]
-    assert run_app([*arguments, "--flavour", "yang-2024", "-p", "keys", "mixed", "-p", "steps", "2", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["diagnostics"]["steps"] == 2  # and no covariance, so no corpus
-    for mistake, said in (
-        (["--flavour", "sour"], "flavour 'sour' is unknown"),
-        (["-p", "step", "2"], "hyper-parameter 'step' is unknown"),
-        (["--method", "memit", "-p", "layers", "[5]"], "layer 5 is out of range"),
-        (["--method", "ft", "--no-covariance"], "hyper-parameter 'covariance' is unknown; ft has"),
-    ):
-        assert run_app([*arguments, *mistake]) == 2
-        assert said in capsys.readouterr().err
-
-
-def test_a_low_collapse_ratio_makes_any_edit_a_collapse(
-    model: Path, texts: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = edit(model, texts=texts, collapse_ratio=0.01, method="c-rome", layer=0)
-    assert run_app([str(a) for a in arguments] + ["--no-covariance", "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["collapsed"] is True and report["verdict"].startswith("collapsed (perplexity ×")
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"prompt": "the town is located in"}, "must hold {} once"),
-        ({"prompt": "{} and {}"}, "must hold {} once"),
-        ({"prompt": "The town hall is old"}, "write 'The {} hall is old'"),
-        ({"prompt": "It is located in", "subject": "town"}, "'It is located in' must hold {} once"),
-        ({"subject": " "}, "subject ' ' is empty"),
-        ({"target": ""}, "target '' is empty"),
-        ({"subject": "\u200b"}, "cannot be located"),
-        ({"method": "roma"}, "method 'roma' is unknown"),
-        ({"layer": 99}, "layer 99 is out of range"),
-        ({"dtype": "int3"}, "dtype 'int3' is unknown"),
-        ({"device": "abacus"}, "device 'abacus' is not available"),
-        ({"texts": "nowhere.json"}, "'nowhere.json' is neither a file nor one of"),
-        ({"stats": "nowhere.safetensors"}, "nowhere.safetensors is no readable statistics file"),
-    ],
-)
-def test_a_wrong_edit_is_named(model: Path, mistake: Mistake, changes: dict[str, object], named: str) -> None:
-    assert named in mistake(*edit(model, **changes))
-
-
-@pytest.mark.parametrize("name", ["testbed/ankored", "no-such-model", "no/such/folder", ""])
-def test_an_unknown_model_is_named(mistake: Mistake, name: str) -> None:
-    assert f"model {name!r}" in mistake(*edit(name))
-
-
-@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "model.safetensors"])
-@pytest.mark.parametrize("damage", ["missing", "truncated"])
-def test_a_damaged_model_folder_is_named(model: Path, tmp_path: Path, mistake: Mistake, file: str, damage: str) -> None:
-    for path in model.iterdir():
-        content = path.read_bytes()
-        if path.name != file or damage == "truncated":
-            (tmp_path / path.name).write_bytes(content[: len(content) // 2] if path.name == file else content)
-    assert file in mistake(*edit(tmp_path))
-
-
-def test_statistics_of_another_model_are_refused(model: Path, tmp_path: Path, mistake: Mistake) -> None:
-    torch = pytest.importorskip("torch")
-    from editlib.editing.stats import Stats, StatsHeader
-
-    path = Stats(StatsHeader("0" * 64, "0" * 64, 128, 128), {1: torch.eye(64)}).save(tmp_path / "c.safetensors")
-    assert "these statistics were made for model 000000000000" in mistake(*edit(model, stats=path))
-
-
-def test_an_output_folder_that_cannot_be_made_is_named(model: Path, tmp_path: Path, mistake: Mistake) -> None:
-    (tmp_path / "file").touch()  # root is not stopped by permissions, but by a file where a folder should be
-    assert "file/sub cannot be written" in mistake(*edit(model, out=tmp_path / "file" / "sub"))
-    assert "exists already" in mistake(*edit(model, out=tmp_path))
-    assert "cannot be written" in mistake("testbed", "train", "control", "--out", tmp_path / "file" / "sub")
 
 
 # -- analyses and runs ---------------------------------------------------------------------------------
@@ -270,7 +178,8 @@ def test_run_list_and_publish(project: Path, capsys: pytest.CaptureFixture[str])
     (found,) = json.loads(capsys.readouterr().out)
     assert (project / found["path"] / "manifest.json").is_file()
     assert run_app(["run", "toy", "-p", "n=6"]) == 0
-    assert capsys.readouterr().out == f"toy: {found['path']}\n"  # the same spec is not executed again
+    said = f"toy: {found['path']}\ntheir pages are made by: make book\n"
+    assert capsys.readouterr().out == said  # the same spec is not executed again
     assert run_app(["runs"]) == 0
     assert found["run"] in capsys.readouterr().out
     assert run_app(["publish", found["run"]]) == 0
@@ -291,10 +200,14 @@ def test_run_all_executes_what_has_no_run_yet(project: Path, capsys: pytest.Capt
 def test_analyses_can_be_listed_with_their_parameters(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_app(["run", "--list"]) == 0
     assert capsys.readouterr().out == "toy: Toy (profiles: quick)\nn  int  5  cases drawn\n"
+    assert run_app(["run", "toy", "--list", "--json"]) == 0
+    (toy,) = json.loads(capsys.readouterr().out)
+    assert (toy["analysis"], toy["profiles"]) == ("toy", {"quick": {}})
+    assert toy["parameters"] == [{"name": "n", "type": "int", "default": 5, "help": "cases drawn"}]
 
 
 def test_wrong_runs_are_named(project: Path, mistake: Mistake) -> None:
-    assert "analysis 'toi' is unknown; use one of toy" in mistake("run", "toi")
+    assert "analysis 'toi' is unknown; did you mean toy?" in mistake("run", "toi")
     assert "analysis '../toy' is unknown" in mistake("run", "../toy")
     assert "parameter 'm' is unknown; toy has n (int)" in mistake("run", "toy", "-p", "m", "3")
     assert "n='x' is no int" in mistake("run", "toy", "-p", "n", "x")
@@ -317,11 +230,10 @@ def test_a_failing_notebook_is_status_1_and_one_line(project: Path, capsys: pyte
     assert (project / "_build" / "failed" / "toy.ipynb").is_file()
 
 
-@needs_pilot
-@needs_testbed
-@pytest.mark.parametrize("n", ["0", "-1", "1000000"])
-def test_a_number_of_cases_there_are_not_is_named(mistake: Mistake, n: str) -> None:
-    assert f"n={n} is out of range" in mistake("run", "pilot", "-p", "n", n, "--root", REPOSITORY)
+def test_what_a_notebook_calls_a_mistake_is_one(project: Path, mistake: Mistake) -> None:
+    drawing = TOY.replace("1 / (n - 7)", 'from editlib import data\ndata.draw(data.cases("testbed"), n, seed=0)')
+    (project / "notebooks" / "drawing.py").write_text(drawing)
+    assert "n=0 is out of range" in mistake("run", "drawing", "-p", "n", "0")
 
 
 # -- testbed -------------------------------------------------------------------------------------------
@@ -354,7 +266,6 @@ def test_info_checks_files_against_cards(
     assert "testbed/control" in printed and "DIFFERS from its card" in printed
 
 
-@needs_testbed
 def test_the_shipped_twins_are_as_their_cards_say(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_app(["testbed", "info", "--json"]) == 0
     cards = json.loads(capsys.readouterr().out)

@@ -99,7 +99,7 @@ def test_without_runs_that_is_said(project: Path, command: Callable[..., str]) -
 def test_an_unknown_column_or_analysis_is_named(run: Manifest, mistake: Mistake) -> None:
     assert "column 'wrong' is unknown; use one of analysis, profile" in mistake("runs", "--sort", "-wrong")
     assert "column '' is unknown" in mistake("runs", "--sort", "")
-    assert "analysis 'toi' is unknown; use one of toy" in mistake("runs", "toi")
+    assert "analysis 'toi' is unknown; did you mean toy? use one of toy" in mistake("runs", "toi")
 
 
 # -- show ----------------------------------------------------------------------------------------------
