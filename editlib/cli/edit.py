@@ -16,6 +16,7 @@ from editlib.cli.options import (
     Flavour,
     Hparams,
     Json,
+    Layout,
     Method,
     Model,
     ModelArgument,
@@ -61,6 +62,7 @@ def edit(
     dtype: Dtype = "float32",
     device: Device = "cpu",
     revision: Revision = None,
+    layout: Layout = None,
     out: Annotated[Path | None, typer.Option(help="New folder to save the edit in.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -82,7 +84,7 @@ def edit(
     from editlib.models.tokens import encode_texts
 
     given = moments.load(stats) if stats else None
-    lm = load_model(model, dtype=dtype, device=device, revision=revision)
+    lm = load_model(model, dtype=dtype, device=device, revision=revision, layout=layout)
     named = {"layer": layer, "covariance": covariance}
     options = {name: value for name, value in named.items() if value is not None} | values(hparam)
     hparams = methods.hparams_for(lm, method, flavour=flavour, **options)
@@ -135,6 +137,7 @@ def layers(
     dtype: Dtype = "float32",
     device: Device = "cpu",
     revision: Revision = None,
+    layout: Layout = None,
     out: Annotated[Path | None, typer.Option(help="New file for the heat map: .png, .svg or .pdf.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -156,7 +159,7 @@ def layers(
     from editlib.measuring.causal import causal_trace
 
     Random(seed).shuffle(pool)
-    lm = load_model(model, dtype=dtype, device=device, revision=revision)
+    lm = load_model(model, dtype=dtype, device=device, revision=revision, layout=layout)
     bar = sys.stderr.isatty()
     with alive(f"looking for facts that {model} knows", quiet=bar or as_json):
         traced = causal_trace(lm, pool, n=n, window=window, seed=seed, progress=bar)
@@ -211,6 +214,7 @@ def tasks(
     dtype: Dtype = "float32",
     device: Device = "cpu",
     revision: Revision = None,
+    layout: Layout = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Score a model on downstream tasks, by lm-evaluation-harness.
@@ -222,7 +226,7 @@ def tasks(
     files = _files(file or [])
     names = task or list(files) or (downstream.TESTBED_TASKS if model.startswith("testbed/") else ())
     downstream.check_tasks(names, limit=limit, files=files)  # before the model is loaded
-    lm = load_model(model, dtype=dtype, device=device, revision=revision)
+    lm = load_model(model, dtype=dtype, device=device, revision=revision, layout=layout)
     rows = downstream.evaluate(lm, names, limit=limit, files=files).to_dict(orient="records")
     emit(rows if as_json else table([downstream.COLUMNS, *(list(row.values()) for row in rows)]))
 

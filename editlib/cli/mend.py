@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from editlib.cli.options import Device, Dtype, Model, Revision, check_new, load_model
+from editlib.cli.options import Device, Dtype, Layout, Model, Revision, check_new, load_model
 from editlib.errors import EditlibError
 from editlib.text import table
 
@@ -39,6 +39,7 @@ def train_editor(
     dtype: Dtype = "float32",
     device: Device = "cpu",
     revision: Revision = None,
+    layout: Layout = None,
 ) -> None:  # fmt: skip
     """Train the editor that the method mend needs; call it again after an interruption and it goes on.
 
@@ -57,8 +58,14 @@ def train_editor(
     }  # fmt: skip
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     cases = _training_cases(data, model)
-    lm = load_model(model, dtype=dtype, device=device, revision=revision)
-    said = {"model": model, "data": data, "dtype": None if dtype == "float32" else dtype, "revision": revision} | given
+    lm = load_model(model, dtype=dtype, device=device, revision=revision, layout=layout)
+    said = {
+        "model": model,
+        "data": data,
+        "dtype": None if dtype == "float32" else dtype,
+        "revision": revision,
+        "layout": layout,
+    } | given
     command = ["editlib", "mend", "train", *_options(said | {"out": out.name})]
     train(lm, cases, replace(MendRecipe(), **given), out, command=shlex.join(command))
     curve = load_editor(out, lm)[1].curve

@@ -78,6 +78,10 @@ ModelArgument = Annotated[str, typer.Argument(callback=_model, help=MODEL)]
 Dtype = Annotated[str, typer.Option(callback=one_of("dtype", DTYPES), help=f"{', '.join(DTYPES)}.")]
 Device = Annotated[str, typer.Option(callback=_device, help="cpu, cuda, cuda:N, or auto: cuda where it is there.")]
 Revision = Annotated[str | None, typer.Option(is_eager=True, help="Commit of a hub model, 40 digits.")]
+Layout = Annotated[
+    str | None,
+    typer.Option(metavar="BLOCKS,DOWN", help="Where the memories are, as dotted names of modules.  [default: found]"),
+]
 Flavour = Annotated[
     str | None,
     typer.Option(
@@ -170,12 +174,12 @@ def _told(name: str, reading: "Reading") -> "Reading":
     return reading
 
 
-def load_model(model: str, *, dtype: str, device: str, revision: str | None) -> "LanguageModel":
+def load_model(model: str, *, dtype: str, device: str, revision: str | None, layout: str | None) -> "LanguageModel":
     """The model, quietly."""
     from editlib.models.loading import load
 
     hush()
-    return load(model, dtype=dtype, device=device, revision=revision)
+    return load(model, dtype=dtype, device=device, revision=revision, layout=layout)
 
 
 def hush() -> None:

@@ -18,6 +18,7 @@ from editlib.cli.options import (
     Flavour,
     Hparams,
     Json,
+    Layout,
     Methods,
     Model,
     Revision,
@@ -64,6 +65,7 @@ def sweep(
     dtype: Dtype = "float32",
     device: Device = "cpu",
     revision: Revision = None,
+    layout: Layout = None,
     as_json: Json = False,
 ) -> None:
     """Edit many cases, and keep a table of what each edit does: perplexity, scores, diagnostics.
@@ -95,7 +97,7 @@ def sweep(
         "texts": measured, "out": out, "resume": resume, "progress": bar,
         "stats": moments.load(stats) if stats else None, "corpus": source,
     }  # fmt: skip
-    lm = load_model(model, dtype=dtype, device=device, revision=revision)
+    lm = load_model(model, dtype=dtype, device=device, revision=revision, layout=layout)
     hparams = {"flavour": flavour} | values(hparam)
     variants = {name: methods.hparams_for(lm, name, **hparams) for name in method or ["rome"]}
     with _resumable(out), alive(f"{len(chosen)} cases to edit {model} with", quiet=bar or as_json):
@@ -160,6 +162,7 @@ def hardedit(
     dtype: Dtype = "float32",
     device: Device = "cpu",
     revision: Revision = None,
+    layout: Layout = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Build a set of cases that collapse a model with one ROME edit each, as HardEdit was built.
@@ -186,7 +189,7 @@ def hardedit(
         note(f"cost: {estimate(most, price_in=price_in, price_out=price_out)}")
         if not yes:
             typer.confirm("go on?", abort=True, err=True)
-    lm = load_model(model, dtype=dtype, device=device, revision=revision)
+    lm = load_model(model, dtype=dtype, device=device, revision=revision, layout=layout)
     with _resumable(out), alive(f"{author} writes cases for {model}", quiet=as_json):
         done = build(
             lm, writer, n=n, out=out, texts=measured, corpus=source, collapse_ratio=collapse_ratio, calls=most,
