@@ -31,13 +31,15 @@ from editlib.cli.options import (
     texts_of,
     values,
 )
-from editlib.cli.output import alive, emit
+from editlib.cli.output import alive, emit, note
 from editlib.errors import EditlibError
-from editlib.text import table
+from editlib.text import duration, table
 
 if TYPE_CHECKING:
     from editlib.data.request import EditRequest
     from editlib.measuring.causal import CausalTrace
+
+PATIENCE = 20.0  # seconds; work that takes longer is foretold
 
 
 def edit(
@@ -156,13 +158,18 @@ def layers(
 
     from random import Random
 
-    from editlib.measuring.causal import causal_trace
+    from editlib.measuring import causal
 
     Random(seed).shuffle(pool)
     lm = load_model(model, dtype=dtype, device=device, revision=revision, layout=layout)
     bar = sys.stderr.isatty()
-    with alive(f"looking for facts that {model} knows", quiet=bar or as_json):
-        traced = causal_trace(lm, pool, n=n, window=window, seed=seed, progress=bar)
+    facts = causal.known(lm, pool, n=n)
+    seconds = causal.seconds_to_trace(lm, facts) if facts else 0.0
+    if seconds > PATIENCE and not as_json:
+        fewer = "; -n 1 is faster" if n > 1 else ""
+        note(f"tracing {len(facts)} facts takes about {duration(seconds)}{fewer}")
+    with alive(f"tracing facts that {model} knows", quiet=bar or as_json):
+        traced = causal.causal_trace(lm, pool, n=n, window=window, seed=seed, progress=bar)
     emit({"model": model, **traced.record()} if as_json else _layers_table(traced))
     if out:
         _draw(traced, out)

@@ -13,7 +13,7 @@ import typer
 
 from editlib.text import duration, to_json
 
-FIRST, EVERY = 5.0, 30.0  # seconds until work that takes long is told of, and from then on
+FIRST, SLOWEST = 5.0, 60.0  # seconds until work that takes long is told of; pauses double from the one to the other
 
 
 class Stop(Exception):
@@ -49,7 +49,7 @@ def alive(stage: str, *, quiet: bool = False) -> Iterator[None]:
         pause = FIRST
         while not done.wait(pause):
             note(f"{stages[-1]} ({duration(time.monotonic() - started)})")
-            pause = EVERY
+            pause = min(2 * pause, SLOWEST)
 
     level = logger.level
     logger.setLevel(logging.INFO)

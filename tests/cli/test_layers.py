@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from editlib.cli import run_app
+from editlib.measuring import causal
 
 MODEL = "testbed/anchored"
 
@@ -44,7 +45,7 @@ def test_it_prints_every_layer_and_draws_the_heat_map(tmp_path: Path, capsys: py
     lines = printed.out.splitlines()
     assert printed.err == "" and "last subject token" in lines[0]
     assert [line.split()[0] for line in lines[1:6]] == list("01234")
-    assert "proposed        layer " in printed.out and "4 known, 1 layer restored at once" in printed.out
+    assert "proposed layer " in " ".join(printed.out.split()) and "4 known, 1 layer restored at once" in printed.out
     assert out.read_bytes().startswith(b"\x89PNG") and list(out.parent.iterdir()) == [out]
 
 
@@ -62,6 +63,12 @@ def test_json_holds_the_numbers_and_repeats_them(capsys: pytest.CaptureFixture[s
     effects = [row["last subject token"] for row in first["effects"]]
     assert first["proposed"] == effects.index(max(effects)) and len(effects) == 5
     assert first["total_effect"] == pytest.approx(first["clean"] - first["corrupted"])
+
+
+def test_what_takes_long_is_foretold(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(causal, "seconds_to_trace", lambda lm, facts: 100.0 * len(facts))
+    assert run_app(["layers", MODEL, "-n", "2"]) == 0
+    assert capsys.readouterr().err == "editlib: tracing 2 facts takes about 3 min 20 s; -n 1 is faster\n"
 
 
 def test_mistakes_are_named(mistake: Mistake, unknown_facts: Path, tmp_path: Path) -> None:

@@ -99,11 +99,10 @@ def test_work_that_takes_long_gives_signs_of_life(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(output, "FIRST", 0.05)
-    monkeypatch.setattr(output, "EVERY", 0.05)
     with output.alive("starting"):
         time.sleep(0.08)
         logging.getLogger("editlib.engine").info("searching %d values", 3)
-        time.sleep(0.1)
+        time.sleep(0.15)
     said = capsys.readouterr().err.splitlines()
     assert re.fullmatch(r"editlib: starting \(0\.\d s\)", said[0])
     assert re.fullmatch(r"editlib: searching 3 values \(0\.\d s\)", said[1])
