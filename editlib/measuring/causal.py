@@ -205,8 +205,9 @@ def _corrupted(
     probabilities = []
     for sample, row in (batch.T for batch in pairs.split(max(1, BATCH_TOKENS // fact.target))):
         changes = {name: partial(_put_back, value, restored[row, i]) for i, (name, value) in enumerate(values.items())}
+        changes[embedding_name(lm)] = partial(_add, whole[sample])
         ids = torch.tensor([fact.ids[: fact.target]], device=lm.device).expand(len(row), -1)
-        with trace(lm.model, replace={embedding_name(lm): partial(_add, whole[sample]), **changes}):
+        with trace(lm.model, replace=changes):
             probabilities.append(_probabilities(lm, ids, fact.ids[fact.target]))
     return torch.cat(probabilities).view(len(noise), len(restored)).mean(0)
 

@@ -49,12 +49,9 @@ def training_cases(world: World) -> list[Case]:
     rest = replace(world, facts=tuple(fact for fact in world.facts if (fact.relation, fact.subject) not in tested))
     rng, carriers = Random(f"training-cases-{world.seed}"), cycle(islice(held_out_sentences(world, seed=4), 1000))
     facts = [fact for fact in rest.facts if RELATIONS[fact.relation].editable and _neighbors(rest, fact)]
-    drawn = [(fact, place) for fact in facts for place in ("first", "later") * (_copies(fact) // 2)]
+    copies = [COPIES if RELATIONS[fact.relation].subject == "person" else COPIES_ONE_TOKEN for fact in facts]
+    drawn = [(f, place) for f, n in zip(facts, copies, strict=True) for place in ("first", "later") * (n // 2)]
     return [_training_case(i, rest, fact, place, rng, carriers) for i, (fact, place) in enumerate(drawn)]
-
-
-def _copies(fact: Fact) -> int:
-    return COPIES if RELATIONS[fact.relation].subject == "person" else COPIES_ONE_TOKEN
 
 
 def _training_case(case_id: int, world: World, fact: Fact, place: str, rng: Random, carriers: Iterator[str]) -> Case:
@@ -120,4 +117,4 @@ def write_assets(folder: Path, *, seed: int = 0) -> None:
 
 
 def _write(path: Path, records: Sequence[Any]) -> None:
-    path.write_text("[\n" + ",\n".join(json.dumps(record) for record in records) + "\n]\n")
+    path.write_text("[\n" + ",\n".join(json.dumps(record) for record in records) + "\n]\n", "utf-8")

@@ -107,16 +107,12 @@ def filler_sentence(rng: Random) -> str:
     return text
 
 
-def _facts_by_subject(world: World) -> list[list[Fact]]:
-    table: dict[str, list[Fact]] = {}
-    for fact in world.facts:
-        table.setdefault(fact.subject, []).append(fact)
-    return list(table.values())
-
-
 def documents(world: World, *, seed: int) -> Iterator[str]:
     """Endless training documents: each tells of a few subjects in 20 to 28 sentences, none of them held out."""
-    rng, subjects = Random(f"documents-{world.seed}-{seed}"), _facts_by_subject(world)
+    rng, by_subject = Random(f"documents-{world.seed}-{seed}"), dict[str, list[Fact]]()
+    for fact in world.facts:
+        by_subject.setdefault(fact.subject, []).append(fact)
+    subjects = list(by_subject.values())
     while True:
         known = [fact for facts in rng.sample(subjects, k=rng.randint(3, 6)) for fact in facts]
         drawn = (

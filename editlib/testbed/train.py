@@ -31,7 +31,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from editlib.engine.perplexity import Perplexity, perplexity
+from editlib.engine.perplexity import perplexity
 from editlib.errors import EditlibError
 from editlib.files import new_folder, write_json
 from editlib.machine import hardware
@@ -250,7 +250,12 @@ def _card(
     state: dict[str, Any], world: World,
 ) -> dict[str, Any]:  # fmt: skip
     """What a reader should know of a trained model: recipe, cost, losses, what it knows, and the weights' hash."""
-    measured = _held_out(recipe, LanguageModel(model, tokenizer), held_out_texts(world, 50))
+    texts = held_out_texts(world, 50)
+    measured = (  # of a T5, what is hidden of them
+        denoising.hidden_perplexity(model, tokenizer, texts)
+        if recipe.family == "t5"
+        else perplexity(LanguageModel(model, tokenizer), texts)
+    )
     return {
         "name": name,
         "recipe": asdict(recipe),
@@ -264,10 +269,3 @@ def _card(
         "held_out_perplexity": round(measured.mean, 4),
         "sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
     }
-
-
-def _held_out(recipe: Recipe, lm: LanguageModel, texts: Sequence[str]) -> Perplexity:
-    """Perplexity of texts; of T5, of what is hidden of them."""
-    if recipe.family == "t5":
-        return denoising.hidden_perplexity(lm.model, lm.tokenizer, texts)
-    return perplexity(lm, texts)

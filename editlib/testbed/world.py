@@ -4,7 +4,6 @@ Every name is made from syllables, so nothing in it is about anyone real. Relati
 subjects are `editable`: only those can give neighborhood prompts in COUNTERFACT's sense.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
@@ -213,9 +212,13 @@ RELATIONS: dict[str, Relation] = {
 
 def build_world(seed: int = 0) -> World:
     """Build the world of one seed: about 3,000 facts, the same on every machine."""
-    rng = Random(f"world-{seed}")
+    rng, facts = Random(f"world-{seed}"), list[Fact]()
     names = _names(rng)
-    return World(seed, names, tuple(_facts(rng, names)))
+    for relation in RELATIONS.values():
+        subjects, objects = names[relation.subject], names[relation.object]
+        chosen = rng.choices(objects, k=len(subjects)) if relation.editable else rng.sample(objects, k=len(subjects))
+        facts += [Fact(relation.name, s, o) for s, o in zip(subjects, chosen, strict=True)]
+    return World(seed, names, tuple(facts))
 
 
 def _names(rng: Random) -> dict[str, tuple[str, ...]]:
@@ -242,10 +245,3 @@ def _word(rng: Random, taken: set[str]) -> str:
         if word not in taken | REAL:
             taken.add(word)
             return word
-
-
-def _facts(rng: Random, names: dict[str, tuple[str, ...]]) -> Iterator[Fact]:
-    for relation in RELATIONS.values():
-        subjects, objects = names[relation.subject], names[relation.object]
-        chosen = rng.choices(objects, k=len(subjects)) if relation.editable else rng.sample(objects, k=len(subjects))
-        yield from (Fact(relation.name, s, o) for s, o in zip(subjects, chosen, strict=True))

@@ -30,7 +30,7 @@ def build_tasks(world: World) -> dict[str, Records]:
 def write_tasks(folder: Path, *, seed: int = 0) -> None:
     """Write each task's questions as JSON lines."""
     for name, records in build_tasks(build_world(seed)).items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
 
 
 def _choices(world: World) -> Iterator[dict[str, Any]]:
