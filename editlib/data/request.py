@@ -9,15 +9,23 @@ from editlib.errors import EditlibError
 class EditRequest:
     """One fact to change: `prompt` holds one `{}` for `subject`, and `target_new` should follow it.
 
-    Raises `EditlibError` for a prompt without exactly one `{}`, an empty subject or an empty target.
+    Spaces around each of them count for nothing. `separator` stands between prompt and target; None for a space, or
+    nothing where none is written (`separator_after`). Raises `EditlibError` for a prompt without exactly one `{}`, an
+    empty subject or an empty target.
     """
 
     prompt: str
     subject: str
     target_new: str
     target_true: str | None = None
+    separator: str | None = None
 
     def __post_init__(self) -> None:
+        texts = {"prompt": self.prompt, "subject": self.subject, "target_new": self.target_new}
+        texts |= {"target_true": self.target_true} if self.target_true is not None else {}
+        wrong = next((name for name, text in texts.items() if not isinstance(text, str)), None)
+        if wrong is not None:
+            raise EditlibError(f"{wrong} {texts[wrong]!r} is no text")
         if not self.subject.strip():
             raise EditlibError(f"subject {self.subject!r} is empty; name what the prompt is about")
         if self.prompt.count("{}") != 1:
@@ -26,6 +34,8 @@ class EditRequest:
             )
         if not self.target_new.strip():
             raise EditlibError(f"target {self.target_new!r} is empty; say what should follow the prompt")
+        for name, text in texts.items():  # a line break at the end of a prompt is meant
+            object.__setattr__(self, name, text.strip(" \t") if name == "prompt" else text.strip() or None)
 
     def _suggestion(self) -> str:
         fixed = self.prompt.replace(self.subject, "{}", 1)

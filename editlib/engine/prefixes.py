@@ -12,6 +12,7 @@ from torch import Tensor
 from editlib.errors import EditlibError
 from editlib.files import cache_folder, write_json
 from editlib.models.language_model import LanguageModel
+from editlib.models.tokens import prompt_ids
 
 Flavour = Literal["yang-2024", "meng-2022"]
 Source = Literal["held-out", "editing"]
@@ -95,5 +96,5 @@ def sample(lm: LanguageModel, *, seed: int, top_k: int = 5, flavour: Flavour = "
 
 def _start(lm: LanguageModel, opener: str) -> Tensor:
     """Ids of an opener, or of end-of-text alone.  # (1, tokens)"""
-    ids = lm.tokenizer(opener)["input_ids"] if opener else [lm.tokenizer.eos_token_id]
+    ids = list(prompt_ids(lm.tokenizer, opener)) if opener else [lm.tokenizer.eos_token_id]
     return torch.tensor([ids], device=lm.device)

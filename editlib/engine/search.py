@@ -21,7 +21,7 @@ from editlib.engine.passes import Passes, Past, Start, Tokens
 from editlib.engine.perplexity import Perplexity
 from editlib.engine.values import Keys, KlPosition, Target, ValueParams, encode_contexts
 from editlib.models.language_model import LanguageModel, widened
-from editlib.models.tokens import Encoded, encode, encode_texts
+from editlib.models.tokens import Encoded, encode, encode_texts, prompt_ids
 
 CHECK = 5  # steps between two looks at which requests are done; in between, the device is not waited for
 Replace = dict[str, Callable[[Tensor], Tensor]]
@@ -101,7 +101,7 @@ class Prefixes:
 def run_prefixes(passes: Passes, contexts: Sequence[str]) -> Prefixes:
     """Run what stands before the `{}` of every context."""
     texts = [context[: context.index("{}")].rstrip() for context in contexts]
-    ids = ((), *(tuple(passes.lm.tokenizer(text)["input_ids"]) for text in texts))
+    ids = ((), *(prompt_ids(passes.lm.tokenizer, text) for text in texts))
     tokens = Tokens.of(passes.lm, [row or (0,) for row in ids])
     real = torch.tensor([[bool(row)] for row in ids], device=passes.lm.device) & tokens.mask.bool()
     new = passes.run(tokens, above=0).new

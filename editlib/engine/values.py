@@ -73,7 +73,8 @@ def encode_contexts(
 ) -> list[Encoded]:
     """The request behind each prefix context; contexts hold one `{}` where the prompt goes."""
     templates = [context.replace("{}", request.prompt, 1) for context in contexts]
-    return [encode(lm.tokenizer, template, request.subject, target=target) for template in templates]
+    separator = request.separator
+    return [encode(lm.tokenizer, text, request.subject, target=target, separator=separator) for text in templates]
 
 
 def read_keys(lm: LanguageModel, layer: int, request: EditRequest, contexts: Sequence[str]) -> Keys:

@@ -133,7 +133,15 @@ def known(lm: LanguageModel, requests: Sequence[EditRequest], *, n: int) -> list
     for request in requests:
         if request.target_true:
             with suppress(EditlibError):
-                rows.append(encode(lm.tokenizer, request.prompt, request.subject, target=request.target_true))
+                rows.append(
+                    encode(
+                        lm.tokenizer,
+                        request.prompt,
+                        request.subject,
+                        target=request.target_true,
+                        separator=request.separator,
+                    )
+                )
     check_length(lm, [lm.tokenizer.decode(row.ids) for row in rows], [row.ids for row in rows])
     for start in range(0, len(rows), PROMPTS):
         batch = rows[start : start + PROMPTS]

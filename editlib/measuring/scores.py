@@ -8,6 +8,7 @@ ones, teacher forced (EasyEdit, used by both papers). `em_ar`: the greedy contin
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -17,7 +18,7 @@ from editlib.data.datasets import Case
 from editlib.data.request import EditRequest
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel, widened
-from editlib.models.tokens import encode, encode_text, pad
+from editlib.models.tokens import encode, encode_text, pad, prompt_ids
 
 Score = Literal["efficacy", "generalization", "locality"]
 Prefixed = Literal["efficacy", "all"]
@@ -95,10 +96,11 @@ def prompts(
         raise EditlibError(f"prefixes must be templates with one {{}} each, '{{}}' for none (found {bad!r})")
     if prefixed not in ("efficacy", "all"):
         raise EditlibError(f"prefixed={prefixed!r} is unknown; use 'efficacy' or 'all'")
+    encoded = partial(_encoded, lm, case.request.separator)
     return Prompts(
         case,
         tuple(
-            Question(score, _encoded(lm, prefix, text, answer), _encoded(lm, prefix, text, rival) if rival else None)
+            Question(score, encoded(prefix, text, answer), encoded(prefix, text, rival) if rival else None)
             for score, text, answer, rival in _asked(case)
             for prefix in (prefixes if prefixed in (score, "all") else ("{}",))
         ),
@@ -123,8 +125,8 @@ def _asked(case: Case) -> Iterator[tuple[Score, str, str, str | None]]:
             yield "locality", text, answer, new
 
 
-def _encoded(lm: LanguageModel, prefix: str, prompt: str, target: str) -> Answer:
-    answer = Answer(*encode_text(lm.tokenizer, prefix.replace("{}", prompt, 1), target))
+def _encoded(lm: LanguageModel, separator: str | None, prefix: str, prompt: str, target: str) -> Answer:
+    answer = Answer(*encode_text(lm.tokenizer, prefix.replace("{}", prompt, 1), target, separator=separator))
     if lm.max_length is not None and len(answer.fed) > lm.max_length:
         raise EditlibError(
             f"prompt {prompt[:40]!r}... has {len(answer.fed)} tokens with prefix and target, "
@@ -239,7 +241,7 @@ def _values(question: Question, before: Reply, after: Reply) -> tuple[float, flo
 @torch.no_grad()
 def continuation(lm: LanguageModel, text: str, *, tokens: int = 8) -> str:
     """Greedy continuation of a text, at most `tokens` tokens, stopped at end-of-text."""
-    ids = lm.tokenizer(text, return_tensors="pt")["input_ids"].to(lm.device)
+    ids = torch.tensor([prompt_ids(lm.tokenizer, text)], device=lm.device)
     start = ids.shape[1]
     for _ in range(tokens):
         best = lm.model(ids).logits[0, -1].argmax()
@@ -252,7 +254,7 @@ def continuation(lm: LanguageModel, text: str, *, tokens: int = 8) -> str:
 @torch.no_grad()
 def target_probability(lm: LanguageModel, request: EditRequest, target: str) -> float:
     """Probability of all tokens of `target` after the request's prompt, teacher forced."""
-    row = encode(lm.tokenizer, request.prompt, request.subject, target=target)
+    row = encode(lm.tokenizer, request.prompt, request.subject, target=target, separator=request.separator)
     scores = widened(lm.model(torch.tensor([row.ids], device=lm.device)).logits[0]).log_softmax(-1)
     picked = [scores[i - 1, row.ids[i]] for i in range(row.target, len(row.ids))]
     return float(torch.stack(picked).sum().exp())

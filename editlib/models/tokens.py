@@ -1,5 +1,6 @@
 """Token spans from the tokenizer's own character offsets, never from counting pieces of strings."""
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
+
+UNSPACED = ("CJK ", "HIRAGANA", "KATAKANA", "IDEOGRAPHIC", "FULLWIDTH", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 
 
 @dataclass(frozen=True)
@@ -29,54 +32,90 @@ class Encoded:
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, template: str, subject: str, *, target: str = "", special_tokens: bool = True
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    subject: str,
+    *,
+    target: str = "",
+    separator: str | None = None,
+    special_tokens: bool = True,
 ) -> Encoded:
-    """Encode `template` with its `{}` filled by `subject`, then a space and `target` if there is one.
+    """Encode `template` with its `{}` filled by `subject`, then `target` if there is one, as `encode_text` does.
 
-    A token belongs to the subject when it holds at least one of its characters. Raises `EditlibError` if no
-    token does, if the target has none, or if the tokenizer does not know or loses characters.
+    A token belongs to the subject when it holds at least one of its characters. Raises `EditlibError` if no token does,
+    if the target has none of its own, or if the tokenizer does not know or loses characters.
     """
-    prompt = template.replace("{}", subject, 1)
-    text = f"{prompt} {target}" if target else prompt
-    encoding = tokenizer(text, return_offsets_mapping=True, add_special_tokens=special_tokens)
-    offsets = [(int(a), int(b)) for a, b in encoding["offset_mapping"]]
-    start = template.index("{}")
+    prompt, start = template.replace("{}", subject, 1), template.index("{}")
+    text, ids, offsets, first = _joined(tokenizer, prompt, target, separator, special_tokens=special_tokens)
     span = _overlap(offsets, start, start + len(subject))
     if span is None:
         raise EditlibError(
             f"the tokens of subject {subject!r} cannot be located in {prompt!r}: no token holds its characters"
         )
-    first_target = _overlap(offsets, len(prompt), len(text)) if target else (len(offsets), 0)
-    if first_target is None or (target and span[1] >= first_target[1]):
-        raise EditlibError(f"target {target!r} has no token of its own after {prompt!r}; give another target")
+    if first < span[1]:
+        raise EditlibError(f"target {target!r} shares a token with subject {subject!r}; give another target or prompt")
     if max(offsets, default=(0, 0))[1] < len(text.rstrip()):  # seen in tokenizers that drop what they do not know
         raise EditlibError(f"the tokenizer loses characters of {text!r}; is this request for another model?")
-    ids, first = tuple(encoding["input_ids"]), max(first_target[0], span[1])
-    for text, tokens in ((subject, ids[slice(*span)]), (target, ids[first:] if target else ())):
+    for part, tokens in ((subject, ids[slice(*span)]), (target, ids[first:])):
         if tokenizer.unk_token_id in tokens:
             raise EditlibError(
-                f"{text!r} has characters the tokenizer does not know ({tokenizer.unk_token}); is this request for "
+                f"{part!r} has characters the tokenizer does not know ({tokenizer.unk_token}); is this request for "
                 "another model?"
             )
     return Encoded(ids, span, first)
 
 
 def encode_text(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, target: str
+    tokenizer: PreTrainedTokenizerBase, prompt: str, target: str, *, separator: str | None = None
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Encode a plain prompt, a space and `target` as one text: the ids before the target, and the target's.
+    """Encode a plain prompt and `target` as one text: the ids before the target, and the target's.
 
-    A token that holds characters of both is the target's. Raises `EditlibError` if either has no token.
+    `separator` stands between them; by default, what `separator_after` says. A token belongs to the target when it
+    holds at least one of its characters, also if it holds some of the prompt. Raises `EditlibError` if prompt or target
+    has no token.
     """
-    text = f"{prompt} {target}"
-    encoding = tokenizer(text, return_offsets_mapping=True)
-    span = _overlap([(int(a), int(b)) for a, b in encoding["offset_mapping"]], len(prompt), len(text))
+    _, ids, _, first = _joined(tokenizer, prompt, target, separator)
+    if first == 0:
+        raise EditlibError(f"prompt {prompt!r} has no token before target {target!r}; give a longer prompt")
+    return ids[:first], ids[first:]
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+    """Token ids of a text that is to be continued: nothing behind it, whatever the tokenizer closes texts with."""
+    return _joined(tokenizer, text, "", None)[1]
+
+
+def separator_after(prompt: str) -> str:
+    """What is put between a prompt and its target: a space, or nothing behind white space, an opening bracket or
+    quotation mark, and characters of scripts that are written without spaces."""
+    last = prompt[-1:] or "."
+    opening = unicodedata.category(last) in ("Ps", "Pi")
+    return "" if last.isspace() or opening or unicodedata.name(last, "").startswith(UNSPACED) else " "
+
+
+def _joined(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, target: str, separator: str | None, *, special_tokens: bool = True
+) -> tuple[str, tuple[int, ...], list[tuple[int, int]], int]:
+    """Prompt and target as one text, its ids, their character offsets, and the index of the target's first token.
+
+    Tokens that the tokenizer puts behind every text are left out; without a target, the index is the number of ids.
+    """
+    target = target.strip()
+    before = prompt + (separator_after(prompt) if separator is None else separator) if target else prompt
+    text = before + target
+    encoding = tokenizer(
+        text, return_offsets_mapping=True, return_special_tokens_mask=True, add_special_tokens=special_tokens
+    )
+    own = [i for i, added in enumerate(encoding["special_tokens_mask"]) if not added]
+    end = own[-1] + 1 if own else len(encoding["input_ids"])
+    ids = tuple(encoding["input_ids"][:end])
+    offsets = [(int(a), int(b)) for a, b in encoding["offset_mapping"][:end]]
+    if not target:
+        return text, ids, offsets, len(ids)
+    span = _overlap(offsets, len(before), len(text))
     if span is None:
         raise EditlibError(f"target {target!r} has no token of its own after {prompt!r}; give another target")
-    if span[0] == 0:
-        raise EditlibError(f"prompt {prompt!r} has no token before target {target!r}; give a longer prompt")
-    ids = tuple(encoding["input_ids"])
-    return ids[: span[0]], ids[span[0] :]
+    return text, ids, offsets, span[0]
 
 
 def _overlap(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int] | None:
@@ -87,6 +126,8 @@ def _overlap(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[
 
 def encode_texts(lm: LanguageModel, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of texts, without special tokens."""
+    if isinstance(texts, str):
+        raise EditlibError(f"texts {texts[:40]!r} is one text where a list is expected; write [text]")
     if not texts:
         raise EditlibError("no texts to measure perplexity on; give at least one")
     rows = lm.tokenizer(list(texts), add_special_tokens=False)["input_ids"]

@@ -3,14 +3,14 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from editlib.data.request import EditRequest
 from editlib.engine.values import encode_contexts
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
-from editlib.models.tokens import Encoded, check_length, encode, encode_text
+from editlib.models.tokens import Encoded, check_length, encode, encode_text, prompt_ids
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -103,17 +103,15 @@ def test_subject_with_spaces_around_it_is_covered(tokenizer: PreTrainedTokenizer
 
 
 @given(prompt=TEXTS, subject=SUBJECTS.map(str.strip), target=SUBJECTS.map(str.strip))
-def test_target_begins_at_the_first_token_after_the_prompt(
-    any_tokenizer: PreTrainedTokenizerFast, trimming: bool, prompt: str, subject: str, target: str
+def test_target_begins_at_the_first_token_that_holds_some_of_it(
+    any_tokenizer: PreTrainedTokenizerFast, prompt: str, subject: str, target: str
 ) -> None:
-    row = encode(any_tokenizer, f"{{}}{prompt}", subject, target=target)
+    row = encode(any_tokenizer, f"{{}}{prompt}", subject, target=target, separator=" ")
     tokens = token_bytes(any_tokenizer, row.ids)
     text = f"{subject}{prompt} {target}"
     assert b"".join(tokens).decode() == text
-    after = holders(tokens, len(f"{subject}{prompt}".encode()), len(text.encode()))
-    unseen = trimming and tokens[after[0]].isspace()  # trimmed offsets do not show a token that is one space
-    assert row.target == max(after[0] + unseen, row.subject[1])
-    assert row.target < len(row.ids)
+    assert row.target == holders(tokens, len(f"{subject}{prompt} ".encode()), len(text.encode()))[0]
+    assert row.subject[1] <= row.target < len(row.ids)
     assert target.encode().endswith(b"".join(tokens[row.target :]).lstrip(b" ")[-1:])
 
 
@@ -165,15 +163,16 @@ def test_target_that_the_tokenizer_strips_is_refused(make_tokenizer: object) -> 
 def test_target_inside_the_subjects_token_is_refused() -> None:
     core = Tokenizer(models.WordLevel({"?": 0, "Zen Daslo": 1}, unk_token="?"))  # one token for the whole text
     whole = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="?")
-    with pytest.raises(EditlibError, match="target 'Daslo' has no token of its own"):
+    with pytest.raises(EditlibError, match="^target 'Daslo' shares a token with subject 'Zen'"):
         encode(whole, "{}", "Zen", target="Daslo")
 
 
-def test_target_that_shares_a_token_with_the_subject_begins_after_it() -> None:
+def test_target_that_shares_a_token_with_the_subject_is_refused() -> None:
     core = Tokenizer(models.WordLevel({"?": 0, "Zen D": 1, "aslo": 2}, unk_token="?"))
     core.pre_tokenizer = pre_tokenizers.Split("aslo", "isolated")
     shared = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="?")
-    assert encode(shared, "{}", "Zen", target="Daslo") == Encoded((1, 2), (0, 1), 1)
+    with pytest.raises(EditlibError, match="^target 'Daslo' shares a token with subject 'Zen'; give another target"):
+        encode(shared, "{}", "Zen", target="Daslo")
 
 
 def test_normalizer_that_changes_lengths_keeps_spans(make_tokenizer: object) -> None:
@@ -193,37 +192,79 @@ def test_contexts_go_before_the_request(gpt2: LanguageModel, ask: EditRequest) -
 
 @given(prompt=TEXTS, target=SUBJECTS.map(str.strip))
 def test_plain_text_is_split_where_the_target_begins(
-    any_tokenizer: PreTrainedTokenizerFast, trimming: bool, prompt: str, target: str
+    any_tokenizer: PreTrainedTokenizerFast, prompt: str, target: str
 ) -> None:
     text = f"Zen{prompt} {target}"
-    before, after = encode_text(any_tokenizer, f"Zen{prompt}", target)
+    before, after = encode_text(any_tokenizer, f"Zen{prompt}", target, separator=" ")
     assert [*before, *after] == any_tokenizer(text)["input_ids"]
     tokens = token_bytes(any_tokenizer, (*before, *after))
-    first = holders(tokens, len(f"Zen{prompt}".encode()), len(text.encode()))[0]
-    unseen = trimming and tokens[first].isspace()  # trimmed offsets do not show a token that is one space
-    assert len(before) == first + unseen
+    assert len(before) == holders(tokens, len(f"Zen{prompt} ".encode()), len(text.encode()))[0]
 
 
 @given(prompt=TEXTS, subject=SUBJECTS.map(str.strip), target=SUBJECTS.map(str.strip))
 def test_plain_text_is_split_as_the_request_it_spells(
     start_tokenizer: PreTrainedTokenizerFast, prompt: str, subject: str, target: str
 ) -> None:
-    row = encode(start_tokenizer, f"{{}}{prompt}", subject, target=target)
-    before, after = encode_text(start_tokenizer, f"{subject}{prompt}", target)
-    assert (before + after, len(before)) == (row.ids, row.target)
+    for separator in (" ", None):
+        try:
+            row = encode(start_tokenizer, f"{{}}{prompt}", subject, target=target, separator=separator)
+        except EditlibError as error:  # nothing between them, and a token of both
+            assert separator is None and "shares a token" in str(error)
+            continue
+        before, after = encode_text(start_tokenizer, f"{subject}{prompt}", target, separator=separator)
+        assert (before + after, len(before)) == (row.ids, row.target)
 
 
 @pytest.mark.parametrize(
-    ("prompt", "pieces"),
-    [("Zen is in", [" Daslo"]), ("Zen is in ", [" Daslo"]), ("Zen (", [" Daslo"]), ("Zen\n", [" Daslo"])],
+    ("prompt", "text"),
+    [
+        ("Zen is in", "Zen is in Daslo"),
+        ("Zen is in ", "Zen is in Daslo"),
+        ("Zen:", "Zen: Daslo"),
+        ('"Zen"', '"Zen" Daslo'),
+        ("Zen\n", "Zen\nDaslo"),
+        ("Zen (", "Zen (Daslo"),
+        ("Zen “", "Zen “Daslo"),
+        ("中国的首都是", "中国的首都是Daslo"),
+        ("日本の首都は、", "日本の首都は、Daslo"),
+        ("แดง", "แดงDaslo"),
+        ("서울", "서울 Daslo"),
+    ],
 )
-def test_the_space_before_a_target_is_its_own_whatever_the_prompt_ends_in(
-    tokenizer: PreTrainedTokenizerFast, start_tokenizer: PreTrainedTokenizerFast, prompt: str, pieces: list[str]
-) -> None:
-    for each in (tokenizer, start_tokenizer):
-        before, after = encode_text(each, prompt, "Daslo")
-        assert each.decode(before, skip_special_tokens=True) == prompt
-        assert [each.decode([i]) for i in after] == pieces
+def test_what_stands_between_prompt_and_target(tokenizer: PreTrainedTokenizerFast, prompt: str, text: str) -> None:
+    for target in ("Daslo", " Daslo", "Daslo\n"):
+        before, after = encode_text(tokenizer, prompt, target)
+        assert tokenizer.decode([*before, *after]) == text
+        assert tokenizer.decode(after).strip() == "Daslo"
+    assert tokenizer.decode(sum(encode_text(tokenizer, prompt, "Daslo", separator="-"), ())) == f"{prompt}-Daslo"
+
+
+def superwords(*words: str) -> PreTrainedTokenizerFast:
+    """A tokenizer with one token for each of some stretches of text, whatever they hold."""
+    core = Tokenizer(models.WordLevel({"?": 0, **{word: i for i, word in enumerate(words, start=1)}}, unk_token="?"))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex("|".join(words)), "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="?")
+
+
+def test_a_token_that_ends_in_the_separator_is_the_prompts() -> None:
+    tokenizer = superwords("Lily", " went to the ", "store")
+    assert encode_text(tokenizer, "Lily went to the", "store") == ((1, 2), (3,))
+    assert encode(tokenizer, "{} went to the", "Lily", target="store") == Encoded((1, 2, 3), (0, 1), 2)
+
+
+@pytest.mark.parametrize("unknown", [False, True])
+def test_what_a_tokenizer_closes_texts_with_is_part_of_nothing(make_tokenizer: object, unknown: bool) -> None:
+    plain, closing = make_tokenizer(start=True), make_tokenizer(start=True)  # type: ignore[operator]
+    closing.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{plain.bos_token} $A {plain.eos_token}", special_tokens=[(plain.bos_token, 1), (plain.eos_token, 0)]
+    )
+    plain.unk_token = closing.unk_token = plain.eos_token if unknown else plain.bos_token
+    assert closing("Zen")["input_ids"][-1] == closing.eos_token_id
+    asked = {"template": "{} is in", "subject": "Zen"}
+    assert encode(closing, **asked, target="Daslo") == encode(plain, **asked, target="Daslo")
+    assert encode(closing, **asked) == encode(plain, **asked)
+    assert encode_text(closing, "Zen is in", "Daslo") == encode_text(plain, "Zen is in", "Daslo")
+    assert prompt_ids(closing, "Zen is\n") == prompt_ids(plain, "Zen is\n") == tuple(plain("Zen is\n")["input_ids"])
 
 
 def test_a_token_of_prompt_and_target_is_the_targets() -> None:

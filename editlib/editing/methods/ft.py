@@ -49,7 +49,7 @@ def ft(space: Session, requests: Sequence[EditRequest], params: FtParams) -> tup
     """
     lm, name = space.lm, f"{space.lm.layout.name(params.layer)}.weight"
     limit = params.limit if isinstance(params, FtlParams) else None
-    rows = [encode(lm.tokenizer, r.prompt, r.subject, target=r.target_new) for r in requests]
+    rows = [encode(lm.tokenizer, r.prompt, r.subject, target=r.target_new, separator=r.separator) for r in requests]
     delta = torch.zeros_like(widened(lm.weight(params.layer)), requires_grad=True)
     adam, losses = torch.optim.Adam([delta], lr=params.learning_rate), list[float]()
     for _ in range(params.steps):

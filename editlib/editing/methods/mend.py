@@ -44,7 +44,7 @@ def mend(space: "Session", requests: Sequence[EditRequest], params: MendParams) 
     """
     lm, path = space.lm, editor_file(space.lm, params)
     editor, digest = space.once(("editor", path), lambda: _load(path, lm))
-    rows = [encode(lm.tokenizer, r.prompt, r.subject, target=r.target_new) for r in requests]
+    rows = [encode(lm.tokenizer, r.prompt, r.subject, target=r.target_new, separator=r.separator) for r in requests]
     parts = [_changes(lm, editor, rows[i : i + BATCH]) for i in range(0, len(rows), BATCH)]
     factors = {
         f"{name}.weight": (params.scale * _columns(parts, name, 0), _columns(parts, name, 1)) for name in editor.names

@@ -206,7 +206,7 @@ def _parts(items: Sequence[T], size: int) -> list[Sequence[T]]:
 
 def _asked(lm: LanguageModel, case: Case) -> Encoded:
     request = case.request
-    return encode(lm.tokenizer, request.prompt, request.subject, target=request.target_new)
+    return encode(lm.tokenizer, request.prompt, request.subject, target=request.target_new, separator=request.separator)
 
 
 def _text(lm: LanguageModel, prompt: str, target: str) -> Encoded:
