@@ -59,7 +59,7 @@ from editlib.measuring import contrast, statistics
 
 plot.theme()
 lm = el.load(model)
-chosen = contrast.draw(lm, data.cases(cases), first=first, others=others, seed=seed)
+chosen = contrast.draw_by_subject(lm, data.cases(cases), first=first, others=others, seed=seed)
 sentences = data.texts(texts)
 unedited = el.perplexity(lm, sentences)
 moments = contrast.moments(lm, el.hparams_for(lm, "rome").layer, corpus)

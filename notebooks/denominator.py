@@ -65,7 +65,7 @@ from editlib.measuring import contrast, statistics
 
 plot.theme()
 models = {name: el.load(name) for name in (model, control) if name}
-chosen = contrast.draw(models[model], data.cases(cases), first=first, others=others, seed=seed)
+chosen = contrast.draw_by_subject(models[model], data.cases(cases), first=first, others=others, seed=seed)
 sentences = data.texts(texts)
 
 

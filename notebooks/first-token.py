@@ -59,7 +59,7 @@ from editlib.models.tokens import encode
 
 plot.theme()
 lm = el.load(model)
-drawn = contrast.draw(lm, data.cases(cases), first=first, others=others, seed=seed)
+drawn = contrast.draw_by_subject(lm, data.cases(cases), first=first, others=others, seed=seed)
 sentences = data.texts(texts)
 moments = contrast.moments(lm, el.hparams_for(lm, "rome").layer, corpus)
 rome = el.hparams_for(lm, "rome", covariance=moments is not None)

@@ -60,7 +60,7 @@ from editlib.measuring import contrast, statistics
 plot.theme()
 models = {name: el.load(name) for name in (model, control) if name}
 lm = models[model]
-chosen = contrast.draw(lm, data.cases(cases), first=first, others=others, seed=seed)
+chosen = contrast.draw_by_subject(lm, data.cases(cases), first=first, others=others, seed=seed)
 rome = el.hparams_for(lm, "rome")
 moments = {name: contrast.moments(each, rome.layer, corpus) for name, each in models.items()}
 covariance = moments[model] is not None

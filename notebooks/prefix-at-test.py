@@ -67,7 +67,7 @@ from editlib.sweeps.single import edit_of, prepare
 
 plot.theme()
 lm = el.load(model)
-chosen = contrast.draw(lm, data.cases(cases), first=first, others=others, seed=seed)
+chosen = contrast.draw_by_subject(lm, data.cases(cases), first=first, others=others, seed=seed)
 moments = contrast.moments(lm, el.hparams_for(lm, "rome").layer, corpus)
 covariance = moments is not None
 variants = {name: el.hparams_for(lm, name, covariance=covariance) for name in ("rome", "c-rome")}

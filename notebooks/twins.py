@@ -69,7 +69,7 @@ lm = el.load(model)
 twin = el.load(control) if control else lm
 paired = bool(control) and twin.tokenizer.get_vocab() == lm.tokenizer.get_vocab()
 arms = {model: lm, control: twin} if paired else {model: lm}
-chosen = contrast.draw(lm, data.cases(cases), first=first, others=others, seed=seed)
+chosen = contrast.draw_by_subject(lm, data.cases(cases), first=first, others=others, seed=seed)
 sentences = data.texts(texts)
 
 

@@ -177,7 +177,7 @@ def draw(pool: list[Case], n: int, *, seed: int) -> list[Case]:
     """Draw `n` cases without replacement, kept in file order; raises `EditlibError` unless 1 <= n <= len(pool)."""
     if not 1 <= n <= len(pool):
         raise EditlibError(f"n={n} is out of range; there are {len(pool)} cases, so choose 1 to {len(pool)}")
-    return sorted(Random(seed).sample(pool, n), key=lambda case: case.case_id)
+    return [pool[i] for i in sorted(Random(seed).sample(range(len(pool)), n))]
 
 
 def subject_tokens(lm: "LanguageModel", request: EditRequest) -> SubjectTokens:

@@ -4,6 +4,7 @@ keys."""
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from random import Random
 
 import pandas as pd
 import torch
@@ -26,22 +27,22 @@ COLLAPSE, NORMAL = GROUPS = ("collapse", "normal")
 ROWS = 64  # texts a forward pass
 
 
-def draw(lm: LanguageModel, pool: Sequence[Case], *, first: int, others: int, seed: int) -> list[Case]:
+def draw_by_subject(lm: LanguageModel, pool: Sequence[Case], *, first: int, others: int, seed: int) -> list[Case]:
     """Draw `first` cases whose subject is one token at the start of the prompt and `others` of the rest, or as many as
     there are; in file order.
 
     Cases whose subject cannot be located are passed over. Raises `EditlibError` if that leaves none.
     """
-    opening, rest = list[Case](), list[Case]()
-    for case in pool:
+    opening, rest = list[int](), list[int]()  # of the pool
+    for i, case in enumerate(pool):
         with suppress(EditlibError):
             tokens = data.subject_tokens(lm, case.request)
-            (opening if tokens.count == 1 and tokens.first == 0 else rest).append(case)
+            (opening if tokens.count == 1 and tokens.first == 0 else rest).append(i)
     wanted = ((opening, min(first, len(opening))), (rest, min(others, len(rest))))
-    drawn = [case for cases, n in wanted if n for case in data.draw(cases, n, seed=seed)]
+    drawn = [i for indices, n in wanted for i in Random(seed).sample(indices, n)]
     if not drawn:
         raise EditlibError(f"first={first} and others={others} of {len(pool)} cases leave none to edit; draw more")
-    return sorted(drawn, key=lambda case: case.case_id)
+    return [pool[i] for i in sorted(drawn)]
 
 
 def groups(table: pd.DataFrame, *, method: str, collapse_ratio: float) -> pd.Series:

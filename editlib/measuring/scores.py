@@ -6,6 +6,7 @@ code, so that a longer target is at no disadvantage). `em_tf`: share of the targ
 ones, teacher forced (EasyEdit, used by both papers). `em_ar`: the greedy continuation is the target, all of it.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ from editlib.data.datasets import Case
 from editlib.data.request import EditRequest
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel, widened
-from editlib.models.tokens import encode, encode_text, pad, prompt_ids
+from editlib.models.tokens import check_length, encode, encode_text, pad, prompt_ids
 
 Score = Literal["efficacy", "generalization", "locality"]
 Prefixed = Literal["efficacy", "all"]
@@ -147,7 +148,10 @@ def read(
     lm.require_causal()
     asked = prompts(lm, case, prefixes=prefixes, prefixed=prefixed) if isinstance(case, Case) else case
     heard = _heard(lm, {a for q in asked.questions for a in (q.answer, q.rival) if a})
-    said = {answer: _agreed(picks, answer) for answer, (_, picks) in heard.items()}
+    said = dict[Answer, tuple[int, ...]]()
+    for answer, (_, picks) in heard.items():  # up to the first that is wrong, greedy decoding sees what forcing does
+        wrong = (i for i, (pick, token) in enumerate(zip(picks, answer.tokens, strict=True)) if pick != token)
+        said[answer] = picks[: next(wrong, len(picks)) + 1]
     said |= _continued(lm, {q.answer: said[q.answer] for q in asked.questions if q.score == "locality"})
     return Reading(
         asked,
@@ -161,11 +165,8 @@ def read(
 def _heard(lm: LanguageModel, answers: Iterable[Answer]) -> dict[Answer, tuple[float, tuple[int, ...]]]:
     """Mean log-probability and picks of every answer; answers of like length share a pass, equal prompts a row."""
     ordered = sorted(answers, key=lambda answer: (len(answer.fed), answer.fed))
-    found: dict[Answer, tuple[float, tuple[int, ...]]] = {}
-    for start in range(0, len(ordered), PASS_ROWS):
-        batch = ordered[start : start + PASS_ROWS]
-        found |= zip(batch, _forced(lm, batch), strict=True)
-    return found
+    batches = [ordered[start : start + PASS_ROWS] for start in range(0, len(ordered), PASS_ROWS)]
+    return {answer: heard for batch in batches for answer, heard in zip(batch, _forced(lm, batch), strict=True)}
 
 
 @torch.no_grad()
@@ -178,7 +179,7 @@ def _forced(lm: LanguageModel, answers: Sequence[Answer]) -> list[tuple[float, t
     scores = logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0].cpu()
     lengths = [len(answer.tokens) for answer in answers]
     pairs = zip(scores.split(lengths), _picks(logits).cpu().split(lengths), strict=True)
-    return [(float(mine.mean()), tuple(picks.tolist())) for mine, picks in pairs]
+    return [(float(own.mean()), tuple(picks.tolist())) for own, picks in pairs]
 
 
 def _logits(lm: LanguageModel, rows: Sequence[Sequence[int]], at: Sequence[tuple[int, int]]) -> Tensor:
@@ -194,12 +195,6 @@ def _picks(logits: Tensor) -> Tensor:
     """The likeliest tokens; argmax alone would name a token where logits are nan."""
     best = logits.max(-1)
     return best.indices.where(best.values.isfinite(), NONE)
-
-
-def _agreed(picks: tuple[int, ...], answer: Answer) -> tuple[int, ...]:
-    """The picks up to the first that is not the answer's: so far greedy decoding sees what teacher forcing does."""
-    wrong = (i for i, (pick, token) in enumerate(zip(picks, answer.tokens, strict=True)) if pick != token)
-    return picks[: next(wrong, len(picks)) + 1]
 
 
 @torch.no_grad()
@@ -222,11 +217,11 @@ def score(case: Case, before: Reading, after: Reading) -> dict[str, float]:
     """
     if before.prompts != after.prompts or after.prompts.case != case:
         raise EditlibError(f"the readings are not of case {case.case_id} with the same prefixes; read it again")
-    found: dict[str, list[float]] = {f"{name}_{protocol}": [] for name in SCORES for protocol in PROTOCOLS}
+    by_name: dict[str, list[float]] = {f"{name}_{protocol}": [] for name in SCORES for protocol in PROTOCOLS}
     for question, *replies in zip(after.prompts.questions, before.replies, after.replies, strict=True):
         for protocol, value in zip(PROTOCOLS, _values(question, *replies), strict=True):
-            found[f"{question.score}_{protocol}"].append(value)
-    return {name: sum(values) / len(values) if values else torch.nan for name, values in found.items()}
+            by_name[f"{question.score}_{protocol}"].append(value)
+    return {name: sum(values) / len(values) if values else torch.nan for name, values in by_name.items()}
 
 
 def _values(question: Question, before: Reply, after: Reply) -> tuple[float, float, float]:
@@ -240,10 +235,14 @@ def _values(question: Question, before: Reply, after: Reply) -> tuple[float, flo
 
 @torch.no_grad()
 def continuation(lm: LanguageModel, text: str, *, tokens: int = 8) -> str:
-    """Greedy continuation of a text, at most `tokens` tokens, stopped at end-of-text."""
+    """Greedy continuation of a text, at most `tokens` tokens, stopped at end-of-text or where the context is full.
+
+    Raises `EditlibError` if the text alone is longer than that.
+    """
     ids = torch.tensor([prompt_ids(lm.tokenizer, text)], device=lm.device)
+    check_length(lm, [text], ids.tolist())
     start = ids.shape[1]
-    for _ in range(tokens):
+    for _ in range(tokens if lm.max_length is None else min(tokens, lm.max_length - start + 1)):
         best = lm.model(ids).logits[0, -1].argmax()
         if best == lm.tokenizer.eos_token_id:
             break
@@ -253,8 +252,12 @@ def continuation(lm: LanguageModel, text: str, *, tokens: int = 8) -> str:
 
 @torch.no_grad()
 def target_probability(lm: LanguageModel, request: EditRequest, target: str) -> float:
-    """Probability of all tokens of `target` after the request's prompt, teacher forced."""
+    """Probability of all tokens of `target` after the request's prompt, teacher forced.
+
+    Raises `EditlibError` if they cannot be located, or are more than the model takes.
+    """
     row = encode(lm.tokenizer, request.prompt, request.subject, target=target, separator=request.separator)
-    scores = widened(lm.model(torch.tensor([row.ids], device=lm.device)).logits[0]).log_softmax(-1)
-    picked = [scores[i - 1, row.ids[i]] for i in range(row.target, len(row.ids))]
-    return float(torch.stack(picked).sum().exp())
+    answer = Answer(row.ids[: row.target], row.ids[row.target :])
+    check_length(lm, [request.text], [answer.fed])
+    ((mean, _),) = _forced(lm, [answer])
+    return math.exp(mean * len(answer.tokens))

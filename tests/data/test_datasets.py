@@ -289,6 +289,7 @@ def test_a_draw_is_a_function_of_the_seed_and_keeps_file_order() -> None:
 def test_all_cases_can_be_drawn() -> None:
     pool = some(5)
     assert data.draw(pool, 5, seed=0) == pool
+    assert data.draw(pool[::-1], 5, seed=0) == pool[::-1]  # in the file's order, whatever the numbers are
 
 
 @pytest.mark.parametrize("n", [-1, 0, 6])

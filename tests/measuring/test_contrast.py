@@ -42,19 +42,20 @@ def pool() -> list[Case]:
 
 
 def test_a_draw_has_the_wanted_numbers_of_both_kinds_in_file_order(anchored: LanguageModel, pool: list[Case]) -> None:
-    drawn = contrast.draw(anchored, pool, first=5, others=7, seed=0)
+    drawn = contrast.draw_by_subject(anchored, pool, first=5, others=7, seed=0)
     kinds = [data.subject_tokens(anchored, case.request).kind for case in drawn]
     assert (kinds.count("one token, first"), len(kinds)) == (5, 12)
     assert [case.case_id for case in drawn] == sorted({case.case_id for case in drawn})
-    assert drawn == contrast.draw(anchored, pool, first=5, others=7, seed=0)
-    assert drawn != contrast.draw(anchored, pool, first=5, others=7, seed=1)
+    assert drawn == contrast.draw_by_subject(anchored, pool, first=5, others=7, seed=0)
+    assert drawn != contrast.draw_by_subject(anchored, pool, first=5, others=7, seed=1)
+    assert contrast.draw_by_subject(anchored, pool[::-1], first=400, others=999, seed=0) == pool[::-1]
 
 
 def test_where_a_kind_is_short_there_are_fewer(anchored: LanguageModel, pool: list[Case]) -> None:
     later = [case for case in pool if data.subject_tokens(anchored, case.request).first > 0][:4]
-    assert contrast.draw(anchored, later, first=3, others=9, seed=0) == later
+    assert contrast.draw_by_subject(anchored, later, first=3, others=9, seed=0) == later
     with pytest.raises(EditlibError, match="first=3 and others=0 of 4 cases leave none to edit; draw more"):
-        contrast.draw(anchored, later, first=3, others=0, seed=0)
+        contrast.draw_by_subject(anchored, later, first=3, others=0, seed=0)
 
 
 def test_cases_whose_subject_cannot_be_located_are_passed_over(
@@ -68,7 +69,7 @@ def test_cases_whose_subject_cannot_be_located_are_passed_over(
         return locate(lm, request)
 
     monkeypatch.setattr(data, "subject_tokens", lost)
-    assert contrast.draw(anchored, pool[:3], first=9, others=9, seed=0) == [pool[0], pool[2]]
+    assert contrast.draw_by_subject(anchored, pool[:3], first=9, others=9, seed=0) == [pool[0], pool[2]]
 
 
 # Who collapses

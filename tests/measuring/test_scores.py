@@ -392,3 +392,19 @@ def test_continuation_stops_at_the_end_of_text(gpt2: LanguageModel) -> None:
     first = gpt2.model(torch.tensor([tokenizer("Zen")["input_ids"]])).logits[0, -1].argmax()
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(int(first))
     assert continuation(LanguageModel(gpt2.model, tokenizer), "Zen") == ""
+
+
+def test_a_text_longer_than_the_context_is_refused_and_a_full_context_ends_the_continuation(lm: LanguageModel) -> None:
+    passes = list[int]()
+    hook = lm.model.register_forward_pre_hook(lambda *_: passes.append(1))
+    long = EditRequest(prompt="{} is located in " + "a" * 128, subject="Zen", target_new="Quint")
+    for asked in (lambda: continuation(lm, long.text), lambda: target_probability(lm, long, "Quint")):
+        with pytest.raises(EditlibError, match=r"tokens, .* takes at most 128; shorten it"):
+            asked()
+    assert not passes
+    opening = len(lm.tokenizer("a")["input_ids"]) - 1  # special tokens
+    for length, most in ((128, 1), (126, 3), (100, 9)):
+        continuation(lm, "a" * (length - opening), tokens=9)
+        assert len(passes) == most
+        passes.clear()
+    hook.remove()
