@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, SupportsIndex
+from unicodedata import combining, east_asian_width, is_normalized
 
 MINUS = "−"
 
@@ -68,10 +69,22 @@ def short(value: object) -> str:
 
 
 def table(rows: Iterable[Sequence[object]]) -> str:
-    """Rows as text, columns two spaces apart."""
+    """Rows as text, columns two spaces apart.
+
+    Text that is not in Unicode's normal form C is escaped: models read other tokens in it than in what looks the same.
+    """
     cells = [[short(value) for value in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
+    escaped = [
+        [c if is_normalized("NFC", c) else c.encode("ascii", "backslashreplace").decode() for c in row] for row in cells
+    ]
+    widths = [max(map(_columns, column)) for column in zip(*escaped, strict=True)]
+    padded = ((c + " " * (width - _columns(c)) for c, width in zip(row, widths, strict=True)) for row in escaped)
+    return "\n".join("  ".join(row).rstrip() for row in padded)
+
+
+def _columns(text: str) -> int:
+    """Places text takes on a terminal: two for a wide character, none for a mark on the one before."""
+    return sum(0 if combining(c) else 2 if east_asian_width(c) in "FW" else 1 for c in text)
 
 
 def to_json(value: Any) -> str:

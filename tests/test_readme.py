@@ -1,17 +1,15 @@
-"""What the README tells a reader to type, typed."""
+"""What the README tells a reader to type, typed: in one process, as torch is imported once."""
 
-import os
 import re
 import shlex
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from places import ROOT
 
-PROGRAM = str(Path(sys.executable).with_name("editlib"))
-BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), flags=re.DOTALL)
+from editlib.cli import run_app
+
+README = (ROOT / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [
     words
     for language, block in BLOCKS
@@ -22,18 +20,13 @@ COMMANDS = [
 MAKE = [words[1] for words in COMMANDS if words[0] == "make"]
 EDITLIB = [words[1:] for words in COMMANDS if words[0] == ".venv/bin/editlib"]
 SNIPPETS = [block for language, block in BLOCKS if language == "python"]
+EDIT = next(words for words in EDITLIB if words[0] == "edit")
 
 
-def quick(words: list[str]) -> bool:
-    """Whether a command takes seconds; `run` takes minutes and is tested on a small analysis elsewhere."""
-    return words[0] != "run"
-
-
-def execute(arguments: list[str]) -> str:
-    wide = {**os.environ, "COLUMNS": "120"}
-    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, env=wide)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "120")
 
 
 def test_every_command_is_of_a_known_kind() -> None:
@@ -46,32 +39,52 @@ def test_make_target_exists(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text("utf-8"), flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize("words", [words for words in EDITLIB if quick(words)], ids=shlex.join)
-def test_quick_command_runs(words: list[str]) -> None:
-    assert execute([PROGRAM, *words]).strip()
+@pytest.mark.parametrize("words", [words for words in EDITLIB if words[0] not in ("edit", "run")], ids=shlex.join)
+def test_command_runs(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_app(words) == 0
+    assert capsys.readouterr().out.strip()
 
 
-@pytest.mark.parametrize("words", [words for words in EDITLIB if not quick(words)], ids=shlex.join)
-def test_slow_command_has_options_that_exist(words: list[str]) -> None:
-    usage = execute([PROGRAM, words[0], "--help"])
-    assert all(word in usage for word in words if word.startswith("-"))
+def test_the_analysis_to_run_has_the_parameter_that_is_set(capsys: pytest.CaptureFixture[str]) -> None:
+    """It takes minutes; executing one is tested on a small analysis elsewhere."""
+    _, analysis, *options = next(words for words in EDITLIB if words[0] == "run")
+    assert run_app(["run", analysis, "--list"]) == 0
+    assert re.search(rf"(?m)^{options[options.index('-p') + 1]} +int", capsys.readouterr().out)
+    assert options[:2] == ["--profile", "quick"]
+
+
+@pytest.mark.parametrize(
+    ("more", "verdict"),
+    [
+        ([], r"collapsed \(perplexity ×20\.6\)"),
+        (["--method", "c-rome"], r"intact \(perplexity ×1\.00\), but the edit does not hold"),
+        (["--method", "c-rome", "--no-covariance"], r"intact \(perplexity ×1\.0\d\)"),
+    ],
+)
+def test_the_edit_ends_as_the_text_says(more: list[str], verdict: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert more == [] or f"`{shlex.join(more)}`" in README
+    assert run_app([*EDIT, *more]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(rf"(?m)^verdict +{verdict}$", printed)
+    assert re.search(rf"(?m)^edit holds +no +{'no' if 'not hold' in verdict else 'yes'}$", printed)
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS)
-def test_python_snippet_runs(snippet: str) -> None:
-    assert re.search(r"perplexity [\d.]+ -> ", execute([sys.executable, "-c", snippet]))
+def test_python_snippet_prints_what_its_comments_say(snippet: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(snippet, "README.md", "exec"), {})
+    said = re.findall(r"print\(.*\)  # (.*)$", snippet, re.M)
+    assert said and capsys.readouterr().out.splitlines() == said
 
 
 def test_example_edits_a_city_of_the_testbed() -> None:
     from editlib.testbed.world import build_world
 
     names = build_world().names
-    for words in (words for words in EDITLIB if words[0] == "edit"):
-        assert words[words.index("--subject") + 1] in names["city"]
-        assert words[words.index("--target") + 1] in names["country"]
+    assert EDIT[EDIT.index("--subject") + 1] in names["city"]
+    assert EDIT[EDIT.index("--target") + 1] in names["country"]
 
 
 def test_pictures_and_links_exist() -> None:
-    targets = re.findall(r"\]\(([^):]+)\)", (ROOT / "README.md").read_text("utf-8"))
+    targets = re.findall(r"\]\(([^):]+)\)", README)
     assert targets
     assert [target for target in targets if not (ROOT / target).exists()] == []

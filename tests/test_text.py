@@ -65,3 +65,8 @@ def test_nested_entries_get_dotted_names() -> None:
     assert (
         text.with_interval("1.00", ("0.900", "1.10")) == "1.00 [0.900, 1.10]" and text.with_interval("–", None) == "–"
     )
+
+
+def test_a_table_shows_what_only_looks_equal_as_different() -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    assert text.table([[composed, 1], [decomposed, 2], ["日本", 3]]) == "café        1\ncafe\\u0301  2\n日本        3"

@@ -292,7 +292,7 @@ def _about(analysis: "Analysis") -> dict[str, Any]:
 
 def _described(analysis: "Analysis") -> str:
     """The same for people."""
-    rows = [[f"  {p.name}", p.type, json.dumps(p.default), p.help] for p in analysis.parameters.values()]
+    rows = [[p.name, p.type, json.dumps(p.default), p.help] for p in analysis.parameters.values()]
     head = f"{analysis.name}: {analysis.title} (profiles: {', '.join(analysis.profiles)})"
     return "\n".join([head, *([table(rows)] if rows else [])])
 
