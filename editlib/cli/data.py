@@ -27,9 +27,10 @@ def list_data(as_json: Json = False) -> None:
     if as_json:
         return emit(rows)
     columns = ["name", "records", "licence", "about"]
+    head = ["file", "name", "published", "licence", "about"]
     shown = [["here" if row["path"] else "absent", *(row[column] for column in columns)] for row in rows]
     missing = [f"{row['name']}: {row['how']}" for row in rows if not row["path"]]
-    emit("\n".join([table([["file", *columns], *shown]), *missing]))
+    emit("\n".join([table([head, *shown]), *missing]))
 
 
 @app.command("get")

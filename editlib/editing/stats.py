@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -16,6 +17,8 @@ from editlib.errors import EditlibError
 from editlib.files import cache_folder, write_tensors
 from editlib.models.language_model import LanguageModel
 from editlib.models.trace import trace
+
+log = logging.getLogger(__name__)
 
 WINDOW = 128  # tokens; every window starts at position 0, which large models treat unlike the others
 BATCH = 16  # windows a forward pass
@@ -95,7 +98,8 @@ def second_moments(lm: LanguageModel, windows: Tensor, *, layers: Sequence[int] 
     wanted = range(lm.num_layers) if layers is None else layers
     names = {layer: lm.layout.name(layer) for layer in wanted if lm.down(layer) is not None}
     sums = {layer: torch.zeros(d, d, dtype=torch.float64) for layer in names for d in [lm.weight(layer).shape[1]]}
-    for batch in windows.split(BATCH):
+    for number, batch in enumerate(windows.split(BATCH)):
+        log.info("second moments: %d of %d tokens read", number * BATCH * windows.shape[1], windows.numel())
         with trace(lm.model, *names.values(), stop=True) as seen:
             lm.model(batch.to(lm.device))
         for layer, name in names.items():

@@ -2,6 +2,7 @@
 resampled silently."""
 
 import json
+import logging
 from pathlib import Path
 from random import Random
 from typing import Literal
@@ -13,6 +14,8 @@ from editlib.errors import EditlibError
 from editlib.files import cache_folder, write_json
 from editlib.models.language_model import LanguageModel
 from editlib.models.tokens import prompt_ids
+
+log = logging.getLogger(__name__)
 
 Flavour = Literal["yang-2024", "meng-2022"]
 Source = Literal["held-out", "editing"]
@@ -84,6 +87,7 @@ def sample(lm: LanguageModel, *, seed: int, top_k: int = 5, flavour: Flavour = "
     contexts = []
     for length in LENGTHS:
         for opener in (o for o in OPENERS[flavour] for _ in range(10 // len(OPENERS[flavour]))):
+            log.info("sampling prefix contexts, %d so far", len(contexts))
             ids = _start(lm, opener)
             for _ in range(length):
                 top = lm.model(ids).logits[0, -1].float().topk(top_k)

@@ -6,6 +6,7 @@ the head reads only what is scored, and no weight is written. Everything equals 
 `perplexity`) but for the order of floating-point sums.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,8 @@ from editlib.engine.perplexity import Perplexity
 from editlib.engine.values import Keys, KlPosition, Target, ValueParams, encode_contexts
 from editlib.models.language_model import LanguageModel, widened
 from editlib.models.tokens import Encoded, encode, encode_texts, prompt_ids
+
+log = logging.getLogger(__name__)
 
 CHECK = 5  # steps between two looks at which requests are done; in between, the device is not waited for
 Replace = dict[str, Callable[[Tensor], Tensor]]
@@ -327,6 +330,7 @@ def optimise(
             break
         if step % CHECK == CHECK - 1:
             remaining = int(active.sum())
+            log.info("searching v*: step %d of at most %d, %d searches left", step + 1, params.steps, remaining)
             if not remaining:
                 break
             live = live.only(active) if 2 * remaining <= len(members) else live

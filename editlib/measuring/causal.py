@@ -6,6 +6,7 @@ time, so that the work does not grow with a subject's length. The group that dec
 token, so there it is the same.
 """
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -24,6 +25,8 @@ from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel, widened
 from editlib.models.tokens import Encoded, check_length, encode, pad
 from editlib.models.trace import trace
+
+log = logging.getLogger(__name__)
 
 GROUPS = ("first subject token", "middle subject tokens", "last subject token", "further tokens", "last token")
 DECIDING = GROUPS[2]
@@ -96,6 +99,7 @@ def causal_trace(
     for fact in tqdm(facts, unit="fact", disable=not progress):
         noise = torch.randn(samples, fact.subject[1] - fact.subject[0], width, generator=generator)
         traced.append(_trace_fact(lm, fact, scale * noise, window))
+        log.info("traced %d of %d facts", len(traced), len(facts))
     clean, corrupted, effects = zip(*traced, strict=True)
     table = pd.DataFrame([row for rows in effects for row in rows], columns=["layer", "group", "effect"])
     means = table.groupby(["layer", "group"])["effect"].mean().unstack()  # over the facts that have such a token

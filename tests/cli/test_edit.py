@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import logging
 import re
 import sys
 from collections.abc import Callable
@@ -173,6 +174,20 @@ def test_an_output_folder_that_cannot_be_made_is_named(model: Path, tmp_path: Pa
     assert "file/sub cannot be written" in mistake(*edit(model, out=tmp_path / "file" / "sub"))
     assert "exists already" in mistake(*edit(model, out=tmp_path))
     assert "cannot be written" in mistake("testbed", "train", "control", "--out", tmp_path / "file" / "sub")
+
+
+def test_long_work_is_told_as_it_goes_on(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("EDITLIB_CACHE", str(tmp_path))
+    corpus = tmp_path / "long.json"
+    corpus.write_text(json.dumps(TEXTS * 20))
+    with caplog.at_level(logging.INFO, "editlib"):
+        assert run_app([str(a) for a in edit(model, corpus=corpus)]) == 0
+    said = caplog.messages
+    assert {"sampling prefix contexts, 0 so far", "sampling prefix contexts, 19 so far"} <= {*said}
+    assert any(re.fullmatch(r"second moments: 0 of \d+ tokens read", message) for message in said)
+    assert any(message.startswith("searching v*: step 5 of at most ") for message in said)
 
 
 # -- whether it holds ------------------------------------------------------------------------------------

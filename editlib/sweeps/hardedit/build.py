@@ -6,6 +6,7 @@ behind an OpenAI-compatible endpoint or, offline, the testbed's invented world.
 """
 
 import json
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from editlib.sweeps.folder import PlannedFolder
 from editlib.sweeps.hardedit.authors import BATCH, Author, Unusable
 from editlib.sweeps.single import moment_layers, plan_of, sweep
 from editlib.text import finite
+
+log = logging.getLogger(__name__)
 
 SET = "hardedit.json"
 Line = dict[str, Any]  # a record's fields, what became of it, and why
@@ -120,6 +123,7 @@ def build(
         for number in range(most_calls(n) if calls is None else calls):
             if len(_accepted(lines)) >= n:
                 break
+            log.info("call %d; %d of %d cases so far", number + 1, len(_accepted(lines)), n)
             part = folder.path / f"part-{number:05d}.jsonl"
             if not part.is_file():
                 stats = stats or second_moments_of(
