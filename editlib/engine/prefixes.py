@@ -84,7 +84,7 @@ def _read(path: Path) -> list[str]:
 def sample(lm: LanguageModel, *, seed: int, top_k: int = 5, flavour: Flavour = "yang-2024") -> list[str]:
     """Twenty contexts `<opener> <tokens>. {}` sampled from the model with top-k, a function of model and seed."""
     generator = torch.Generator().manual_seed(seed)
-    contexts = []
+    contexts: list[str] = []
     for length in LENGTHS:
         for opener in (o for o in OPENERS[flavour] for _ in range(10 // len(OPENERS[flavour]))):
             log.info("sampling prefix contexts, %d so far", len(contexts))
