@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 
 def environment(lock: Path) -> dict[str, Any]:
     """Python, platform, every installed distribution with its version, and the sha256 of the lock file."""
@@ -27,20 +29,19 @@ def environment(lock: Path) -> dict[str, Any]:
 
 def hardware() -> dict[str, Any]:
     """Processor, cores, memory, NVIDIA GPUs with their driver, and threads asked for (null: as many as cores)."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     threads = os.environ.get("OMP_NUM_THREADS", "")
     return {
         "cpu": _cpu(),
-        "cores": os.cpu_count(),
+        "cores": psutil.cpu_count(),
         "threads": int(threads) if threads.isdecimal() else None,
-        "memory_gib": round(memory, 1),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpus": _gpus(),
     }
 
 
 def _cpu() -> str:
     info = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE) if info.is_file() else None
+    found = re.search(r"^model name\s*: (.+)$", info.read_text("utf-8"), re.MULTILINE) if info.is_file() else None
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 

@@ -12,6 +12,7 @@ from runs import Run
 
 from editlib.errors import EditlibError
 from editlib.runs import analyses
+from editlib.runs.reach import code_hash
 
 
 def command(run: Run, root: Path) -> str:
@@ -39,18 +40,16 @@ def typed(value: object) -> str:
 
 
 def changed(run: Run, root: Path) -> list[str]:
-    """What the run was made with that is otherwise in this checkout: the notebook, the package's code."""
-    now = {"the notebook": notebook_hash(run.analysis, root), "the package's code": code_hash()}
-    then = {"the notebook": run.manifest["inputs"]["notebook"], "the package's code": run.manifest["inputs"]["code"]}
-    return [name for name in now if now[name] != then[name]]
+    """What the run was made with that is otherwise in this checkout: the notebook, the code it computes with."""
+    then = run.manifest["inputs"]
+    return [f"the {name}" for name, now in hashes(run.analysis, root).items() if now != then[name]]
 
 
 @cache
-def notebook_hash(analysis: str, root: Path) -> str:
+def hashes(analysis: str, root: Path) -> dict[str, str]:
+    """sha256 of an analysis' notebook and of the package's code that it uses; empty texts where there is none."""
     path = root / "notebooks" / f"{analysis}.py"
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-
-
-@cache
-def code_hash() -> str:
-    return analyses.code_hash(analyses.PACKAGE)
+    if not path.is_file():
+        return {"notebook": "", "code": ""}
+    source = path.read_bytes()
+    return {"notebook": hashlib.sha256(source).hexdigest(), "code": code_hash(source.decode("utf-8"))}

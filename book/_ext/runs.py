@@ -12,7 +12,6 @@ never trusted as markup: it is escaped before it becomes MyST, and otherwise goe
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,6 +27,8 @@ from sphinx.config import Config
 from sphinx.directives.patches import Figure
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
+
+from editlib.runs.manifest import read_manifest
 
 HINT = "execute one with `editlib run {} --profile quick`"
 FOLDER = re.compile(r"runs/[a-z][a-z0-9-]*/(local-)?[0-9a-f]{12}")
@@ -96,9 +97,10 @@ def read_runs(book: Path) -> list[Run]:
 
 
 def read_run(path: Path, book: Path) -> Run | None:
-    """The run of a manifest, or None in a folder that is not named as its manifest says."""
+    """The run of a manifest, or None in a folder that is not named as its manifest says; a build stops at a damaged
+    one."""
     folder = path.parent.relative_to(book).as_posix()
-    manifest = json.loads(path.read_text("utf-8"))
+    manifest = read_manifest(path.parent).record
     named = (f"runs/{manifest['analysis']}/{prefix}{manifest['run']}" for prefix in ("", "local-"))
     if not (FOLDER.fullmatch(folder) and folder in named):
         return None

@@ -14,15 +14,14 @@ from editlib.runs.manifest import json_schema
 Schema = dict[str, Any]
 
 
-def fields(schema: Schema, place: str = "", named: Schema | None = None) -> Iterator[tuple[str, str, str]]:
-    """Dotted name, type and meaning of each field, groups before their fields."""
-    named = named or schema["$defs"]
-    for name, told in schema["properties"].items():
-        group = named[told["$ref"].rpartition("/")[2]] if "$ref" in told else None
-        about = group or told
+def fields(named: Schema, group: str = "Record", place: str = "") -> Iterator[tuple[str, str, str]]:
+    """Dotted name, type and meaning of each field of a group, groups before their fields; `named` has all groups."""
+    for name, told in named[group]["properties"].items():
+        inner = told["$ref"].rpartition("/")[2] if "$ref" in told else ""
+        about = named[inner] if inner else told
         yield f"{place}{name}", spoken(about), about.get("description", "")
-        if group:
-            yield from fields(group, f"{place}{name}.", named)
+        if inner:
+            yield from fields(named, inner, f"{place}{name}.")
 
 
 def spoken(schema: Schema) -> str:
@@ -33,7 +32,7 @@ def spoken(schema: Schema) -> str:
         return f"list of {spoken(schema['items'])}"
     if schema["type"] == "object":
         values = schema["additionalProperties"]
-        return f"by name: {spoken(values)}" if values else "group"
+        return f"by name: {spoken(values)}" if isinstance(values, dict) else "group"
     return SHAPES.get(schema.get("pattern", "")) or str(schema["type"])
 
 
@@ -48,7 +47,7 @@ class ManifestFields(SphinxDirective):
     """`{manifest-fields}`."""
 
     def run(self) -> list[nodes.Node]:
-        rows = [f"| `{name}` | {kind} | {about} |" for name, kind, about in fields(json_schema())]
+        rows = [f"| `{name}` | {kind} | {about} |" for name, kind, about in fields(json_schema()["$defs"])]
         return self.parse_text_to_nodes("\n".join(["| Field | Type | Meaning |", "|:--|:--|:--|", *rows]))
 
 

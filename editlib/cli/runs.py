@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,7 @@ import typer
 from editlib.cli.options import Json, pairs
 from editlib.cli.output import Stop, emit, note
 from editlib.errors import EditlibError, unknown
-from editlib.text import short, table, with_interval
+from editlib.text import flat, short, table, with_interval
 
 if TYPE_CHECKING:
     from editlib.runs.analyses import Analysis
@@ -50,7 +49,7 @@ def run(
     Example: editlib run pilot --profile quick -p n 20 -p method c-rome
     """
     from editlib.runs import analyses
-    from editlib.runs import execute as runs
+    from editlib.runs.execute import execute_all
 
     project = analyses.find_root(root)
     if not (every or listed) and analysis is None:
@@ -61,19 +60,26 @@ def run(
     if listed:
         known = [analyses.read(name, project) for name in names]
         return emit([_about(one) for one in known] if as_json else "\n\n".join(map(_described, known)))
-    options: dict[str, Any] = {"profile": profile, "force": force, "timeout": timeout, "progress": sys.stderr.isatty()}
     given = pairs(parameter or [])
     for name, value in given.items():
         if any("\ud800" <= character <= "\udfff" for character in value):  # what stands in for other bytes
             raise EditlibError(f"the value of -p {name} is no UTF-8 text; write it in UTF-8")
-    try:
-        done = runs.execute_all(names, jobs=jobs, root=project, parameters=given, **options)
-    except runs.RunFailed as error:
-        raise Stop(str(error), 1) from error
+    outcomes = execute_all(
+        names, jobs=jobs, root=project, parameters=given, profile=profile, force=force, timeout=timeout
+    )
+    errors = [outcome.error for outcome in outcomes if outcome.error]
+    if errors and not every:
+        raise Stop(str(errors[0]), 2 if isinstance(errors[0], EditlibError) else 1) from errors[0]
+    done = [outcome.run for outcome in outcomes if outcome.run]
     if as_json:
-        return emit([{"analysis": m.analysis, "run": m.run, "spec": m.spec, "path": _relative(m.folder)} for m in done])
-    lines = [f"{manifest.analysis}: {_relative(manifest.folder)}" for manifest in done]
-    emit("\n".join([*lines, "their pages are made by: make book"]))
+        emit([{"analysis": m.analysis, "run": m.run, "spec": m.spec, "path": _relative(m.folder)} for m in done])
+    elif done:
+        lines = [f"{manifest.analysis}: {_relative(manifest.folder)}" for manifest in done]
+        emit("\n".join([*lines, "their pages are made by: make book"]))
+    for error in errors:
+        note(str(error))
+    if errors:
+        raise Stop(f"{len(errors)} of {len(outcomes)} analyses failed, which are named above", 1)
 
 
 def runs(
@@ -95,7 +101,7 @@ def runs(
     Example: editlib runs pilot --profile full --sort -seconds
     """
     from editlib.runs import analyses
-    from editlib.runs import execute as runs
+    from editlib.runs import folders as runs
 
     project = analyses.find_root(root)
     frame = runs.runs_frame(project)
@@ -123,7 +129,7 @@ def show(run: RunId, root: Root = None, as_json: Json = False) -> None:
     Example: editlib show 0123456789ab
     """
     from editlib.runs import analyses, manifest
-    from editlib.runs import execute as runs
+    from editlib.runs import folders as runs
 
     shown = runs.find(run, analyses.find_root(root))
     emit(json.loads(manifest.as_text(shown.record)) if as_json else "\n\n".join(_sections(shown)))
@@ -141,7 +147,7 @@ def verify(
     Example: editlib verify --all
     """
     from editlib.runs import analyses, manifest
-    from editlib.runs import execute as runs
+    from editlib.runs import folders as runs
 
     if every == (run is not None):
         raise EditlibError("name one run to check, or give --all")
@@ -173,7 +179,7 @@ def cite(
     Example: editlib cite 0123456789ab --format apa
     """
     from editlib.runs import analyses, citation
-    from editlib.runs import execute as runs
+    from editlib.runs import folders as runs
 
     if form not in citation.FORMATS:
         raise unknown("format", form[:WIDEST], citation.FORMATS)
@@ -196,7 +202,7 @@ def compare(
     Example: editlib compare 0123456789ab ba9876543210
     """
     from editlib.runs import analyses
-    from editlib.runs import execute as runs
+    from editlib.runs import folders as runs
     from editlib.runs.compare import compare
 
     project = analyses.find_root(root)
@@ -207,16 +213,29 @@ def compare(
 
 def publish(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Id of a local run, or the beginning of one.")],
+    author: Annotated[
+        list[str] | None,
+        typer.Option(help="Who executed it; repeat for more.  [default: the project's authors]", show_default=False),
+    ] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODEL=ADDRESS", help="Where a local model is from, id@commit say; repeat for more."),
+    ] = None,
     root: Root = None,
 ) -> None:
     """Check a local run and give it its final name, so that git and the book keep it.
 
-    Example: editlib publish 0123456789ab
-    """
-    from editlib.runs import analyses
-    from editlib.runs import execute as runs
+    What --author and --source tell becomes part of the manifest, so that the run gets another id.
 
-    typer.echo(_relative(runs.publish(run, analyses.find_root(root))))
+    Example: editlib publish 0123456789ab --author "Ada Lovelace" --source my-model=org/name@COMMIT
+    """
+    from editlib.runs import analyses, publishing
+
+    entries = [entry.partition("=") for entry in source or []]
+    if lonely := [name for name, _, address in entries if not address]:
+        raise EditlibError(f"--source {lonely[0]} tells no address; write --source MODEL=ADDRESS")
+    sources = {name: address for name, _, address in entries}
+    emit(_relative(publishing.publish(run, analyses.find_root(root), authors=author or (), sources=sources)))
 
 
 def _sections(run: "Manifest") -> Iterator[str]:
@@ -236,6 +255,8 @@ def _sections(run: "Manifest") -> Iterator[str]:
     )
     yield "Parameters\n" + _listed(**run.parameters)
     yield "Inputs\n" + _listed(notebook=run.inputs.notebook, code=run.inputs.code, **named)
+    if run.hparams:
+        yield "Hyper-parameters\n" + _listed(**flat(run.hparams), **flat({"second moments": run.moment_tokens}))
     yield "Environment\n" + _listed(**software, commit=git)
     yield "Hardware\n" + _listed(**asdict(run.hardware) | {"gpus": ", ".join(run.hardware.gpus) or "none"})
     yield "Numbers\n" + _listed(**run.metrics)

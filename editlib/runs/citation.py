@@ -1,12 +1,13 @@
 """How to cite one run: BibTeX, APA and CFF, each from its manifest alone."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from editlib.runs.manifest import Manifest
 
+MONTHS = "jan feb mar apr may jun jul aug sep oct nov dec".split()
 SPECIAL = str.maketrans(
     {
         **{character: f"\\{character}" for character in "&%$#_"},
@@ -22,23 +23,24 @@ SPECIAL = str.maketrans(
 def bibtex(run: "Manifest") -> str:
     """A `@misc` entry; also the text of the folder's `citation.bib`."""
     entry = {
-        "author": " and ".join(f"{{{_tex(name)}}}" for name in run.project.authors),
+        "author": " and ".join(f"{{{_tex(name)}}}" for name in authors(run)),
         "title": f"{{{_tex(heading(run))}}}",
         "year": run.finished[:4],
-        "month": run.finished[5:7].lstrip("0"),
+        "month": run.finished[5:7].lstrip("0") if run.schema == 2 else MONTHS[int(run.finished[5:7]) - 1],
         "howpublished": _tex(f"In: {run.project.title}, version {run.project.version}"),
-        "note": _tex(f"Executed analysis, run {run.run}, spec {run.spec}"),
+        "note": _tex(f"Executed analysis, run {run.run}, spec {run.spec}{_digest(run)}"),
         "url": run.project.url,
     }
-    lines = [f"  {name} = {{{value}}}," for name, value in entry.items() if value]
+    bare = ("month",) if run.schema > 2 else ()  # a macro of BibTeX's
+    lines = [f"  {name} = {value if name in bare else f'{{{value}}}'}," for name, value in entry.items() if value]
     return "\n".join([f"@misc{{editlib-{run.analysis}-{run.run},", *lines, "}", ""])
 
 
 def apa(run: "Manifest") -> str:
     """One line of text in the style of APA 7."""
-    *others, last = run.project.authors
+    *others, last = authors(run)
     names = f"{', '.join(others)}, & {last}" if others else last
-    about = f"{heading(run)} [Executed analysis, run {run.run}]"
+    about = f"{heading(run)} [Executed analysis, run {run.run}{_digest(run)}]"
     place = f"In {run.project.title} (Version {run.project.version}). {run.project.url}"
     return _line(f"{names}. ({run.finished[:4]}). {about}. {place}")
 
@@ -57,19 +59,30 @@ def cff(run: "Manifest") -> str:
         **known,
     }
     lines = [f"{key}: {_quoted(value)}" for key, value in about.items()]
-    lines += ["authors:", *(f"  - name: {_quoted(name)}" for name in run.project.authors)]
-    lines += ["identifiers:"]
-    lines += [f'  - {{type: other, value: "{kind}:{value}"}}' for kind, value in (("run", run.run), ("spec", run.spec))]
+    lines += ["authors:", *(f"  - name: {_quoted(name)}" for name in authors(run))]
+    named = {"run": run.run, "spec": run.spec} | ({"sha256": run.digest} if run.schema > 2 else {})
+    lines += ["identifiers:", *(f'  - {{type: other, value: "{kind}:{value}"}}' for kind, value in named.items())]
     return "\n".join([*lines, ""])
 
 
 FORMATS: dict[str, Callable[["Manifest"], str]] = {"bibtex": bibtex, "apa": apa, "cff": cff}
 
 
+def authors(run: "Manifest") -> Sequence[str]:
+    """Who is cited: those who executed it, if they are told, else the project's authors."""
+    return run.authors or run.project.authors
+
+
 def heading(run: "Manifest") -> str:
-    """The analysis' title with the model it was executed on."""
+    """The analysis' title with the model it was executed on, by where that is from if it is told."""
     model = run.parameters.get("model")
+    model = run.sources.get(str(model), model)
     return f"{run.title} ({model}, {run.profile})" if model else f"{run.title} ({run.profile})"
+
+
+def _digest(run: "Manifest") -> str:
+    """The whole hash that a run's id is the beginning of: the id alone could be made a second time."""
+    return f", sha256 {run.digest}" if run.schema > 2 else ""
 
 
 def _tex(text: str) -> str:

@@ -1,7 +1,10 @@
 """A run folder as a Process Run Crate 0.5 (https://w3id.org/ro/wfrun/process/0.5), readable without this project."""
 
+import hashlib
+import json
 import mimetypes
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rocrate.model import ContextEntity, File, SoftwareApplication
@@ -19,6 +22,15 @@ TYPES = {  # that not every machine knows
 UNHASHED = ("manifest.json", "citation.bib")  # they name the run, whose id rests on this file
 
 
+def add(record: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Describe a run's folder in a file of its own; returns the record with that file among the outputs."""
+    others = {name: digest for name, digest in record["outputs"].items() if name != NAME}
+    described = describe({**record, "outputs": others})
+    text = json.dumps(described, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    (folder / NAME).write_bytes(text.encode())
+    return {**record, "outputs": others | {NAME: hashlib.sha256(text.encode()).hexdigest()}}
+
+
 def describe(record: Mapping[str, Any]) -> dict[str, Any]:
     """The crate's JSON-LD, from a manifest that has no run id yet."""
     project = record["project"]
@@ -29,7 +41,7 @@ def describe(record: Mapping[str, Any]) -> dict[str, Any]:
     crate.datePublished = _offset(record["finished"])
     licence = project["license"]
     crate.license = crate.add(_entity(crate, f"https://spdx.org/licenses/{licence}", "CreativeWork", name=licence))
-    names = ", ".join(project["authors"])
+    names = ", ".join(record.get("authors") or project["authors"])
     people = crate.add(_entity(crate, "#authors", "Organization", name=names, **_address(project)))
     crate.root_dataset["author"] = crate.root_dataset["publisher"] = people
     about = {"name": "Process Run Crate", "version": PROFILE.rsplit("/", 1)[1]}

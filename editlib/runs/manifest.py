@@ -7,17 +7,18 @@ outputs' hashes included, so a run's id vouches for every file of its folder.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from editlib.errors import EditlibError
-from editlib.runs.analyses import Value, short_hash
+from editlib.runs.analyses import Value
 from editlib.runs.citation import bibtex
 
+SCHEMA = 3  # of new manifests and of specs; manifests of schema 2 are read, listed, cited and verified too
 NAME, CITATION = "manifest.json", "citation.bib"
 Id = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]  # the beginning of a sha256
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -26,15 +27,24 @@ Strict = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """What the run depends on beside its parameters, as sha256."""
+class InputsOfTwo:
+    """What a run of schema 2 depends on beside its parameters, as sha256."""
 
     __pydantic_config__ = Strict
     notebook: Annotated[Sha256, Field(description="Of the notebook's source.")]
-    code: Annotated[Sha256, Field(description="Of what the package computes with.")]
-    models: Annotated[Mapping[str, str], Field(description="By name or path; sha256 of weights, or commit.")]
+    code: Annotated[Sha256, Field(description="Of the package's modules and data that the notebook computes with.")]
+    models: Annotated[Mapping[str, str], Field(description="By name or path; sha256 of a folder's files, or commit.")]
     data: Annotated[Mapping[str, Sha256], Field(description="By name or path.")]
     files: Annotated[Mapping[str, Sha256], Field(description="Local questions of downstream tasks, by name.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs(InputsOfTwo):
+    """What the run depends on beside its parameters, as sha256."""
+
+    presets: Annotated[
+        Sha256 | None, Field(description="Of the presets for models of these types; null if none are read.")
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,18 +92,18 @@ class Project:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
-    """One execution of an analysis."""
+class RecordOfTwo:
+    """One execution of an analysis, in the form of schema 2."""
 
     __pydantic_config__ = Strict
-    schema: Annotated[int, Field(description="Version of this form.", ge=2, le=2)]
+    schema: Annotated[Literal[2], Field(description="Version of this form.")]
     analysis: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$", description="Name of the notebook.")]
     title: Annotated[str, Field(description="Of the analysis.")]
     profile: Annotated[str, Field(description="Set of parameter values that was asked for, before single ones.")]
     parameters: Annotated[Mapping[str, Value], Field(description="Every parameter, defaults included.")]
     spec: Annotated[Id, Field(description="Hash of what was asked.")]
     run: Annotated[Id, Field(description="Hash of this file but for this entry.")]
-    inputs: Inputs
+    inputs: InputsOfTwo
     environment: Environment
     hardware: Hardware
     git: Git
@@ -109,9 +119,38 @@ class Record:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manifest(Record):
-    """A record and the folder it lies in."""
+class Record(RecordOfTwo):
+    """One execution of an analysis."""
 
+    schema: Annotated[Literal[3], Field(description="Version of this form.")]  # type: ignore[assignment]
+    inputs: Inputs
+    hparams: Annotated[
+        Mapping[str, Mapping[str, Mapping[str, Any]]],
+        Field(description="Hyper-parameters that edits were made with, resolved: by model, then by method."),
+    ]
+    moment_tokens: Annotated[
+        Mapping[str, int], Field(description="By model: tokens that second moments of keys were read from.")
+    ]
+    sources: Annotated[
+        Mapping[str, str], Field(description="Where a model's folder is from, by its name, as told when publishing.")
+    ]
+    authors: Annotated[
+        Sequence[str], Field(description="Who executed it, as told when publishing; empty for the project's authors.")
+    ]
+
+
+ADDED = tuple(Record.__dataclass_fields__.keys() - RecordOfTwo.__dataclass_fields__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(RecordOfTwo):
+    """A record and the folder it lies in; what schema 2 lacks is empty."""
+
+    schema: Literal[2, 3]  # type: ignore[assignment]
+    hparams: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    moment_tokens: Mapping[str, int] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)
+    authors: Sequence[str] = ()
     folder: Path
 
     @property
@@ -122,7 +161,13 @@ class Manifest(Record):
     @property
     def record(self) -> dict[str, Any]:
         """The content of `manifest.json`."""
-        return {key: value for key, value in asdict(self).items() if key != "folder"}
+        absent = {"folder", *(ADDED if self.schema == 2 else ())}
+        return {key: value for key, value in asdict(self).items() if key not in absent}
+
+    @property
+    def digest(self) -> str:
+        """The sha256 that the run's id is the beginning of."""
+        return full_hash({key: value for key, value in self.record.items() if key != "run"})
 
     def difference(self) -> str | None:
         """The first file that is not as the run's id says, or None; the manifest itself is checked first."""
@@ -132,6 +177,8 @@ class Manifest(Record):
             return NAME
         if _read(self.folder / CITATION) != bibtex(self):
             return CITATION
+        if (link := symbolic_link(self.folder)) is not None:
+            return link
         found = hash_files(self.folder)
         return next((f for f in sorted({*found, *self.outputs}) if found.get(f) != self.outputs.get(f)), None)
 
@@ -139,6 +186,17 @@ class Manifest(Record):
 def run_id(record: Mapping[str, Any]) -> str:
     """The id of a manifest, from everything in it but the id."""
     return short_hash({key: value for key, value in record.items() if key != "run"})
+
+
+def short_hash(value: Any) -> str:
+    """First 12 hex digits of `full_hash`."""
+    return full_hash(value)[:12]
+
+
+def full_hash(value: Any) -> str:
+    """sha256 of canonical JSON: sorted keys, no spaces, UTF-8, no nan."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def as_text(record: Mapping[str, Any]) -> str:
@@ -151,6 +209,12 @@ def hash_files(folder: Path) -> dict[str, str]:
     named = {folder / NAME, folder / CITATION}  # these hold the id, which rests on the others
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path not in named)
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def symbolic_link(folder: Path) -> str | None:
+    """A file or folder of a run that stands for one elsewhere, which no hash of the run can vouch for, or None."""
+    links = (path for path in folder.rglob("*") if path.is_symlink())
+    return min((path.relative_to(folder).as_posix() for path in links), default=None)
 
 
 def write(record: Mapping[str, Any], folder: Path) -> Manifest:
@@ -169,23 +233,22 @@ def read_manifest(folder: Path) -> Manifest:
         checked = _form().validate_python(record)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "it"
+        where = ".".join(map(str, first["loc"][1:])) or "schema"  # it begins with the schema it was read as
         reason = f"{folder} has no valid manifest ({where}: {first['msg']}); restore it or execute the analysis again"
         raise EditlibError(reason) from error
     except (OSError, ValueError) as error:
         raise EditlibError(f"{folder} has no readable manifest ({error}); restore or remove it") from error
-    return Manifest(**{name: getattr(checked, name) for name in Record.__dataclass_fields__}, folder=folder)
+    return Manifest(**{name: getattr(checked, name) for name in type(checked).__dataclass_fields__}, folder=folder)
 
 
 def json_schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of `manifest.json`."""
-    schema = _form().json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_form().json_schema()}
 
 
 @cache
-def _form() -> TypeAdapter[Record]:
-    return TypeAdapter(Record)
+def _form() -> TypeAdapter[Record | RecordOfTwo]:
+    return TypeAdapter(Annotated[Record | RecordOfTwo, Field(discriminator="schema")])
 
 
 def _read(path: Path) -> str | None:

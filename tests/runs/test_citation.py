@@ -29,19 +29,35 @@ def test_bibtex_is_the_text_of_the_folders_file(run: Manifest) -> None:
   author = {{{{The authors}} and {{Ada Lovelace}}}},
   title = {{{{A toy (testbed/anchored, quick)}}}},
   year = {{2026}},
-  month = {{3}},
+  month = mar,
   howpublished = {{In: A project \\& its \\textbraceleft{{}}runs\\textbraceright{{}}, version 0.1.0}},
-  note = {{Executed analysis, run {run.run}, spec 0123456789ab}},
+  note = {{Executed analysis, run {run.run}, spec 0123456789ab, sha256 {run.digest}}},
   url = {{https://example.org/project}},
 }}
 """
     )
 
 
+def test_runs_of_schema_2_are_cited_as_they_were(tmp_path: Path) -> None:
+    """Golden: `citation.bib` of published runs holds this text."""
+    run = make_run(tmp_path, schema=2, parameters=MODEL)
+    text = citation.bibtex(run)
+    assert "  month = {3},\n" in text and "sha256" not in text + citation.apa(run) + citation.cff(run)
+    assert f"  note = {{Executed analysis, run {run.run}, spec 0123456789ab}},\n" in text
+
+
+def test_who_executed_it_and_where_the_model_is_from_are_cited(tmp_path: Path) -> None:
+    told = {"authors": ["Mary Somerville"], "sources": {"hf": "org/name@" + "a" * 40}}
+    run = make_run(tmp_path, parameters={"model": "hf"}, **told)
+    assert citation.apa(run).startswith(f"Mary Somerville. (2026). A toy (org/name@{'a' * 40}, quick) [")
+    assert "author = {{Mary Somerville}}," in citation.bibtex(run)
+    assert yaml.safe_load(citation.cff(run))["authors"] == [{"name": "Mary Somerville"}]
+
+
 def test_apa_is_one_line(run: Manifest) -> None:
     assert citation.apa(run) == (
-        f"The authors, & Ada Lovelace. (2026). A toy (testbed/anchored, quick) [Executed analysis, run {run.run}]. "
-        "In A project & its {runs} (Version 0.1.0). https://example.org/project"
+        f"The authors, & Ada Lovelace. (2026). A toy (testbed/anchored, quick) [Executed analysis, run {run.run}, "
+        f"sha256 {run.digest}]. In A project & its {{runs}} (Version 0.1.0). https://example.org/project"
     )
 
 
@@ -54,7 +70,9 @@ def test_cff_has_what_version_1_2_0_asks_for(run: Manifest) -> None:
         run.run,
         "2026-03-04",
     )  # text: 0123 is no number, a date no date
-    assert [entry["value"] for entry in about["identifiers"]] == [f"run:{run.run}", "spec:0123456789ab"]
+    assert [entry["value"] for entry in about["identifiers"]] == [
+        f"run:{run.run}", "spec:0123456789ab", f"sha256:{run.digest}",
+    ]  # fmt: skip
     assert about["url"] == "https://example.org/project"
 
 
@@ -107,7 +125,7 @@ def test_no_text_breaks_a_citation(tmp_path: Path, place: str, text: str) -> Non
     assert key == f"editlib-toy-{run.run}" and entries[key].fields["year"] == "2026"
     assert len(entries[key].persons["author"]) == 2
     about = yaml.safe_load(citation.cff(run))
-    assert len(about["authors"]) == len(about["identifiers"]) == 2
+    assert len(about["authors"]) == 2
     assert "\n" not in citation.apa(run) and citation.apa(run).isprintable()
     wanted = printed(text)
     if place == "author":

@@ -8,7 +8,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from folders import DIGEST, make_run, record
+from folders import DIGEST, make_run, record, record_of_two
 from places import ROOT
 
 from editlib.errors import EditlibError
@@ -32,17 +32,18 @@ def test_the_run_above_has_every_kind_of_file(run: Manifest) -> None:
 # -- form ----------------------------------------------------------------------------------------------
 
 
-def test_the_text_of_a_manifest_stays_as_it_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("made_of", "run"), [(record_of_two, "23ebfcd35b7a"), (record, "4210a1fa69ba")])
+def test_the_text_of_a_manifest_stays_as_it_is(tmp_path: Path, made_of: Callable[..., Any], run: str) -> None:
     """Golden: were any of this to change, published runs would no longer verify."""
     (tmp_path / "run").mkdir()
-    small = record(
+    small = made_of(
         outputs={"index.ipynb": DIGEST}, parameters={"n": 3, "name": "é", "rate": 0.5}, cells=[0.5], metrics={"x": 1.0}
     )
     made = manifest.write(small, tmp_path / "run")
-    assert made.run == "23ebfcd35b7a"
+    assert made.run == run and made.digest.startswith(run) and len(made.digest) == 64
     text = (tmp_path / "run" / "manifest.json").read_text("utf-8")
     assert text == json.dumps(small | {"run": made.run}, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    assert text.splitlines()[:5] == ["{", ' "analysis": "toy",', ' "cells": [', "  0.5", " ],"]
+    assert text.splitlines()[:2] == ["{", ' "analysis": "toy",'] and '\n "cells": [\n  0.5\n ],\n' in text
     assert ' "name": "é",' in text and '  "x": 1.0' in text
 
 
@@ -52,7 +53,7 @@ def test_the_shipped_schema_is_that_of_the_code() -> None:
 
 def test_every_field_says_what_it_is() -> None:
     schema = json.loads(SCHEMA.read_text("utf-8"))
-    for part in (schema, *schema["$defs"].values()):
+    for part in schema["$defs"].values():
         assert part["description"]
         assert [name for name, told in part["properties"].items() if not told.keys() & {"description", "$ref"}] == []
 
@@ -78,11 +79,25 @@ def test_a_manifest_is_of_the_schema(run: Manifest, validator: jsonschema.Draft2
     validator.validate(json.loads((run.folder / "manifest.json").read_text("utf-8")))
 
 
+@pytest.mark.parametrize("schema", [2, 3])
+def test_manifests_of_both_schemas_are_read_and_verified(
+    tmp_path: Path, validator: jsonschema.Draft202012Validator, schema: int
+) -> None:
+    run = make_run(tmp_path, schema=schema)
+    validator.validate(run.record)
+    assert run.schema == schema and run.difference() is None
+    assert ("hparams" in run.record) == ("presets" in run.record["inputs"]) == (schema == 3)
+    assert run.record.keys() == json.loads((run.folder / "manifest.json").read_text("utf-8")).keys()
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [
         ("schema", 1),
-        ("schema", 3),
+        ("schema", 2),  # with what only schema 3 has
+        ("schema", 4),
+        ("hparams/rome", 1),
+        ("moment_tokens/m", "many"),
         ("run", "0123456789aB"),
         ("run", "0123456789abc"),
         ("spec", ""),
@@ -190,6 +205,19 @@ def test_the_same_content_in_other_bytes_is_a_change(run: Manifest, rewrite: Cal
     path = run.folder / "manifest.json"
     path.write_bytes(rewrite(path.read_text("utf-8")).encode())
     assert first_difference(run.folder) == "manifest.json"
+
+
+@pytest.mark.parametrize("target", ["/etc/hostname", "manifest.json", "nowhere"])
+def test_a_symbolic_link_is_named(run: Manifest, target: str) -> None:
+    """No hash of the run vouches for what lies elsewhere."""
+    link = run.folder / "data" / "link"
+    link.symlink_to(target)
+    assert first_difference(run.folder) == "data/link"
+    cases = run.folder / "data" / "cases.parquet"
+    cases.rename(run.folder.parent / "cases.parquet")
+    link.unlink()
+    cases.symlink_to(run.folder.parent / "cases.parquet")  # the same bytes, but not the run's
+    assert first_difference(run.folder) == "data/cases.parquet"
 
 
 def test_a_folder_of_another_name_is_not_the_run(run: Manifest) -> None:
