@@ -291,16 +291,16 @@ def test_an_answer_longer_than_the_context_is_refused(lm: LanguageModel, jsonl: 
     assert not passes  # the task before it was not run either
 
 
-def test_an_answer_whose_only_token_spans_the_join_is_refused_for_that(
-    lm: LanguageModel, jsonl: Jsonl, passes: list[int]
-) -> None:
+def test_an_answer_whose_only_token_spans_the_join_is_refused_for_that(lm: LanguageModel, jsonl: Jsonl) -> None:
     tokenizer = copy.deepcopy(lm.tokenizer)
     tokenizer.add_tokens(["going home"])  # as one token, which holds the end of the text and all of the answer
-    spanning = LanguageModel(lm.model, tokenizer)
+    model = copy.deepcopy(lm.model)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    spanning = LanguageModel(model, tokenizer)
     path = jsonl({"text": "Zen is going", "target": " home"})
+    model.register_forward_pre_hook(lambda *_: pytest.fail("the model was run"))
     with pytest.raises(EditlibError, match="line 1: answer ' home' has no token of its own, one spans it"):
         tasks.evaluate(spanning, ["testbed-cloze"], files={"testbed-cloze": path})
-    assert not passes
 
 
 def test_answers_that_need_room_or_an_end_the_model_has_not_are_refused(
@@ -346,12 +346,14 @@ def test_the_command_takes_files(gpt2_folder: Path, jsonl: Jsonl, capsys: pytest
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--model", "nowhere", "--task", "piqua"], "'piqua' is unknown"),
-        (["--model", "nowhere"], "no tasks to evaluate; give some of testbed-choice"),
-        (["--model", "nowhere", "--file", "piqa"], "--file TASK=PATH"),
+        (["--task", "piqua"], "'piqua' is unknown"),
+        ([], "no tasks to evaluate; give some of testbed-choice"),
+        (["--file", "piqa"], "--file TASK=PATH"),
     ],
 )
-def test_mistakes_on_the_command_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_app(["tasks", *arguments]) == 2
+def test_mistakes_on_the_command_line(
+    arguments: list[str], said: str, gpt2_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_app(["tasks", "--model", str(gpt2_folder), *arguments]) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 1 and said in printed.err
