@@ -93,7 +93,7 @@ Markdown(
 # %% tags=["hide-input"]
 def without_opening(whole: stats.Stats) -> stats.Stats:
     """The same second moment over the same windows, but for the first token of each."""
-    prose = data.texts(corpus) if corpus else stats.default_corpus(lm, whole.header.tokens)
+    prose = data.texts(corpus) if corpus else data.corpus(lm, whole.header.tokens)
     windows = stats.corpus_windows(lm, prose, whole.header.tokens)
     opening, size = stats.second_moments(lm, windows[:, :1], layers=[layer]).moments[layer], whole.header.window
     return replace(whole, moments={layer: (size * whole.moments[layer] - opening) / (size - 1)})

@@ -1,7 +1,6 @@
 from .datasets import Case as Case
 from .datasets import Reading as Reading
 from .datasets import Rejected as Rejected
-from .datasets import SubjectTokens as SubjectTokens
 from .datasets import cases as cases
 from .datasets import check as check
 from .datasets import draw as draw
@@ -13,5 +12,8 @@ from .datasets import present as present
 from .datasets import read as read
 from .datasets import read_cases as read_cases
 from .datasets import read_texts as read_texts
-from .datasets import subject_tokens as subject_tokens
+from .datasets import requests as requests
 from .datasets import texts as texts
+from .for_models import SubjectTokens as SubjectTokens
+from .for_models import corpus as corpus
+from .for_models import subject_tokens as subject_tokens

@@ -1,15 +1,16 @@
 """Edit cases and texts by name or path: files read and checked record by record, and where to get them."""
 
 import hashlib
+import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING
+from typing import Any
 
 from editlib.data.forms import MARKS, form_of, parse
 from editlib.data.forms import Case as Case
@@ -19,10 +20,7 @@ from editlib.data.sources import SHIPPED, SOURCES, Source
 from editlib.errors import EditlibError, unknown
 from editlib.files import aside
 
-if TYPE_CHECKING:
-    from editlib.models.language_model import LanguageModel
-
-CASE_FORMS = ("counterfact", "zsre", "easyedit")
+CASE_FORMS = ("counterfact", "zsre", "known", "easyedit")
 
 
 @dataclass(frozen=True)
@@ -52,25 +50,44 @@ class Reading:
         return len(self.cases) + len(self.texts) + len(self.rejected)
 
 
-@dataclass(frozen=True)
-class SubjectTokens:
-    """How a request's subject is tokenised in its prompt, special tokens not counted."""
+def cases(source: Any) -> list[Case]:
+    """Edit cases from whatever holds them: a data name or path as `read_cases` takes it, a pandas DataFrame, or one or
+    several cases, requests or records, which are objects in one of `CASE_FORMS`.
 
-    count: int
-    first: int
-    last: int
+    Requests, and records without one, get their position as `case_id`. Raises `EditlibError` for what is no case, and
+    for a `case_id` given twice.
+    """
+    if isinstance(source, str | Path):
+        return list(read_cases(source).cases)
+    if hasattr(source, "to_json"):  # a DataFrame; an empty cell is no field
+        rows = json.loads(source.to_json(orient="records"))
+        source = [{name: cell for name, cell in row.items() if cell is not None} for row in rows]
+    if isinstance(source, Case | EditRequest | Mapping) or not isinstance(source, Iterable):
+        source = [source]
+    given: dict[int, Case] = {}
+    for position, item in enumerate(source):
+        try:
+            case = _case(item, position)
+            if given.setdefault(case.case_id, case) is not case:
+                raise EditlibError(f"case_id {case.case_id} is given twice")
+        except EditlibError as error:
+            raise EditlibError(f"case {position}: {error}") from error
+    return list(given.values())
 
-    @property
-    def kind(self) -> str:
-        """One token at the start of the prompt, one token later, or several."""
-        if self.count > 1:
-            return "several tokens"
-        return "one token, first" if self.first == 0 else "one token, later"
+
+def requests(source: Any) -> list[EditRequest]:
+    """The requests of `cases`."""
+    return [case.request for case in cases(source)]
 
 
-def cases(name: str | Path) -> list[Case]:
-    """The good edit cases of `read_cases`."""
-    return list(read_cases(name).cases)
+def _case(item: Any, position: int) -> Case:
+    if isinstance(item, Case | EditRequest):
+        return item if isinstance(item, Case) else Case(position, item)
+    if not isinstance(item, Mapping):
+        raise EditlibError(f"{str(item)[:40]!r} is no case; give a Case, an EditRequest or a record")
+    case = parse(dict(item), form_of(dict(item), CASE_FORMS), position)
+    assert isinstance(case, Case)  # no other form is asked for
+    return case
 
 
 def texts(name: str | Path) -> list[str]:
@@ -79,8 +96,8 @@ def texts(name: str | Path) -> list[str]:
 
 
 def read_cases(name: str | Path) -> Reading:
-    """Read edit cases in COUNTERFACT's (ROME's), EasyEdit's or ZsRE's (MEND's) form; raises `EditlibError` as
-    `read` does."""
+    """Read edit cases in COUNTERFACT's (ROME's), EasyEdit's (also KnowEdit's), ZsRE's (MEND's) or the known facts'
+    (ROME's) form; raises `EditlibError` as `read` does."""
     return read(name, CASE_FORMS)
 
 
@@ -90,8 +107,8 @@ def read_texts(name: str | Path) -> Reading:
 
 
 def read(name: str | Path, forms: Sequence[str] = tuple(MARKS)) -> Reading:
-    """Read a file of JSON lists or of JSON lines, a record at a time; its first record in one of `forms` tells
-    which one all must be in.
+    """Read a file of JSON lists, JSON lines or CSV rows; its first record in one of `forms` tells which one all must
+    be in.
 
     Records that are not are rejected, and so are later ones with the `case_id` of an earlier one. Raises
     `EditlibError` if the file is not there, is damaged or cut off, or has no good record.
@@ -178,14 +195,6 @@ def draw(pool: list[Case], n: int, *, seed: int) -> list[Case]:
     if not 1 <= n <= len(pool):
         raise EditlibError(f"n={n} is out of range; there are {len(pool)} cases, so choose 1 to {len(pool)}")
     return [pool[i] for i in sorted(Random(seed).sample(range(len(pool)), n))]
-
-
-def subject_tokens(lm: "LanguageModel", request: EditRequest) -> SubjectTokens:
-    """Count and positions of the subject's tokens in the bare prompt."""
-    from editlib.models.tokens import encode  # here, so that files are read without torch
-
-    start, end = encode(lm.tokenizer, request.prompt, request.subject, special_tokens=False).subject
-    return SubjectTokens(end - start, start, end - 1)
 
 
 # -- sources -------------------------------------------------------------------------------------------

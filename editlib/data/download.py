@@ -14,6 +14,7 @@ from tqdm import tqdm
 from editlib.errors import EditlibError
 
 TIMEOUT = 30.0  # seconds without a byte
+BUSY = (429, 502, 503, 504)  # a server that may answer later
 
 
 class Broken(Exception):
@@ -80,7 +81,7 @@ def _transfer(client: httpx2.Client, url: str, part: Path, *, progress: bool) ->
 
 def _resume(part: Path) -> dict[str, str]:
     """Headers that ask for the rest of `part`, if the file is still the one it is part of."""
-    etag = _tag(part).read_text() if part.exists() and _tag(part).exists() else ""
+    etag = _tag(part).read_text(encoding="utf-8") if part.exists() and _tag(part).exists() else ""
     if not etag.startswith('"'):  # none, or a weak one, which does not promise the same bytes
         return {}
     return {"Range": f"bytes={_size(part)}-", "If-Range": etag}
@@ -104,6 +105,8 @@ def _check_address(request: httpx2.Request) -> None:
 
 
 def _check_answer(response: httpx2.Response, url: str) -> None:
+    if response.status_code in BUSY:
+        raise Broken(f"it answered {response.status_code} {response.reason_phrase}")
     if response.status_code not in (200, 206):
         raise EditlibError(f"{url} answered {response.status_code} {response.reason_phrase}; nothing was downloaded")
     if response.headers.get("content-type", "").startswith("text/html"):

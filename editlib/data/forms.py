@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 from editlib.data.request import EditRequest
 from editlib.errors import EditlibError
 
-MARKS = {"counterfact": "requested_rewrite", "zsre": "src", "easyedit": "prompt", "texts": "Text"}  # a form's own field
+MARKS = {  # a form's own field
+    "counterfact": "requested_rewrite", "zsre": "src", "known": "attribute", "easyedit": "prompt", "texts": "Text",
+}  # fmt: skip
 KINDS = {dict: "an object", list: "a list", str: "a string", int: "an integer", float: "a number", bool: "a boolean"}
 
 T = TypeVar("T")
@@ -52,48 +54,71 @@ def parse(value: Any, form: str, position: int) -> Case | str:
 
 def _counterfact(record: dict[str, Any], position: int) -> Case:
     """ROME's form of COUNTERFACT (Meng et al., 2022)."""
-    rewrite = "requested_rewrite"
+    rewrite = record.get("requested_rewrite")
     request = EditRequest(
-        prompt=_text(record, rewrite, "prompt"),
-        subject=_text(record, rewrite, "subject"),
-        target_new=_text(record, rewrite, "target_new", "str").strip(),
-        target_true=_text(record, rewrite, "target_true", "str").strip(),
+        prompt=_text(record, "requested_rewrite", "prompt"),
+        subject=_text(record, "requested_rewrite", "subject"),
+        target_new=_text(record, "requested_rewrite", "target_new", "str"),
+        target_true=_answer(rewrite, "target_true") if isinstance(rewrite, dict) else None,
     )
     paraphrases, neighbors = (_texts(record, key) for key in ("paraphrase_prompts", "neighborhood_prompts"))
     return Case(_field(record, int, "case_id"), request, paraphrases, neighbors)
 
 
 def _easyedit(record: dict[str, Any], position: int) -> Case:
-    """EasyEdit's form of COUNTERFACT (Wang et al., 2023), also HardCF's and HardEdit's; test prompts may be
-    missing."""
-    prompt, subject = template(_text(record, "prompt"), _text(record, "subject"))
+    """EasyEdit's form of COUNTERFACT (Wang et al., 2023), also HardCF's, HardEdit's and KnowEdit's, and the names of
+    `EditRequest` and `Case`; all but prompt, subject and new target may be missing."""
+    prompt, subject = _text(record, "prompt"), _text(record, "subject")
+    if "{}" not in prompt or subject in prompt:
+        prompt, subject = template(prompt, subject)
     request = EditRequest(
         prompt=prompt,
         subject=subject,
-        target_new=_text(record, "target_new").strip(),
-        target_true=_text(record, "ground_truth").strip(),
+        target_new=_text(record, "target_new"),
+        target_true=_answer(record, "target_true") or _answer(record, "ground_truth"),
+        separator=_field(record, str, "separator") if record.get("separator") is not None else None,
     )
     case_id = _field(record, int, "case_id") if "case_id" in record else position
-    paraphrases = (_text(record, "rephrase_prompt"),) if record.get("rephrase_prompt") else ()
-    if not record.get("locality_prompt"):
-        return Case(case_id, request, paraphrases)
-    answer = _text(record, "locality_ground_truth").strip()
-    return Case(case_id, request, paraphrases, (_text(record, "locality_prompt"),), (answer,))
+    paraphrases = [_text(record, "rephrase_prompt")] if record.get("rephrase_prompt") else []
+    paraphrases += _texts(record, "paraphrase_prompts") if record.get("paraphrase_prompts") else ()
+    neighbors = _neighbors(record)
+    prompts, answers = tuple(text for text, _ in neighbors), tuple(answer or "" for _, answer in neighbors)
+    return Case(case_id, request, tuple(paraphrases), prompts, answers if any(answers) else ())
+
+
+def _neighbors(record: dict[str, Any]) -> list[tuple[str, str | None]]:
+    """Test prompts of other facts with their answers: EasyEdit's one, KnowEdit's lists by kind, or our own names."""
+    found: list[tuple[str, str | None]] = []
+    if record.get("locality_prompt"):
+        found += [(_text(record, "locality_prompt"), _text(record, "locality_ground_truth"))]
+    for kind in _field(record, dict, "locality") if record.get("locality") else ():
+        found += [(_text(item, "prompt"), _answer(item, "ground_truth")) for item in record["locality"][kind]]
+    if record.get("neighborhood_prompts"):
+        texts = _texts(record, "neighborhood_prompts")
+        answers = _texts(record, "neighborhood_answers") if "neighborhood_answers" in record else (None,) * len(texts)
+        if len(answers) != len(texts):
+            raise EditlibError(f"it has {len(texts)} neighborhood_prompts and {len(answers)} neighborhood_answers")
+        found += zip(texts, answers, strict=True)
+    return found
 
 
 def _zsre(record: dict[str, Any], position: int) -> Case:
     """MEND's form of ZsRE (Mitchell et al., 2022): `alt` is the new target, `answers` are true ones, and `loc`
     is an unrelated question, which keeps its prefix "nq question: "."""
     prompt, subject = template(_text(record, "src"), _text(record, "subject"))
-    answers = _texts(record, "answers")
-    if not answers:
-        raise EditlibError("answers is empty")
     request = EditRequest(
-        prompt=prompt, subject=subject, target_new=_text(record, "alt").strip(), target_true=answers[0].strip()
+        prompt=prompt, subject=subject, target_new=_text(record, "alt"), target_true=_answer(record, "answers")
     )
     return Case(
         position, request, (_text(record, "rephrase"),), (_text(record, "loc"),), (_text(record, "loc_ans").strip(),)
     )
+
+
+def _known(record: dict[str, Any], position: int) -> Case:
+    """ROME's facts that GPT-2 XL knows: the true answer is asked for, as there is no other."""
+    prompt, subject = template(_text(record, "prompt"), _text(record, "subject"))
+    answer = _text(record, "attribute")
+    return Case(position, EditRequest(prompt=prompt, subject=subject, target_new=answer, target_true=answer))
 
 
 def _me_ppl(record: dict[str, Any], position: int) -> str:
@@ -102,7 +127,7 @@ def _me_ppl(record: dict[str, Any], position: int) -> str:
 
 
 PARSERS: Mapping[str, Callable[[dict[str, Any], int], Case | str]] = {
-    "counterfact": _counterfact, "zsre": _zsre, "easyedit": _easyedit, "texts": _me_ppl,
+    "counterfact": _counterfact, "zsre": _zsre, "known": _known, "easyedit": _easyedit, "texts": _me_ppl,
 }  # fmt: skip
 
 
@@ -142,6 +167,18 @@ def _kind(value: Any) -> str:
 
 def _text(record: dict[str, Any], *keys: str) -> str:
     return _clean(".".join(keys), _field(record, str, *keys))
+
+
+def _answer(record: dict[str, Any], key: str) -> str | None:
+    """A true answer: a string, the first of a list, or that of `{"str": ...}`; None where there is none."""
+    value = record.get(key)
+    while isinstance(value, list | dict) and value:
+        value = value[0] if isinstance(value, list) else value.get("str")
+    if value is None or value == []:
+        return None
+    if not isinstance(value, str):
+        raise EditlibError(f"{key} is {_kind(value)}, not a string")
+    return _clean(key, value).strip() if value else None
 
 
 def _texts(record: dict[str, Any], key: str) -> tuple[str, ...]:

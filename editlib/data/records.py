@@ -1,32 +1,52 @@
-"""The records of a JSON file one at a time, with the line each starts on: lists, or one record a line."""
+"""The records of a file one at a time, with the line each starts on: JSON lists, one JSON record a line, or CSV."""
 
+import csv
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from editlib.errors import EditlibError
 
-CHUNK = 1 << 20  # characters read at a time
 SPACE = re.compile(r"\s*")
 DECODER = json.JSONDecoder()
 
 
 def records(path: Path) -> Iterator[tuple[int, Any]]:
-    """Line and value of each record of a file of JSON lists, one after the other, or of JSON lines.
+    """Line and value of each record of a file of JSON lists, one after the other, of JSON lines, or of a `.csv` file.
 
     A line that is no JSON has an `EditlibError` as its value. Raises `EditlibError` for a damaged list, and for a
     file that breaks off: what is missing may be most of it.
     """
-    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:  # a bad byte spoils its record only
-        start = file.read(CHUNK).lstrip()
-        file.seek(0)
-        yield from _Lists(file, path).records() if start.startswith("[") else _lines(file, path)
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:  # a bad byte spoils one record
+        text = file.read()
+    if path.suffix.lower() == ".csv":
+        yield from _rows(text, path)
+    elif text.lstrip().startswith("["):
+        yield from _lists(text, path)
+    else:
+        yield from _lines(text, path)
 
 
-def _lines(file: TextIO, path: Path) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(file, start=1):
+def _rows(text: str, path: Path) -> Iterator[tuple[int, Any]]:
+    """Rows of a CSV file as objects, without empty cells."""
+    table, line = csv.DictReader(text.splitlines(keepends=True), strict=True), 2
+    try:
+        for row in table:
+            if None in row:
+                yield line, EditlibError(f"it has more than the header's {len(table.fieldnames or ())} columns")
+            else:
+                cells = {name.strip(): cell for name, cell in row.items() if cell and cell.strip()}
+                number = {"case_id": int(cells["case_id"])} if cells.get("case_id", "").isdecimal() else {}
+                yield line, cells | number
+            line = table.line_num + 1
+    except csv.Error as error:
+        raise EditlibError(f"data file {path} is no CSV at line {line}: {error}; correct it") from error
+
+
+def _lines(text: str, path: Path) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(re.findall(r"[^\n]*\n|[^\n]+", text), start=1):
         if not line.strip():
             continue
         try:
@@ -38,62 +58,40 @@ def _lines(file: TextIO, path: Path) -> Iterator[tuple[int, Any]]:
         yield number, value
 
 
+def _lists(text: str, path: Path) -> Iterator[tuple[int, Any]]:
+    place, line = 0, 1
+
+    def move(end: int) -> str:
+        """Go on to `end` and past white space; the character there, nothing at the end."""
+        nonlocal place, line
+        space = SPACE.match(text, end)
+        end = space.end() if space else end
+        line += text.count("\n", place, end)
+        place = end
+        return text[end : end + 1]
+
+    here = move(0)
+    while here:
+        opening = "["
+        while here != "]":
+            if here != opening:
+                raise _damaged(path, line, ValueError(f"expecting {opening!r}"))
+            here = move(place + 1)
+            if here == "]" and opening == "[":
+                break
+            try:
+                value, end = DECODER.raw_decode(text, place)
+            except (ValueError, RecursionError) as error:
+                raise _damaged(path, line, error) from error
+            yield line, value
+            here, opening = move(end), ","
+        here = move(place + 1)
+
+
 def _reason(error: Exception) -> str:
-    return str(getattr(error, "msg", error))  # of a JSON error, without a position inside the chunk
+    return str(getattr(error, "msg", error))  # of a JSON error, without a position inside the text
 
 
 def _damaged(path: Path, line: int, error: Exception) -> EditlibError:
     reason = _reason(error)
     return EditlibError(f"data file {path} is no JSON at line {line}: {reason}; it is damaged or cut off, get it again")
-
-
-class _Lists:
-    """A scanner of JSON lists that holds no more than a record and a chunk."""
-
-    def __init__(self, file: TextIO, path: Path) -> None:
-        self.file, self.path = file, path
-        self.text, self.at, self.line, self.ended = "", 0, 1, False
-
-    def records(self) -> Iterator[tuple[int, Any]]:
-        while self._next():
-            self._expect("[")
-            while self._next() != "]":
-                yield self.line, self._value()
-                if self._next() != "]":
-                    self._expect(",")
-            self._expect("]")
-
-    def _next(self) -> str:
-        """The next character that is no space, nothing at the end."""
-        while True:
-            space = SPACE.match(self.text, self.at)
-            self._move(space.end() if space else self.at)
-            if self.at < len(self.text) or self.ended:
-                return self.text[self.at : self.at + 1]
-            self._read_on()
-
-    def _expect(self, character: str) -> None:
-        if self._next() != character:
-            raise _damaged(self.path, self.line, ValueError(f"expecting {character!r}"))
-        self._move(self.at + 1)
-
-    def _value(self) -> Any:
-        while True:
-            try:
-                value, end = DECODER.raw_decode(self.text, self.at)
-                if end < len(self.text) or self.ended:  # a number could go on in the next chunk
-                    self._move(end)
-                    return value
-            except (ValueError, RecursionError) as error:
-                if self.ended:
-                    raise _damaged(self.path, self.line, error) from error
-            self._read_on()
-
-    def _read_on(self) -> None:
-        """Read at least as much as is kept, so that a long record is not parsed over and over."""
-        chunk = self.file.read(max(CHUNK, len(self.text) - self.at))
-        self.text, self.at, self.ended = self.text[self.at :] + chunk, 0, not chunk
-
-    def _move(self, end: int) -> None:
-        self.line += self.text.count("\n", self.at, end)
-        self.at = end

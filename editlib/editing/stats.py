@@ -5,7 +5,6 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from editlib.data.for_models import corpus as prose
 from editlib.errors import EditlibError
 from editlib.files import cache_folder, write_tensors
 from editlib.models.language_model import LanguageModel
@@ -123,7 +123,7 @@ def second_moments_of(
     where they must be computed, or if a cached file is not what its name says.
     """
     tokens = tokens or max(TOKENS_PER_DIMENSION * lm.weight(layers[0]).shape[1], LEAST_TOKENS)
-    windows = corpus_windows(lm, default_corpus(lm, tokens) if corpus is None else corpus, tokens)
+    windows = corpus_windows(lm, prose(lm, tokens) if corpus is None else corpus, tokens)
     stem = cache_folder("stats") / f"{lm.fingerprint[:16]}-{_hash(windows)[:16]}"
     paths = {layer: stem.with_name(f"{stem.name}-{layer}.safetensors") for layer in layers}
     missing = [layer for layer, path in paths.items() if not path.is_file()]
@@ -142,20 +142,3 @@ def second_moments_of(
 def second_moment(lm: LanguageModel, layer: int, **options: Any) -> Tensor:
     """C of one layer, shape (d_in, d_in), float64; options as for `second_moments_of`."""
     return second_moments_of(lm, [layer], **options).moments[layer]
-
-
-def default_corpus(lm: LanguageModel, tokens: int) -> list[str]:
-    """Prose of the testbed's world, enough for `tokens` tokens; `EditlibError` for any other model."""
-    card = lm.folder / "card.json" if lm.folder else None
-    if card is None or not card.is_file():
-        raise EditlibError(
-            f"no corpus for the second moments of {lm.name or 'this model'}; give one (corpus=, --corpus FILE) "
-            "or leave C out (covariance=False, --no-covariance)"
-        )
-    from editlib.testbed.prose import documents
-    from editlib.testbed.world import build_world
-
-    seed = json.loads(card.read_text())["recipe"]["seed"]
-    return [
-        text.removesuffix("<|endoftext|>") for text in islice(documents(build_world(seed), seed=2), tokens // 200 + 10)
-    ]

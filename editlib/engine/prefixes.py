@@ -71,7 +71,7 @@ def _stored(lm: LanguageModel, path: Path, *, seed: int, flavour: Flavour) -> li
 
 def _read(path: Path) -> list[str]:
     try:
-        contexts: list[str] = json.loads(path.read_text())["contexts"]
+        contexts: list[str] = json.loads(path.read_text(encoding="utf-8"))["contexts"]
     except (ValueError, KeyError, TypeError) as error:
         raise EditlibError(f"{path} must list templates with one {{}} each, the empty one first ({error!r})") from error
     bad = next((c for c in contexts if c.count("{}") != 1), None)

@@ -11,7 +11,7 @@ from torch import Tensor
 from editlib.data.request import EditRequest
 from editlib.engine.prefixes import Flavour
 from editlib.models.language_model import LanguageModel, widened
-from editlib.models.tokens import Encoded, encode, pad
+from editlib.models.tokens import Encoded, check_length, encode, pad
 from editlib.models.trace import Seen, trace
 
 KlPosition = Literal["end", "subject"]
@@ -71,10 +71,13 @@ class Target:
 def encode_contexts(
     lm: LanguageModel, request: EditRequest, contexts: Sequence[str], *, target: str = ""
 ) -> list[Encoded]:
-    """The request behind each prefix context; contexts hold one `{}` where the prompt goes."""
+    """The request behind each prefix context, which holds one `{}` where the prompt goes; raises `EditlibError` for one
+    that the model does not take whole."""
     templates = [context.replace("{}", request.prompt, 1) for context in contexts]
     separator = request.separator
-    return [encode(lm.tokenizer, text, request.subject, target=target, separator=separator) for text in templates]
+    rows = [encode(lm.tokenizer, text, request.subject, target=target, separator=separator) for text in templates]
+    check_length(lm, templates, [row.ids for row in rows])
+    return rows
 
 
 def read_keys(lm: LanguageModel, layer: int, request: EditRequest, contexts: Sequence[str]) -> Keys:

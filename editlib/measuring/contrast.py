@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from editlib.data import datasets as data
+from editlib.data import for_models
 from editlib.data.datasets import Case
 from editlib.data.request import EditRequest
 from editlib.editing.methods.rome import RankOneParams
 from editlib.editing.session import Session
-from editlib.editing.stats import Stats, default_corpus, second_moments_of
+from editlib.editing.stats import Stats, second_moments_of
 from editlib.engine.values import read_at
 from editlib.errors import EditlibError
 from editlib.measuring.separability import separability
@@ -36,7 +37,7 @@ def draw_by_subject(lm: LanguageModel, pool: Sequence[Case], *, first: int, othe
     opening, rest = list[int](), list[int]()  # of the pool
     for i, case in enumerate(pool):
         with suppress(EditlibError):
-            tokens = data.subject_tokens(lm, case.request)
+            tokens = for_models.subject_tokens(lm, case.request)
             (opening if tokens.count == 1 and tokens.first == 0 else rest).append(i)
     wanted = ((opening, min(first, len(opening))), (rest, min(others, len(rest))))
     drawn = [i for indices, n in wanted for i in Random(seed).sample(indices, n)]
@@ -58,7 +59,7 @@ def moments(lm: LanguageModel, layer: int, corpus: str) -> Stats | None:
     """Second moments of a layer from texts by name, else from the testbed's own prose; None where there is neither."""
     if not corpus:
         try:
-            default_corpus(lm, 1)
+            for_models.corpus(lm, 1)
         except EditlibError:
             return None
     return second_moments_of(lm, [layer], corpus=data.texts(corpus) if corpus else None)

@@ -14,7 +14,8 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from editlib.data.datasets import Case, subject_tokens
+from editlib.data.datasets import Case
+from editlib.data.for_models import subject_tokens
 from editlib.data.request import EditRequest
 from editlib.editing.edit import Edit
 from editlib.editing.methods import Params, hparams_for, layers_of, needs_moments, prepare, searches, solve

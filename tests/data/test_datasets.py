@@ -2,17 +2,22 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import pandas as pd
 import pytest
 from places import SHARED
 
 from editlib import data
-from editlib.data.datasets import Case, Rejected, SubjectTokens, subject_tokens
+from editlib.data.datasets import Case, Rejected
+from editlib.data.for_models import SubjectTokens, subject_tokens
 from editlib.data.request import EditRequest
 from editlib.data.sources import SOURCES, Source
 from editlib.errors import EditlibError
@@ -106,7 +111,7 @@ def test_the_first_record_in_a_form_decides(tmp_path: Path) -> None:
 
 
 def test_texts_are_no_cases_and_cases_no_texts(tmp_path: Path) -> None:
-    with pytest.raises(EditlibError, match="it is no object with a field requested_rewrite or src or prompt$"):
+    with pytest.raises(EditlibError, match="a field requested_rewrite or src or attribute or prompt$"):
         data.cases(write(tmp_path / "texts.json", ["Zen"]))
     with pytest.raises(EditlibError, match="it is no object with a field Text$"):
         data.texts(write(tmp_path / "cases.json", [RECORD]))
@@ -296,6 +301,63 @@ def test_all_cases_can_be_drawn() -> None:
 def test_a_number_beyond_the_cases_is_refused(n: int) -> None:
     with pytest.raises(EditlibError, match=f"^n={n} is out of range; there are 5 cases, so choose 1 to 5$"):
         data.draw(some(5), n, seed=0)
+
+
+# Whatever holds cases
+
+PLAIN = {"prompt": "{} is located in", "subject": "Zen", "target_new": "Daslo"}
+ASKED = EditRequest(prompt="{} is located in", subject="Zen", target_new="Daslo")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        Case(0, ASKED),
+        ASKED,
+        PLAIN,
+        [PLAIN],
+        (ASKED,),
+        [Case(0, ASKED)],
+        {"prompt": "Zen is located in", "subject": "Zen", "target_new": "Daslo", "case_id": 0},
+        pd.DataFrame([PLAIN | {"target_true": None}]),
+        pd.DataFrame([PLAIN | {"paraphrase_prompts": []}]),
+    ],
+)
+def test_cases_come_from_whatever_holds_them(given: object) -> None:
+    assert data.cases(given) == [Case(0, ASKED)]
+    assert data.requests(given) == [ASKED]
+
+
+def test_a_table_with_empty_cells_is_read_row_by_row() -> None:
+    frame = pd.DataFrame([PLAIN | {"case_id": 4}, PLAIN | {"case_id": 9, "target_true": "Quint"}], index=[7, 7])
+    assert data.cases(frame) == [Case(4, ASKED), Case(9, replace(ASKED, target_true="Quint"))]
+
+
+def test_a_csv_file_is_read_as_the_same_records(tmp_path: Path) -> None:
+    path = tmp_path / "cases.csv"
+    pd.DataFrame([PLAIN | {"case_id": 4}]).to_csv(path, index=False)
+    assert data.cases(path) == [Case(4, ASKED)]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (3, "case 0: '3' is no case; give a Case, an EditRequest or a record$"),
+        ([ASKED, "Zen"], "case 1: 'Zen' is no case"),
+        ([PLAIN, {"subject": "Zen"}], "case 1: it is no object with a field requested_rewrite or src or attribute or"),
+        ([Case(1, ASKED), ASKED], "case 1: case_id 1 is given twice$"),
+        ([PLAIN | {"subject": "Uvo", "prompt": "Zen is"}], "case 0: subject 'Uvo' does not occur in 'Zen is'$"),
+        (pd.DataFrame([PLAIN | {"target_new": 3}]), "case 0: target_new is an integer, not a string$"),
+    ],
+)
+def test_what_is_no_case_is_named(given: object, message: str) -> None:
+    with pytest.raises(EditlibError, match=f"^{message}"):
+        data.cases(given)
+
+
+def test_data_is_read_without_torch() -> None:
+    program = "import sys, editlib.data.datasets as d; d.cases('testbed'); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 # Subjects

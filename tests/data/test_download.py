@@ -230,6 +230,14 @@ def test_a_file_that_fails_its_check_is_not_kept(site: Site, path: Path) -> None
     assert names(path) == ["file.json"]
 
 
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_server_is_asked_again(site: Site, path: Path, status: int) -> None:
+    site.answers = [answer(b"", status=status), answer()]
+    assert get(site, path, sha256=SHA256).read_bytes() == BODY
+    site.answers = [answer(b"", status=status)] * 4
+    assert f"cannot be downloaded: it answered {status} " in refused(site, path)
+
+
 @pytest.mark.parametrize("status", [204, 403, 404, 500])
 def test_an_error_status_is_refused(site: Site, path: Path, status: int) -> None:
     site.answers = [answer(b"", status=status)]

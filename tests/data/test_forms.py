@@ -1,5 +1,6 @@
 """Records of each published form, good and malformed."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -43,7 +44,16 @@ ZSRE: dict[str, Any] = {
     "loc_ans": "Marend",
     "cond": "Brast >> Daslo || Where is Zen located?",
 }
-RECORDS = {"counterfact": COUNTERFACT, "easyedit": EASYEDIT, "zsre": ZSRE}
+KNOWN: dict[str, Any] = {
+    "known_id": 3,
+    "subject": "Zen",
+    "attribute": "Quint",
+    "template": "{} is located in",
+    "prediction": " Quint, near the sea",
+    "prompt": "Zen is located in",
+    "relation_id": "P30",
+}
+RECORDS = {"counterfact": COUNTERFACT, "easyedit": EASYEDIT, "zsre": ZSRE, "known": KNOWN}
 
 REQUEST = EditRequest(prompt="{} is located in", subject="Zen", target_new="Daslo", target_true="Quint")
 
@@ -81,6 +91,43 @@ def test_easyedits_form_may_lack_id_and_test_prompts() -> None:
     assert parse(record, "easyedit", 3) == Case(3, REQUEST)
 
 
+def test_romes_known_facts_ask_for_the_true_answer() -> None:
+    assert parse(KNOWN, "known", 3) == Case(3, replace(REQUEST, target_new="Quint"))
+
+
+def test_knowedits_form_has_lists_of_answers_and_of_other_facts() -> None:
+    others = {"Relation": [{"prompt": "Brast is in", "ground_truth": [["Parvo", "the Parvo"]]}], "Forgetful": []}
+    record = {key: EASYEDIT[key] for key in ("prompt", "subject", "target_new", "rephrase_prompt")}
+    expected = Case(3, REQUEST, ("The town of Zen lies in",), ("Brast is in",), ("Parvo",))
+    assert parse(record | {"ground_truth": ["Quint"], "locality": others, "portability": {}}, "easyedit", 3) == expected
+
+
+def test_our_own_names_are_a_form_too() -> None:
+    record = {"prompt": "{} is located in", "subject": "Zen", "target_new": "Daslo", "target_true": "Quint"}
+    tests = {"paraphrase_prompts": ["Zen lies in"], "neighborhood_prompts": ["Brast is in"]}
+    assert parse(record | tests, "easyedit", 3) == Case(3, REQUEST, ("Zen lies in",), ("Brast is in",))
+    answered = record | tests | {"neighborhood_answers": ["Parvo"], "separator": ""}
+    expected = Case(3, replace(REQUEST, separator=""), ("Zen lies in",), ("Brast is in",), ("Parvo",))
+    assert parse(answered, "easyedit", 3) == expected
+    wrong = answered | {"neighborhood_answers": ["a", "b"]}
+    assert reason(wrong, "easyedit") == "it has 1 neighborhood_prompts and 2 neighborhood_answers"
+
+
+@pytest.mark.parametrize(
+    ("form", "answer"),
+    [
+        ("counterfact", {"requested_rewrite": COUNTERFACT["requested_rewrite"] | {"target_true": None}}),
+        ("easyedit", {"ground_truth": None}),
+        ("easyedit", {"ground_truth": []}),
+        ("easyedit", {"ground_truth": ""}),
+        ("zsre", {"answers": []}),
+    ],
+)
+def test_a_true_answer_may_be_missing(form: str, answer: dict[str, Any]) -> None:
+    case = parse(RECORDS[form] | answer, form, 3)
+    assert isinstance(case, Case) and case.request.target_true is None and case.request.target_new == "Daslo"
+
+
 @pytest.mark.parametrize("record", ["One. ", {"Corpus": "C4", "Text": "One. "}])
 def test_texts_are_plain_or_in_me_ppls_form(record: object) -> None:
     assert parse(record, "texts", 3) == "One. "
@@ -109,8 +156,8 @@ def test_what_is_in_none_of_the_forms_is_refused(record: object) -> None:
 
 REQUIRED = {
     "counterfact": "case_id requested_rewrite paraphrase_prompts neighborhood_prompts",
-    "easyedit": "prompt subject target_new ground_truth locality_ground_truth",
-    "zsre": "src subject alt answers rephrase loc loc_ans",
+    "easyedit": "prompt subject target_new locality_ground_truth",
+    "zsre": "src subject alt rephrase loc loc_ans",
 }
 
 
@@ -120,7 +167,7 @@ def test_a_missing_field_is_named(form: str, field: str) -> None:
     assert reason(record, form) == f"{field} is missing"
 
 
-@pytest.mark.parametrize("field", ["prompt", "subject", "target_new", "target_true"])
+@pytest.mark.parametrize("field", ["prompt", "subject", "target_new"])
 def test_a_missing_field_of_the_rewrite_is_named_with_its_path(field: str) -> None:
     rewrite = {key: value for key, value in COUNTERFACT["requested_rewrite"].items() if key != field}
     assert (
@@ -143,7 +190,12 @@ def test_a_missing_field_of_the_rewrite_is_named_with_its_path(field: str) -> No
         ("easyedit", ["rephrase_prompt"], 2.5, "rephrase_prompt is a number, not a string"),
         ("easyedit", ["subject"], "Uvo", "subject 'Uvo' does not occur in 'Zen is located in'"),
         ("easyedit", ["ground_truth"], "a\udce4", r"ground_truth is no Unicode text: '\udce4'"),
-        ("zsre", ["answers"], [], "answers is empty"),
+        ("easyedit", ["ground_truth"], [3], "ground_truth is an integer, not a string"),
+        ("easyedit", ["separator"], 3, "separator is an integer, not a string"),
+        ("easyedit", ["neighborhood_prompts"], "x", "neighborhood_prompts is a string, not a list"),
+        ("easyedit", ["locality"], {"kind": ["x"]}, "prompt is missing"),
+        ("easyedit", ["locality"], ["x"], "locality is a list, not an object"),
+        ("known", ["attribute"], " ", "attribute is empty"),
         ("zsre", ["alt"], "", "alt is empty"),
         ("texts", ["Text"], "", "Text is empty"),
     ],

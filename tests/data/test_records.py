@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from editlib.data import records as module
 from editlib.data.records import records
 from editlib.errors import EditlibError
 
@@ -34,15 +33,12 @@ def path(tmp_path: Path) -> Path:
     values=st.lists(VALUES),
     indent=st.sampled_from([None, 0, 2]),
     ascii=st.booleans(),
-    chunk=st.integers(1, 50),
 )
-def test_lists_are_read_as_json_reads_them_whatever_the_chunk(
-    tmp_path_factory: pytest.TempPathFactory, values: list[Any], indent: int | None, ascii: bool, chunk: int
+def test_lists_are_read_as_json_reads_them(
+    tmp_path_factory: pytest.TempPathFactory, values: list[Any], indent: int | None, ascii: bool
 ) -> None:
     text = json.dumps(values, indent=indent, ensure_ascii=ascii)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "CHUNK", chunk)
-        found = read(tmp_path_factory.getbasetemp() / "property.json", text)
+    found = read(tmp_path_factory.getbasetemp() / "property.json", text)
     assert [value for _, value in found] == values
 
 
@@ -98,3 +94,24 @@ def test_lines_cut_off_are_refused(path: Path) -> None:
 
 def test_a_bad_byte_spoils_its_record_only(path: Path) -> None:
     assert read(path, b'["a\xe4", "b"]') == [(1, "a\udce4"), (1, "b")]
+
+
+# CSV
+
+
+def test_rows_of_csv_are_objects_without_empty_cells(tmp_path: Path) -> None:
+    content = 'case_id,prompt,subject,target_true\n7,"{} is, they say, in","Zen\nBrast",\n\n8,In {},Zwölf,Quint\n'
+    assert read(tmp_path / "cases.csv", content) == [
+        (2, {"case_id": 7, "prompt": "{} is, they say, in", "subject": "Zen\nBrast"}),
+        (4, {"case_id": 8, "prompt": "In {}", "subject": "Zwölf", "target_true": "Quint"}),
+    ]
+
+
+def test_a_row_with_too_many_cells_has_its_error_as_value(tmp_path: Path) -> None:
+    ((line, error),) = read(tmp_path / "cases.csv", "prompt,subject\na,b,c\n")
+    assert (line, str(error)) == (2, "it has more than the header's 2 columns")
+
+
+def test_a_damaged_csv_file_is_refused_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(EditlibError, match=r"cases.csv is no CSV at line 3: .*; correct it$"):
+        read(tmp_path / "cases.csv", 'prompt,subject\na,b\n"a,b\n')

@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from editlib import stats as stats_module
+from editlib.data.for_models import corpus as corpus_for
 from editlib.editing.stats import (
     WINDOW,
     Stats,
     corpus_windows,
-    default_corpus,
     load,
     second_moment,
     second_moments,
@@ -208,8 +208,8 @@ def test_a_model_without_a_corpus_of_its_own_needs_one(gpt2: LanguageModel) -> N
 def test_a_testbed_model_has_its_worlds_prose(gpt2: LanguageModel, tmp_path: Path) -> None:
     (tmp_path / "card.json").write_text('{"recipe": {"seed": 0}}')
     lm = LanguageModel(gpt2.model, gpt2.tokenizer, folder=tmp_path)
-    texts = default_corpus(lm, 2000)
-    assert texts == default_corpus(lm, 2000)
+    texts = corpus_for(lm, 2000)
+    assert texts == corpus_for(lm, 2000)
     assert len(texts) == 20
     assert not any("<|endoftext|>" in text for text in texts)
 

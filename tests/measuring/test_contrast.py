@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from editlib.data import datasets as data
+from editlib.data import for_models
 from editlib.data.datasets import Case
 from editlib.data.request import EditRequest
 from editlib.editing.methods.rome import RomeParams
@@ -43,7 +44,7 @@ def pool() -> list[Case]:
 
 def test_a_draw_has_the_wanted_numbers_of_both_kinds_in_file_order(anchored: LanguageModel, pool: list[Case]) -> None:
     drawn = contrast.draw_by_subject(anchored, pool, first=5, others=7, seed=0)
-    kinds = [data.subject_tokens(anchored, case.request).kind for case in drawn]
+    kinds = [for_models.subject_tokens(anchored, case.request).kind for case in drawn]
     assert (kinds.count("one token, first"), len(kinds)) == (5, 12)
     assert [case.case_id for case in drawn] == sorted({case.case_id for case in drawn})
     assert drawn == contrast.draw_by_subject(anchored, pool, first=5, others=7, seed=0)
@@ -52,7 +53,7 @@ def test_a_draw_has_the_wanted_numbers_of_both_kinds_in_file_order(anchored: Lan
 
 
 def test_where_a_kind_is_short_there_are_fewer(anchored: LanguageModel, pool: list[Case]) -> None:
-    later = [case for case in pool if data.subject_tokens(anchored, case.request).first > 0][:4]
+    later = [case for case in pool if for_models.subject_tokens(anchored, case.request).first > 0][:4]
     assert contrast.draw_by_subject(anchored, later, first=3, others=9, seed=0) == later
     with pytest.raises(EditlibError, match="first=3 and others=0 of 4 cases leave none to edit; draw more"):
         contrast.draw_by_subject(anchored, later, first=3, others=0, seed=0)
@@ -61,14 +62,14 @@ def test_where_a_kind_is_short_there_are_fewer(anchored: LanguageModel, pool: li
 def test_cases_whose_subject_cannot_be_located_are_passed_over(
     anchored: LanguageModel, pool: list[Case], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    locate = data.subject_tokens
+    locate = for_models.subject_tokens
 
-    def lost(lm: LanguageModel, request: EditRequest) -> data.SubjectTokens:
+    def lost(lm: LanguageModel, request: EditRequest) -> for_models.SubjectTokens:
         if request == pool[1].request:
             raise EditlibError("it cannot be located")
         return locate(lm, request)
 
-    monkeypatch.setattr(data, "subject_tokens", lost)
+    monkeypatch.setattr(for_models, "subject_tokens", lost)
     assert contrast.draw_by_subject(anchored, pool[:3], first=9, others=9, seed=0) == [pool[0], pool[2]]
 
 

@@ -190,6 +190,14 @@ def test_contexts_go_before_the_request(gpt2: LanguageModel, ask: EditRequest) -
         assert gpt2.tokenizer.decode(row.ids[row.target :]) == " Ostrel"
 
 
+def test_a_request_that_is_too_long_behind_a_context_is_named(gpt2: LanguageModel) -> None:
+    request = EditRequest(prompt="{} " + "is " * 60, subject="Zen", target_new="Daslo")
+    assert len(encode_contexts(gpt2, request, ["{}"])) == 1
+    message = r"^text 'is is is .*'\.\.\. has 1\d\d tokens, tiny-gpt2 takes at most 128; shorten it$"
+    with pytest.raises(EditlibError, match=message):
+        encode_contexts(gpt2, request, ["{}", "is " * 60 + "{}"])
+
+
 @given(prompt=TEXTS, target=SUBJECTS.map(str.strip))
 def test_plain_text_is_split_where_the_target_begins(
     any_tokenizer: PreTrainedTokenizerFast, prompt: str, target: str

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import editlib
-from editlib.data.datasets import Case, subject_tokens
+from editlib.data.datasets import Case
+from editlib.data.for_models import subject_tokens
 from editlib.data.request import EditRequest
 from editlib.editing.edit import Edit
 from editlib.editing.methods import compute

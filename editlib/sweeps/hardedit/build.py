@@ -18,9 +18,10 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from editlib.data.datasets import Case
+from editlib.data.for_models import corpus as prose
 from editlib.data.request import EditRequest
 from editlib.editing.methods import hparams_for
-from editlib.editing.stats import Stats, default_corpus, second_moments_of
+from editlib.editing.stats import Stats, second_moments_of
 from editlib.errors import EditlibError
 from editlib.files import aside, write_json
 from editlib.measuring.statistics import COLLAPSE_RATIO, collapsed
@@ -111,7 +112,7 @@ def build(
     lm.require_causal()
     encode_texts(lm, texts)
     if stats is None and corpus is None:
-        default_corpus(lm, 1)
+        prose(lm, 1)
     folder, variants = set_folder(out), {"rome": hparams_for(lm, "rome")}
     resumed = folder.check(resume=resume)
     judged = plan_of(lm, (), variants, texts, stats=stats, corpus=corpus)

@@ -1,0 +1,46 @@
+"""What data is to one model: where a request's subject stands in its tokens, and prose it knows."""
+
+import json
+from dataclasses import dataclass
+from itertools import islice
+
+from editlib.data.request import EditRequest
+from editlib.errors import EditlibError
+from editlib.models.language_model import LanguageModel
+from editlib.models.tokens import encode
+from editlib.testbed.prose import END_OF_TEXT, documents
+from editlib.testbed.world import build_world
+
+
+@dataclass(frozen=True)
+class SubjectTokens:
+    """How a request's subject is tokenised in its prompt, special tokens not counted."""
+
+    count: int
+    first: int
+    last: int
+
+    @property
+    def kind(self) -> str:
+        """One token at the start of the prompt, one token later, or several."""
+        if self.count > 1:
+            return "several tokens"
+        return "one token, first" if self.first == 0 else "one token, later"
+
+
+def subject_tokens(lm: LanguageModel, request: EditRequest) -> SubjectTokens:
+    """Count and positions of the subject's tokens in the bare prompt."""
+    start, end = encode(lm.tokenizer, request.prompt, request.subject, special_tokens=False).subject
+    return SubjectTokens(end - start, start, end - 1)
+
+
+def corpus(lm: LanguageModel, tokens: int) -> list[str]:
+    """Prose of the testbed's world, enough for `tokens` tokens; `EditlibError` for any other model."""
+    card = lm.folder / "card.json" if lm.folder else None
+    if card is None or not card.is_file():
+        raise EditlibError(
+            f"no corpus for the second moments of {lm.label}; give one (corpus=, --corpus FILE) "
+            "or leave C out (covariance=False, --no-covariance)"
+        )
+    seed = json.loads(card.read_text(encoding="utf-8"))["recipe"]["seed"]
+    return [text.removesuffix(END_OF_TEXT) for text in islice(documents(build_world(seed), seed=2), tokens // 200 + 10)]
