@@ -79,6 +79,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
 }
 
 BARE = {name: value for name, value in SIZES.items() if name != "intermediate_size"}  # four times the hidden width
+LINEAR = {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
 OTHERS: dict[str, tuple[PreTrainedConfig, str]] = {  # works too, with where its memory is
     "falcon": (FalconConfig(**BARE), "transformer.h.1.mlp.dense_4h_to_h"),
     "falcon-40b": (FalconConfig(**BARE, new_decoder_architecture=True, num_kv_heads=2),
@@ -104,23 +105,22 @@ OTHERS: dict[str, tuple[PreTrainedConfig, str]] = {  # works too, with where its
     "nemotron": (NemotronConfig(**GROUPED), "model.layers.1.mlp.down_proj"),
     "glm4": (Glm4Config(**GROUPED, head_dim=8), "model.layers.1.mlp.down_proj"),
     "smollm3": (SmolLM3Config(**GROUPED), "model.layers.1.mlp.down_proj"),
-    "gemma4": (Gemma4TextConfig(**NARROW, global_head_dim=4, vocab_size_per_layer_input=VOCABULARY,
-                                hidden_size_per_layer_input=4, num_kv_shared_layers=0),
-               "model.layers.1.mlp.down_proj"),
-}  # fmt: skip
-LINEAR = {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
-UNEDITED: dict[str, tuple[PreTrainedConfig, str]] = {  # its memory is found, and its passes cannot be taken apart
     "openai-gpt": (OpenAIGPTConfig(vocab_size=VOCABULARY, n_embd=16, n_layer=3, n_head=2, n_positions=128),
                    "transformer.h.1.mlp.c_proj"),
     "recurrent-gemma": (RecurrentGemmaConfig(**SIZES, lru_width=16, attention_window_size=16),
                         "model.layers.1.mlp_block.down_proj"),
-    "qwen3-next": (Qwen3NextConfig(**NARROW, **LINEAR, num_experts=0), "model.layers.1.mlp.down_proj"),
+    "qwen3-next": (Qwen3NextConfig(**NARROW | {"num_hidden_layers": 4}, **LINEAR, num_experts=0),
+                   "model.layers.1.mlp.down_proj"),
     "falcon-h1": (FalconH1Config(**GROUPED, mamba_d_ssm=24, mamba_n_heads=4, mamba_d_head=6, mamba_n_groups=1,
                                  mamba_d_state=4, mamba_chunk_size=16), "model.layers.1.feed_forward.down_proj"),
-    "gemma3n": (Gemma3nTextConfig(**NARROW, vocab_size_per_layer_input=VOCABULARY, hidden_size_per_layer_input=4,
-                                  laurel_rank=4, altup_num_inputs=2, num_kv_shared_layers=0,
-                                  activation_sparsity_pattern=None), "model.layers.1.mlp.down_proj"),
+    "gemma4": (Gemma4TextConfig(**NARROW, global_head_dim=4, vocab_size_per_layer_input=VOCABULARY,
+                                hidden_size_per_layer_input=4, num_kv_shared_layers=0),
+               "model.layers.1.mlp.down_proj"),
 }  # fmt: skip
+STREAMS = Gemma3nTextConfig(
+    **NARROW, vocab_size_per_layer_input=VOCABULARY, hidden_size_per_layer_input=4, laurel_rank=4, altup_num_inputs=2,
+    num_kv_shared_layers=0, activation_sparsity_pattern=None,
+)  # fmt: skip
 WITHOUT_MLP: dict[str, PreTrainedConfig] = {
     "mamba": MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, state_size=4),
     "rwkv": RwkvConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, context_length=128),

@@ -212,7 +212,7 @@ def engine(work: Work, meter: Meter) -> list[Outcome]:
     """All requests at once, by a session that knows nothing yet."""
     space, params = Session(work.lm), work.params
     with meter("shared"):
-        space.rows(work.requests[0], params.contexts)  # runs the prefix contexts
+        space.past(params.contexts)
         space.prepare_texts(params.layer, work.texts)
     with meter("values"):
         space.prepare(work.name, work.requests, params)

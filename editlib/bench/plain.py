@@ -81,9 +81,8 @@ def _wanted(rows: Sequence[Encoded], ids: Tensor) -> tuple[Tensor, Tensor]:
     """The target token to predict at each position, and its weight in the loss.  # both the shape of `ids`"""
     wanted, share = torch.zeros_like(ids), torch.zeros(ids.shape, device=ids.device, dtype=torch.float64)
     for r, row in enumerate(rows):
-        length = len(row.ids) - row.target
-        wanted[r, row.target - 1 : len(row.ids) - 1] = torch.tensor(row.ids[row.target :], device=ids.device)
-        share[r, row.target - 1 : len(row.ids) - 1] = 1 / (length * len(rows))
+        wanted[r, row.predicting] = torch.tensor(row.wanted, device=ids.device)
+        share[r, row.predicting] = 1 / (len(row.wanted) * len(rows))
     return wanted, share
 
 

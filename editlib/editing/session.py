@@ -10,11 +10,12 @@ from torch import Tensor
 from editlib.data.request import EditRequest
 from editlib.editing.edit import Edit
 from editlib.editing.stats import Stats, second_moments_of
-from editlib.engine import search as engine
-from editlib.engine.memory import halving
-from editlib.engine.passes import Passes
-from editlib.engine.perplexity import Perplexity, perplexity
+from editlib.engine.passes import Passes, Past
+from editlib.engine.perplexity import PAPERS, Corpus, Perplexity, Protocol, perplexities, perplexity_above, run_texts
 from editlib.engine.prefixes import Flavour, prefix_contexts
+from editlib.engine.rows import Prefixes, Row, rows_of
+from editlib.engine.search import search
+from editlib.engine.sites import Site, layer_of, site_of
 from editlib.engine.values import Keys, Target, ValueParams, read_keys
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel, widened
@@ -45,6 +46,14 @@ class Session:
         """The prefix contexts, the empty one first."""
         return self.once(("contexts", flavour), lambda: prefix_contexts(self.lm, flavour=flavour))
 
+    def prefixes(self, flavour: Flavour) -> Prefixes:
+        """The tokens of the prefix contexts."""
+        return self.once(("prefixes", flavour), lambda: Prefixes.of(self.lm, self.contexts(flavour)))
+
+    def past(self, flavour: Flavour) -> Past:
+        """What requests stand behind: the prefix contexts, run once."""
+        return self.once(("past", flavour), lambda: self.prefixes(flavour).run(self.passes))
+
     def keys(self, layer: int, request: EditRequest, flavour: Flavour) -> Keys:
         """Keys and values of a request at a layer behind every prefix context."""
         read = (self.lm, layer, request, self.contexts(flavour))
@@ -56,48 +65,41 @@ class Session:
         found: Target = self._found["target", name, request, params.search]
         return found
 
-    def rows(self, request: EditRequest, flavour: Flavour) -> tuple[engine.Row, ...]:
-        """The texts of a request's search for v*; raises `EditlibError` if it cannot be located in them."""
-        prefixes = self._prefixes(flavour)
-        return _once(self._found, ("rows", request, flavour), lambda: engine.rows_of(self.lm, request, prefixes))
+    def rows(self, request: EditRequest, flavour: Flavour) -> tuple[Row, ...]:
+        """The texts of a request's search for v*; raises `EditlibError` if there can be none. No pass is run."""
+        prefixes = self.prefixes(flavour)
+        return _once(self._found, ("rows", request, flavour), lambda: rows_of(self.lm, request, prefixes))
 
     def prepare(self, name: str, requests: Sequence[EditRequest], params: ValueParams) -> None:
         """Find v* as output of module `name`, and keys at its layer, for all requests that lack them, at once."""
-        flavour, search = params.contexts, params.search
-        missing = [r for r in dict.fromkeys(requests) if ("target", name, r, search) not in self._found]
-        if not missing:
-            return
-        layer = engine.layer_of(self.lm, name)
-        site = self._site(layer, block=name != self.lm.layout.name(layer))
+        flavour = params.contexts
+        missing = [r for r in dict.fromkeys(requests) if ("target", name, r, params.search) not in self._found]
         rows = [self.rows(request, flavour) for request in missing]
-        for batch in engine.batches(self.lm, rows, site):
-            for i, found in halving(batch, lambda part: self._searched(site, layer, name, part, rows, search)):
-                self.know(name, missing[i], search, found.keys, found.target)
+        if rows:
+            found = search(self.passes, self._site(name), name, rows, self.past(flavour), params)
+            for request, each in zip(missing, found, strict=True):
+                self.know(name, request, params, each.keys, each.target)
 
     def know(self, name: str, request: EditRequest, params: ValueParams, keys: Keys, target: Target) -> None:
         """Take keys and v* of a request from elsewhere."""
-        self._found["keys", engine.layer_of(self.lm, name), request, params.contexts] = keys
+        self._found["keys", layer_of(self.lm, name), request, params.contexts] = keys
         self._found["target", name, request, params.search] = target
 
-    def _searched(
-        self, site: engine.Site, layer: int, name: str, batch: list[int], rows: list[tuple[engine.Row, ...]],
-        search: ValueParams,
-    ) -> list[tuple[int, engine.Found]]:  # fmt: skip
-        mine, prefixes = [rows[i] for i in batch], self._prefixes(search.contexts)
-        return list(zip(batch, engine.search(self.passes, site, layer, name, mine, prefixes, search), strict=True))
-
-    def perplexities(self, edits: Sequence[Edit], texts: Sequence[str]) -> list[Perplexity]:
+    def perplexities(
+        self, edits: Sequence[Edit], texts: Sequence[str], *, protocol: Protocol = PAPERS
+    ) -> list[Perplexity]:
         """Perplexity of texts under each edit; no weight is written for edits of one down-projection."""
         measured: dict[int, Perplexity] = {}
         for layer in range(self.lm.num_layers):
             name = f"{self.lm.layout.name(layer)}.weight"
-            mine = [i for i, edit in enumerate(edits) if set(edit.factors) == {name}]
-            if mine:
-                changes = [edits[i].factors[name] for i in mine]
-                corpus = self.prepare_texts(layer, texts)
-                measured |= zip(mine, engine.perplexities(self.passes, corpus, changes), strict=True)
-        rest = {i: self._applied_perplexity(edits[i], texts) for i in range(len(edits)) if i not in measured}
-        return [(measured | rest)[i] for i in range(len(edits))]
+            alone = [i for i, edit in enumerate(edits) if set(edit.factors) == {name}]
+            if alone:
+                corpus = self.prepare_texts(layer, texts, protocol=protocol)
+                changes = [edits[i].factors[name] for i in alone]
+                measured |= zip(alone, perplexities(self.passes, corpus, changes), strict=True)
+        rest = [i for i in range(len(edits)) if i not in measured]
+        measured |= {i: self._applied_perplexity(edits[i], texts, protocol) for i in rest}
+        return [measured[i] for i in range(len(edits))]
 
     def whiten(self, layer: int, keys: Tensor) -> Tensor:
         """C⁻¹ applied to the columns of `keys`, in float64: C is ill-conditioned wherever one token dominates it.
@@ -123,34 +125,26 @@ class Session:
         """What is known of the model under a key, worked out the first time."""
         return _once(self._kept, key, work)
 
-    def prepare_texts(self, layer: int, texts: Sequence[str]) -> engine.Corpus:
+    def prepare_texts(self, layer: int, texts: Sequence[str], *, protocol: Protocol = PAPERS) -> Corpus:
         """Run texts up to where changes of a layer's down-projection enter."""
-        site, found = self._site(layer, block=False), tuple(texts)
-        return self.once(("texts", site, found, layer), lambda: engine.run_texts(self.passes, site, found, layer=layer))
+        site, key = self._site(self.lm.layout.name(layer)), ("texts", layer, tuple(texts), protocol)
+        return self.once(key, lambda: run_texts(self.passes, site, texts, layer=layer, protocol=protocol))
 
     def forget_requests(self) -> None:
         """Drop keys and v*, which are of use for their requests only; what concerns the model stays."""
         self._found.clear()
 
-    def _prefixes(self, flavour: Flavour) -> engine.Prefixes:
-        contexts = self.contexts(flavour)
-        return self.once(("prefixes", flavour), lambda: engine.run_prefixes(self.passes, contexts))
+    def _site(self, name: str) -> Site:
+        return self.once(("site", name), lambda: site_of(self.passes, name))
 
-    def _site(self, layer: int, *, block: bool) -> engine.Site:
-        if block:
-            return engine.Site(layer + 1, None)
-        return self.once(("site", layer), lambda: engine.site_of(self.passes, layer))
-
-    def _applied_perplexity(self, edit: Edit, texts: Sequence[str]) -> Perplexity:
+    def _applied_perplexity(self, edit: Edit, texts: Sequence[str], protocol: Protocol) -> Perplexity:
         """With the weights written, but only from the lowest changed block on."""
-        inside = [engine.layer_of(self.lm, n) for n in edit.factors if n.startswith(f"{self.lm.layout.blocks}.")]
-        if len(inside) < len(edit.factors) or not inside:
-            with edit.applied(self.lm):
-                return perplexity(self.lm, texts)
-        site, found = engine.Site(min(inside), None), tuple(texts)
-        corpus = self.once(("texts", site, found), lambda: engine.run_texts(self.passes, site, found))
+        inside = [layer_of(self.lm, name) for name in edit.factors if name.startswith(f"{self.lm.layout.blocks}.")]
+        site = Site(min(inside) if inside and len(inside) == len(edit.factors) else 0)
+        key = "texts above", site, tuple(texts), protocol
+        corpus = self.once(key, lambda: run_texts(self.passes, site, texts, protocol=protocol))
         with edit.applied(self.lm):
-            return engine.perplexity_above(self.passes, corpus)
+            return perplexity_above(self.passes, corpus)
 
 
 def _once(known: dict[Hashable, Any], key: Hashable, work: Callable[[], T]) -> T:

@@ -1,5 +1,6 @@
 """Forward passes that do less: some tokens, the upper blocks only, logits only where they are read."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from editlib.engine import products
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
+from editlib.models.layout import mixes_tokens
 from editlib.models.tokens import pad
 from editlib.models.trace import Seen, trace
 
@@ -36,14 +38,17 @@ class _Kept(DynamicLayer):
 
 @dataclass(frozen=True)
 class Past:
-    """Attention keys and values (rows, heads, tokens, width) of earlier tokens by layer; rows end at the right."""
+    """Attention keys and values (rows, heads, tokens, width) of earlier tokens by layer; rows end at the right.
 
-    layers: tuple[tuple[Tensor, Tensor], ...]
+    There are none for models whose blocks keep more than that, or something else, of earlier tokens.
+    """
+
+    past_key_values: tuple[tuple[Tensor, Tensor], ...]
     mask: Tensor  # (rows, tokens), 0 before a row begins
 
     def take(self, rows: Tensor) -> "Past":
         """Some rows, in any order, as often as wanted."""
-        return Past(tuple((k[rows], v[rows]) for k, v in self.layers), self.mask[rows])
+        return Past(tuple((k[rows], v[rows]) for k, v in self.past_key_values), self.mask[rows])
 
     def with_new(self, new: "Past", *, first: int = 0) -> "Past":
         """Earlier and new tokens, aligned again; layers before `first`, which no pass will read, stand for nothing."""
@@ -56,7 +61,7 @@ class Past:
             both = torch.cat([old, fresh], 2)
             return both.gather(2, index.expand(-1, both.shape[1], -1, both.shape[3]))
 
-        pairs = list(zip(self.layers, new.layers, strict=True))
+        pairs = list(zip(self.past_key_values, new.past_key_values, strict=True))
         first = min(first, len(pairs) - 1)
         kept = [(joined(k, fresh_k), joined(v, fresh_v)) for (k, v), (fresh_k, fresh_v) in pairs[first:]]
         return Past((*kept[:1] * first, *kept), mask.gather(1, order))
@@ -102,43 +107,71 @@ class Tokens:
         return row, column
 
 
+def stateful(lm: LanguageModel) -> bool:
+    """Whether blocks keep other things of earlier tokens than attention keys and values, or nothing.
+
+    So do state-space models, hybrids with them, and the first GPT. All tokens are run in every pass of such a model.
+    """
+    kinds: Sequence[str] = getattr(lm.model.config.get_text_config(), "layer_types", None) or ()
+    other = any("attention" not in kind or "linear" in kind for kind in kinds)
+    keeps = "past_key_values" in inspect.signature(lm.model.forward).parameters
+    return other or not keeps or bool(getattr(lm.model, "_is_stateful", False))
+
+
+def uncached(lm: LanguageModel) -> dict[str, Any]:
+    """What tells a model to keep nothing, if it can be told: the first GPT never does."""
+    return {"use_cache": False} if "use_cache" in inspect.signature(lm.model.forward).parameters else {}
+
+
 @dataclass(frozen=True)
 class Passes:
     """A model's partial passes; one token through it shows the widths of its past, and what its blocks return."""
 
     lm: LanguageModel
     empty: Past  # one row
-    in_tuple: bool
+    others: int | None  # what a block returns in a tuple behind its hidden states, or None if it returns those alone
+    streams: bool  # whether a block's hidden states are several for each token
+    pointwise: bool  # whether the module around a down-projection treats every token by itself
     activations: tuple[nn.Module, ...]  # those that are one kernel in torch and eight in transformers
     linear: tuple[nn.Module, ...]  # those whose products another library makes faster
 
     @classmethod
     @torch.no_grad()
-    def of(cls, lm: LanguageModel) -> "Passes":
+    def of(cls, lm: LanguageModel, *, plain: bool = False) -> "Passes":
         """Run one token through the model.
 
-        Raises `EditlibError` for a model that cannot go on from where it was: without attention keys and values in
-        every block, as the first GPT and recurrent hybrids, or with blocks that hand on several streams, as Gemma 3n.
+        With `plain` the passes are the model's own: no kernels but its own, no keys and values kept, every module run
+        on all tokens. Raises `EditlibError` otherwise for a model whose blocks hand on several streams, as Gemma 3n.
         """
-        first, outputs = lm.model.get_submodule(f"{lm.layout.blocks}.0"), list[Any]()
-        cache, token = Cache(layers=[DynamicLayer() for _ in range(lm.num_layers)]), torch.zeros(1, 1, dtype=torch.long)
-        handle = first.register_forward_hook(lambda *seen: outputs.append(seen[2]))
+        block, outputs = lm.model.get_submodule(f"{lm.layout.blocks}.0"), list[Any]()
+        cache = None if plain or stateful(lm) else Cache(layers=[DynamicLayer() for _ in range(lm.num_layers)])
+        options = uncached(lm) if cache is None else {"past_key_values": cache, "use_cache": True}
+        handle = block.register_forward_hook(lambda *seen: outputs.append(seen[2]))
         try:
-            lm.model(input_ids=token.to(lm.device), past_key_values=cache, use_cache=True)
-            layers = tuple((layer.keys[:, :, :0], layer.values[:, :, :0]) for layer in cache.layers)
-            hidden = outputs[0][0] if isinstance(outputs[0], tuple) else outputs[0]
-            if hidden.shape[:2] != (1, 1) or hidden.ndim != 3:
-                raise ValueError(f"hidden states of shape {tuple(hidden.shape)}")
-        except (AttributeError, IndexError, TypeError, ValueError) as error:  # each family has its own way to fail
+            lm.model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=lm.device), **options)
+        finally:
+            handle.remove()
+        several = isinstance(outputs[0], tuple | list)
+        streams = (outputs[0][0] if several else outputs[0]).shape[:-1] != (1, 1)
+        kept = [layer.keys is not None for layer in cache.layers] if cache else []
+        if not plain and (streams or not all(kept)):
             raise EditlibError(
                 f"{lm.label} ({type(lm.model).__name__}) cannot be edited: not every block keeps attention keys and "
                 "values and hands on hidden states alone; use a plain decoder such as Llama"
-            ) from error
-        finally:
-            handle.remove()
-        slow = tuple(module for module in lm.model.modules() if isinstance(module, NewGELUActivation))
-        empty = Past(layers, torch.zeros(1, 0, dtype=torch.long, device=lm.device))
-        return cls(lm, empty, isinstance(outputs[0], tuple), slow, tuple(filter(products.suits, lm.model.modules())))
+            )
+        layers = tuple((layer.keys[:, :, :0], layer.values[:, :, :0]) for layer in cache.layers) if cache else ()
+        around = lm.layout.name(0).rpartition(".")[0]
+        mlp = None if around == f"{lm.layout.blocks}.0" else lm.model.get_submodule(around)
+        modules = [] if plain else list(lm.model.modules())
+        return cls(
+            lm,
+            empty=Past(layers, torch.zeros(1, 0, dtype=torch.long, device=lm.device)),
+            others=len(outputs[0]) - 1 if several else None,
+            streams=streams,
+            pointwise=not (plain or mlp is None or mixes_tokens(mlp, lm.down(0), len(lm.weight(0)))),
+            activations=tuple(module for module in modules if isinstance(module, NewGELUActivation)),
+            linear=tuple(filter(products.suits, modules)),
+        )
 
     @property
     def vocabulary(self) -> int:
@@ -158,7 +191,7 @@ class Passes:
         start: Start | None = None,
         at: At | None = None,
         names: Sequence[str] = (),
-        replace: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+        changed: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
         stop: bool = False,
         above: int | None = None,
     ) -> Pass:
@@ -168,7 +201,7 @@ class Passes:
         on real tokens alone, and in the last block only where logits are read; no module in there can be named.
         """
         past = past or self.nothing(len(tokens.ids))
-        kept = [_Kept(k, v) for k, v in past.layers]
+        kept = [_Kept(k, v) for k, v in past.past_key_values]
         behind = (tokens.mask.cumsum(1) - 1).clamp(min=0)  # padding repeats the last position
         none, logits = behind[:0, 0], torch.empty(0)
         read = at or (none, none)
@@ -180,39 +213,36 @@ class Passes:
             for module in self.linear:
                 stack.enter_context(_running(module, partial(products.apply, module)))
             stack.enter_context(_headed(self.lm, read))
-            for layer in range(self.lm.num_layers if above is None else above, self.lm.num_layers):
-                self._thin(stack, layer, tokens, read if layer == self.lm.num_layers - 1 else tokens.real)
-            seen = stack.enter_context(trace(self.lm.model, *names, replace=replace, stop=stop))
-            logits = self.lm.model(
-                input_ids=tokens.ids,
-                attention_mask=torch.cat([past.mask, self.lm.attended(tokens.mask)], 1),
-                position_ids=past.mask.sum(1, keepdim=True) + behind,
-                past_key_values=Cache(layers=list(kept)),
-                use_cache=True,
-            ).logits
-        new = tuple(layer.new or pair for layer, pair in zip(kept, past.layers, strict=True))
+            if above is not None and self.pointwise:
+                self._thin(stack, above, tokens, read)
+            options = uncached(self.lm)
+            if kept:
+                positions = past.mask.sum(1, keepdim=True) + behind
+                options = {"position_ids": positions, "past_key_values": Cache(layers=list(kept)), "use_cache": True}
+            mask = torch.cat([past.mask, self.lm.attended(tokens.mask)], 1)
+            seen = stack.enter_context(trace(self.lm.model, *names, replace=changed, stop=stop))
+            logits = self.lm.model(input_ids=tokens.ids, attention_mask=mask, **options).logits
+        new = tuple(layer.new or pair for layer, pair in zip(kept, past.past_key_values, strict=True))
         return Pass(logits, seen, Past(new, tokens.mask))
 
     def _start(self, stack: ExitStack, start: Start) -> None:
         """Let the blocks before the start pass on their input, and the last of them the start's hidden states."""
         every: Any = self.lm.model.get_submodule(self.lm.layout.blocks)
         for block in list(every)[: start.below]:
-            stack.enter_context(_running(block, self._pass_on))
+            stack.enter_context(_running(block, self._returned))
         if start.below:
             stack.enter_context(_running(every[start.below - 1], lambda *_, **__: self._returned(start.hidden)))
 
-    def _thin(self, stack: ExitStack, layer: int, tokens: Tokens, needed: At) -> None:
-        """Run a layer's MLP only where it is needed; blocks that have no module of that kind stay as they are."""
-        name = self.lm.layout.name(layer).rpartition(".")[0]
-        if name != f"{self.lm.layout.blocks}.{layer}" and len(needed[0]) < tokens.ids.numel():
-            mlp = self.lm.model.get_submodule(name)
-            stack.enter_context(_running(mlp, _at(mlp, needed)))
+    def _returned(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
+        return hidden_states if self.others is None else (hidden_states, *[None] * self.others)
 
-    def _pass_on(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
-        return self._returned(hidden_states)
-
-    def _returned(self, hidden: Tensor) -> Any:
-        return (hidden, None) if self.in_tuple else hidden
+    def _thin(self, stack: ExitStack, above: int, tokens: Tokens, read: At) -> None:
+        """Run the MLPs from block `above` on only where they are needed."""
+        for layer in range(above, self.lm.num_layers):
+            needed = read if layer == self.lm.num_layers - 1 else tokens.real
+            if len(needed[0]) < tokens.ids.numel():
+                mlp = self.lm.model.get_submodule(self.lm.layout.name(layer).rpartition(".")[0])
+                stack.enter_context(_running(mlp, _at(mlp, needed)))
 
 
 @contextmanager

@@ -3,13 +3,15 @@ resampled silently."""
 
 import json
 import logging
+import re
+import unicodedata
 from pathlib import Path
 from random import Random
 from typing import Literal
 
 import torch
-from torch import Tensor
 
+from editlib.engine.passes import Passes, Tokens
 from editlib.errors import EditlibError
 from editlib.files import cache_folder, write_json
 from editlib.models.language_model import LanguageModel
@@ -23,7 +25,8 @@ OPENERS: dict[Flavour, tuple[str, ...]] = {  # what the released codes let the m
     "yang-2024": ("The", "Therefore", "Because", "I", "You"),  # both papers
     "meng-2022": ("",),  # ROME: from end-of-text alone
 }
-LENGTHS = (5, 10)  # tokens after the opener; ten contexts of each
+LENGTHS = (5, 10)  # tokens with the opener, as in the released codes; ten contexts of each
+RULE = 2  # how contexts are sampled: 1 added as many tokens to the opener, and kept line breaks and ligatures
 
 
 def prefix_contexts(lm: LanguageModel, *, flavour: Flavour = "yang-2024") -> list[str]:
@@ -34,8 +37,8 @@ def prefix_contexts(lm: LanguageModel, *, flavour: Flavour = "yang-2024") -> lis
     """
     suffix = "" if flavour == "yang-2024" else f"-{flavour}"
     shipped = lm.folder / f"prefixes{suffix}.json" if lm.folder else None
-    cached = cache_folder("prefixes") / f"{lm.fingerprint[:16]}{suffix}.json"
-    return _stored(lm, shipped if shipped and shipped.is_file() else cached, seed=0, flavour=flavour)
+    path = shipped if shipped and shipped.is_file() else _cached(lm, flavour, "editing")
+    return _stored(lm, path, seed=0, flavour=flavour)
 
 
 def test_prefixes(lm: LanguageModel, source: Source, *, n: int, seed: int, flavour: Flavour = "yang-2024") -> list[str]:
@@ -49,8 +52,8 @@ def test_prefixes(lm: LanguageModel, source: Source, *, n: int, seed: int, flavo
     if source == "editing":
         pool = editing[1:]
     elif source == "held-out":
-        path = cache_folder("prefixes") / f"{lm.fingerprint[:16]}-{flavour}-held-out.json"
-        pool = [context for context in _stored(lm, path, seed=1, flavour=flavour) if context not in editing]
+        others = _stored(lm, _cached(lm, flavour, "held-out"), seed=1, flavour=flavour)
+        pool = [context for context in others if context not in editing]
     else:
         raise EditlibError(f"prefix source {source!r} is unknown; use 'held-out' or 'editing'")
     if not 1 <= n <= len(pool):
@@ -60,45 +63,66 @@ def test_prefixes(lm: LanguageModel, source: Source, *, n: int, seed: int, flavo
     return Random(seed).sample(pool, n)
 
 
+def _cached(lm: LanguageModel, flavour: Flavour, source: Source) -> Path:
+    return cache_folder("prefixes") / f"{lm.fingerprint[:16]}-{flavour}-{source}-rule-{RULE}.json"
+
+
 def _stored(lm: LanguageModel, path: Path, *, seed: int, flavour: Flavour) -> list[str]:
     """The contexts of a file, which is made first where it is missing."""
     if not path.is_file():
         lm.require_untouched("its prefixes")
         contexts = ["{}", *sample(lm, seed=seed, flavour=flavour)]
-        write_json(path, {"model": lm.fingerprint, "seed": seed, "flavour": flavour, "contexts": contexts})
-    return _read(path)
-
-
-def _read(path: Path) -> list[str]:
+        said = {"model": lm.fingerprint, "rule": RULE, "seed": seed, "flavour": flavour, "contexts": contexts}
+        write_json(path, said)
+    wanted = f"{path} must list templates with one {{}} each, the empty one first"
     try:
-        contexts: list[str] = json.loads(path.read_text(encoding="utf-8"))["contexts"]
+        found: list[str] = json.loads(path.read_text(encoding="utf-8"))["contexts"]
     except (ValueError, KeyError, TypeError) as error:
-        raise EditlibError(f"{path} must list templates with one {{}} each, the empty one first ({error!r})") from error
-    bad = next((c for c in contexts if c.count("{}") != 1), None)
-    if bad is not None or not contexts or contexts[0] != "{}":
-        raise EditlibError(f"{path} must list templates with one {{}} each, the empty one first (found {bad!r})")
-    return contexts
+        raise EditlibError(f"{wanted} ({error!r})") from error
+    bad = next((context for context in found if context.count("{}") != 1), None)
+    if bad is not None or not found or found[0] != "{}":
+        raise EditlibError(f"{wanted} (found {bad!r})")
+    return found
 
 
 @torch.no_grad()
 def sample(lm: LanguageModel, *, seed: int, top_k: int = 5, flavour: Flavour = "yang-2024") -> list[str]:
-    """Twenty contexts `<opener> <tokens>. {}` sampled from the model with top-k, a function of model and seed."""
-    generator = torch.Generator().manual_seed(seed)
-    contexts: list[str] = []
+    """Twenty contexts `<opener> <tokens>. {}` sampled from the model with top-k, a function of model and seed.
+
+    Ten of each length are sampled side by side. As in the released codes, a length counts the opener and what the
+    tokenizer puts before it, texts are in normal form NFKD, an empty line becomes a space and braces are left out.
+    Raises `EditlibError` for a model that cannot continue text, or has no end-of-text token to continue.
+    """
+    lm.require_causal()
+    end = lm.tokenizer.eos_token_id
+    if end is None and "" in OPENERS[flavour]:
+        raise EditlibError(f"the tokenizer of {lm.label} has no end-of-text token, which {flavour} prefixes continue")
+    generator, passes, texts = torch.Generator().manual_seed(seed), Passes.of(lm), list[str]()
+    openers = [opener for opener in OPENERS[flavour] for _ in range(10 // len(OPENERS[flavour]))]
     for length in LENGTHS:
-        for opener in (o for o in OPENERS[flavour] for _ in range(10 // len(OPENERS[flavour]))):
-            log.info("sampling prefix contexts, %d so far", len(contexts))
-            ids = _start(lm, opener)
-            for _ in range(length):
-                top = lm.model(ids).logits[0, -1].float().topk(top_k)
-                pick = torch.multinomial(top.values.softmax(-1).cpu(), 1, generator=generator)
-                ids = torch.cat([ids, top.indices[pick.to(lm.device)][None]], dim=1)
-            text = lm.tokenizer.decode(ids[0], skip_special_tokens=True)
-            contexts.append(text.replace("{", " ").replace("}", " ") + ". {}")
-    return contexts
+        log.info("sampling prefix contexts of %d tokens", length)
+        rows = [[*prompt_ids(lm.tokenizer, opener)] if opener else [end] for opener in openers]
+        for row in _continued(passes, rows, length, top_k, generator):
+            text = unicodedata.normalize("NFKD", lm.tokenizer.decode(row, skip_special_tokens=True))
+            texts.append(re.sub("[{}]", "", text.replace("\n\n", " ")) + ". {}")
+    return texts
 
 
-def _start(lm: LanguageModel, opener: str) -> Tensor:
-    """Ids of an opener, or of end-of-text alone.  # (1, tokens)"""
-    ids = list(prompt_ids(lm.tokenizer, opener)) if opener else [lm.tokenizer.eos_token_id]
-    return torch.tensor([ids], device=lm.device)
+def _continued(
+    passes: Passes, rows: list[list[int]], length: int, top_k: int, generator: torch.Generator
+) -> list[list[int]]:
+    """Rows of ids with sampled ones behind them, `length` in all where they are not as long already."""
+    device, starts = passes.lm.device, [len(row) for row in rows]
+    tokens, past = Tokens.of(passes.lm, rows), passes.nothing(len(rows))
+    while min(map(len, rows)) < length:
+        at = torch.arange(len(rows), device=device), tokens.mask.sum(1) - 1
+        run = passes.run(tokens, past, at=at)
+        top = run.logits.float().topk(top_k)
+        picked = torch.multinomial(top.values.softmax(-1).cpu(), 1, generator=generator).to(device)
+        new = top.indices.gather(1, picked)
+        rows = [[*row, *ids] for row, ids in zip(rows, new.tolist(), strict=True)]
+        if past.past_key_values:
+            tokens, past = Tokens(new, torch.ones_like(new)), past.with_new(run.new)
+        else:
+            tokens = Tokens.of(passes.lm, rows)
+    return [row[: max(length, start)] for row, start in zip(rows, starts, strict=True)]

@@ -59,7 +59,7 @@ def find_layout(model: PreTrainedModel) -> Layout:
     if not downs:
         raise EditlibError(f"no linear map to the hidden width {width} in {blocks}.0 of {kind}; {BY_HAND}")
     holders = {name: name.rpartition(".")[0] for name in downs}
-    alone = [n for n, holder in holders.items() if not holder or not _mixes(parts[holder], downs[n], width)]
+    alone = [n for n, holder in holders.items() if not holder or not mixes_tokens(parts[holder], downs[n], width)]
     if not alone:
         raise EditlibError(
             f"{kind} has no MLP: {', '.join(sorted(set(holders.values())))} in {blocks}.0 mixes tokens; {BY_HAND}"
@@ -110,7 +110,7 @@ def _experts(block: nn.Module, width: int) -> str | None:
 
 
 @torch.no_grad()
-def _mixes(holder: nn.Module, down: nn.Module, width: int) -> bool:
+def mixes_tokens(holder: nn.Module, down: nn.Module, width: int) -> bool:
     """Whether a module that maps the hidden width to itself through `down` is anything but a map of single tokens."""
     inner = [m for m in holder.modules() if is_linear(m) and m is not down]
     if not any(oriented(m).shape[1] == width for m in inner):

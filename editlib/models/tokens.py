@@ -30,6 +30,16 @@ class Encoded:
         """Index of the subject's last token."""
         return self.subject[1] - 1
 
+    @property
+    def wanted(self) -> tuple[int, ...]:
+        """Token ids of the target."""
+        return self.ids[self.target :]
+
+    @property
+    def predicting(self) -> slice:
+        """The positions that predict them, each the one before."""
+        return slice(self.target - 1, len(self.ids) - 1) if self.wanted else slice(0)
+
 
 def encode(
     tokenizer: PreTrainedTokenizerBase,
@@ -124,18 +134,26 @@ def _overlap(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[
     return (hits[0], hits[-1] + 1) if hits else None
 
 
-def encode_texts(lm: LanguageModel, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of texts, without special tokens."""
+def encode_texts(lm: LanguageModel, texts: Sequence[str], *, bos: bool = False, whole: bool = True) -> list[list[int]]:
+    """Token ids of texts without special tokens, or behind the tokenizer's BOS token alone.
+
+    Raises `EditlibError` for no texts, a text with nothing to score, or, if they are to be read `whole`, one longer
+    than the model takes.
+    """
     if isinstance(texts, str):
         raise EditlibError(f"texts {texts[:40]!r} is one text where a list is expected; write [text]")
     if not texts:
         raise EditlibError("no texts to measure perplexity on; give at least one")
-    rows = lm.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    opening = [lm.tokenizer.bos_token_id] if bos else []
+    if None in opening:
+        raise EditlibError(f"the tokenizer of {lm.label} has no BOS token to put before texts; use bos=False")
+    rows = [[*opening, *row] for row in lm.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
     short = next((text for text, row in zip(texts, rows, strict=True) if len(row) < 2), None)
     if short is not None:
         raise EditlibError(f"text {short!r} has fewer than two tokens; perplexity needs two")
-    check_length(lm, texts, rows)
-    return rows  # type: ignore[no-any-return]
+    if whole:
+        check_length(lm, texts, rows)
+    return rows
 
 
 def check_length(lm: LanguageModel, texts: Sequence[str], rows: Sequence[Sequence[int]]) -> None:

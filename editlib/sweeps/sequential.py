@@ -21,9 +21,9 @@ from editlib.data.request import EditRequest
 from editlib.editing.methods import Params, layers_of, solve
 from editlib.editing.session import Session
 from editlib.editing.stats import Stats
-from editlib.engine import search as engine
 from editlib.engine.passes import Passes
-from editlib.engine.perplexity import Perplexity
+from editlib.engine.perplexity import Perplexity, perplexity_above, run_texts
+from editlib.engine.sites import Site
 from editlib.errors import EditlibError
 from editlib.files import write_tensors
 from editlib.measuring import scores as scoring
@@ -149,8 +149,8 @@ def _measure(job: Job) -> Callable[[], Perplexity]:
     """Perplexity of the model as it will be; below the first edited layer the texts are run now, and never again."""
     passes = Passes.of(job.lm)
     below = min(layers_of(job.params), default=0)
-    corpus = engine.run_texts(passes, engine.Site(below, None), job.texts)
-    return partial(engine.perplexity_above, passes, corpus)
+    corpus = run_texts(passes, Site(below), job.texts)
+    return partial(perplexity_above, passes, corpus)
 
 
 def _row(

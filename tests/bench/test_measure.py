@@ -23,6 +23,7 @@ from editlib.engine.perplexity import perplexity
 from editlib.engine.values import read_keys
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
+from editlib.models.layout import Layout
 
 PARAMS = RomeParams(layer=1, steps=6, learning_rate=0.1, kl_weight=0.5, stop_loss=0.0, clamp=0.8, covariance=False)
 REQUESTS = (
@@ -66,15 +67,17 @@ def near(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters", "layer"),
-    [("gpt2", 124_439_808, 5), ("gpt2-xl", 1_557_611_200, 17), ("gpt-j-6b", 6_050_882_784, 5),
-     ("llama-2-7b", 6_738_415_616, 5)],
+    ("name", "parameters", "layer", "layout"),
+    [("gpt2", 124_439_808, 5, "transformer.h,mlp.c_proj"), ("gpt2-xl", 1_557_611_200, 17, "transformer.h,mlp.c_proj"),
+     ("gpt-j-6b", 6_050_882_784, 5, "transformer.h,mlp.fc_out"),
+     ("llama-2-7b", 6_738_415_616, 5, "model.layers,mlp.down_proj")],
 )  # fmt: skip
 def test_random_models_have_the_published_shapes(
-    name: str, parameters: int, layer: int, tokenizer: PreTrainedTokenizerFast
+    name: str, parameters: int, layer: int, layout: str, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     with torch.device("meta"):
-        lm = LanguageModel(AutoModelForCausalLM.from_config(bench.SHAPES[name]), tokenizer)
+        made = AutoModelForCausalLM.from_config(bench.SHAPES[name])
+    lm = LanguageModel(made, tokenizer, layout=Layout.of(layout))
     assert lm.model.num_parameters() == parameters
     assert hparams_for(lm, "rome").layer == layer
     whole = lm.model.get_submodule(lm.layout.blocks).parameters()

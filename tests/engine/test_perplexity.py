@@ -19,7 +19,7 @@ def loop(lm: LanguageModel, texts: Sequence[str]) -> list[list[float]]:
     losses = []
     for text in texts:
         ids = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
-        scores = lm.model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        scores = lm.model(torch.tensor([ids[:-1]])).logits[0].double().log_softmax(-1)
         losses.append([-scores[i, token].item() for i, token in enumerate(ids[1:])])
     return losses
 

@@ -18,9 +18,11 @@ from editlib.editing.edit import Edit
 from editlib.editing.methods import compute
 from editlib.editing.methods.rome import RomeParams
 from editlib.editing.session import Session
-from editlib.engine import search as engine
+from editlib.engine import search as searching
 from editlib.engine.passes import Passes, Past, Start, Tokens
 from editlib.engine.perplexity import perplexity
+from editlib.engine.search import Live
+from editlib.engine.sites import Site, site_of
 from editlib.engine.values import ValueParams, read_keys
 from editlib.models.language_model import LanguageModel
 
@@ -84,7 +86,7 @@ def test_a_pass_behind_a_past_and_from_the_middle_is_the_whole_pass(double: Lang
         whole = [double.model(torch.tensor([row])).logits[0] for row in rows]
         early = passes.run(Tokens.of(double, [row[: n or 1] for row, n in zip(rows, cuts, strict=True)])).new
         known = torch.arange(early.mask.shape[1]) < torch.tensor(cuts)[:, None]
-        past = passes.nothing(3).with_new(Past(early.layers, known.long()))
+        past = passes.nothing(3).with_new(Past(early.past_key_values, known.long()))
         tail = Tokens.of(double, [row[n:] for row, n in zip(rows, cuts, strict=True)])
         at = torch.tensor([0, 1, 2]), torch.tensor([len(row) - n - 1 for row, n in zip(rows, cuts, strict=True)])
         run = passes.run(tail, past, names=[block], at=at)
@@ -182,24 +184,32 @@ def doubles(folder: Path, start_tokenizer: PreTrainedTokenizerFast) -> list[Lang
 
 
 def test_a_block_with_a_norm_behind_its_mlp_is_run_again(double: LanguageModel) -> None:
-    site = engine.site_of(Passes.of(double), LAYER)
+    site = site_of(Passes.of(double), double.layout.name(LAYER))
     again = double.model.config.model_type in ("gemma2", "gemma3_text") or not getattr(
         double.model.config, "do_layer_norm_before", True
     )
-    assert site == (engine.Site(LAYER, double.layout.name(LAYER)) if again else engine.Site(LAYER + 1, None))
+    assert site == (Site(LAYER, double.layout.name(LAYER)) if again else Site(LAYER + 1))
 
 
-def test_a_batch_too_large_for_memory_is_halved(double: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes, search = list[int](), engine.search
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_a_batch_too_large_for_memory_is_halved(
+    double: LanguageModel, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+) -> None:
+    sizes, optimise = list[int](), searching.optimise
 
-    def small(*arguments: object) -> object:
-        batch = arguments[4]
-        sizes.append(len(batch))  # type: ignore[arg-type]
+    def small(passes: Passes, site: Site, live: Live, starts: torch.Tensor, params: ValueParams) -> object:
+        sizes.append(len(starts))
         if sizes[-1] > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return search(*arguments)  # type: ignore[arg-type]
+            raise error
+        return optimise(passes, site, live, starts, params)
 
-    monkeypatch.setattr(engine, "search", small)
+    monkeypatch.setattr(searching, "optimise", small)
     space, name = Session(double), names(double)[0]
     space.prepare(name, REQUESTS[:1] * 2 + [replace(REQUESTS[0], target_new="Daslo")], SEARCH)
     assert sizes == [2, 1, 1]

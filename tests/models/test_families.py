@@ -7,7 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from families import CONFIGS, CONTEXTS, GROUPED, NARROW, OTHERS, T5, UNEDITED, WITHOUT_MLP, made_from, random_model
+from families import (
+    CONFIGS,
+    CONTEXTS,
+    GROUPED,
+    NARROW,
+    OTHERS,
+    STREAMS,
+    T5,
+    VOCABULARY,
+    WITHOUT_MLP,
+    made_from,
+    random_model,
+)
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -26,11 +38,13 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from editlib.bench import plain as plainpath
 from editlib.data.request import EditRequest
 from editlib.editing.methods import METHODS, compute, hparams_for, solve
 from editlib.editing.methods.editor import Editor, EditorHeader, save_editor, shapes
 from editlib.editing.session import Session
 from editlib.editing.stats import Stats, corpus_windows, second_moments
+from editlib.engine import memory
 from editlib.engine.perplexity import perplexity
 from editlib.engine.values import read_keys
 from editlib.errors import EditlibError
@@ -242,7 +256,8 @@ def test_another_familys_edit_is_the_same_with_and_without_the_engine(
     assert lm.layout.name(1) == down
     session, params = Session(lm), hparams_for(lm, "rome", steps=3, covariance=False)
     edit = solve(session, "rome", [ask], params)
-    found = session.target(down, ask, params)
+    found, expected = session.target(down, ask, params), plainpath.target(lm, down, ask, CONTEXTS, params)
+    torch.testing.assert_close(found.value, expected.value, rtol=1e-3, atol=1e-4)
     key, value = alone(lm, list(encode(start_tokenizer, ask.prompt, ask.subject).ids), 1)
     last = encode(start_tokenizer, ask.prompt, ask.subject).last
     torch.testing.assert_close(found.start, value[last], rtol=1e-4, atol=1e-5)
@@ -250,21 +265,22 @@ def test_another_familys_edit_is_the_same_with_and_without_the_engine(
     (engine,) = session.perplexities([edit], TEXTS)
     before = perplexity(lm, TEXTS)
     with edit.applied(lm):
-        plain = perplexity(lm, TEXTS)
-    assert engine.per_sentence == pytest.approx(plain.per_sentence, rel=1e-4)
-    assert plain.per_sentence != pytest.approx(before.per_sentence, rel=1e-4)
+        written = perplexity(lm, TEXTS)
+    assert engine.per_sentence == pytest.approx(written.per_sentence, rel=1e-4)
+    assert written.per_sentence != pytest.approx(before.per_sentence, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", UNEDITED)
-def test_a_family_whose_passes_cannot_be_taken_apart_is_found_and_not_edited(
-    name: str, folder: Path, start_tokenizer: PreTrainedTokenizerFast, ask: EditRequest
+def test_a_model_of_several_streams_is_measured_and_not_edited(
+    folder: Path, start_tokenizer: PreTrainedTokenizerFast, ask: EditRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, down = UNEDITED[name]
-    lm = LanguageModel(made_from(config), start_tokenizer, name=name, folder=folder)
-    assert lm.layout.name(1) == down
-    with pytest.raises(EditlibError, match=rf"^{name} \(\w+\) cannot be edited: not every block keeps attention keys"):
+    lm = LanguageModel(made_from(STREAMS), start_tokenizer, name="gemma3n", folder=folder)
+    assert lm.layout.name(1) == "model.layers.1.mlp.down_proj"
+    with pytest.raises(EditlibError, match=r"^gemma3n \(\w+\) cannot be edited: not every block keeps attention keys"):
         compute(lm, [ask], method="rome", hparams=hparams_for(lm, "rome", covariance=False))
     assert not any(module._forward_hooks for module in lm.model.modules())
+    whole = perplexity(lm, TEXTS)
+    monkeypatch.setitem(memory.LOGITS, "cpu", 3 * VOCABULARY)
+    assert perplexity(lm, TEXTS).per_sentence == pytest.approx(whole.per_sentence, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", WITHOUT_MLP)

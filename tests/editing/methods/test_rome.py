@@ -12,12 +12,12 @@ from plain import Array, distance, least_change, reads
 
 from editlib.bench import plain
 from editlib.data.request import EditRequest
+from editlib.editing import session as sessions
 from editlib.editing.edit import Edit
 from editlib.editing.methods import compute, hparams_for, solve
 from editlib.editing.methods.rome import Anchor, KeyPolicy, RomeParams
 from editlib.editing.session import Session
 from editlib.editing.stats import Stats, second_moments_of
-from editlib.engine import search as engine
 from editlib.engine.prefixes import prefix_contexts
 from editlib.engine.values import Target
 from editlib.errors import EditlibError
@@ -221,8 +221,8 @@ def test_a_session_searches_once_for_a_whole_family(
     lm: LanguageModel, edits: dict[str, Edit], moments: Stats, ask: EditRequest, search: RomeParams,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    searches, search_all = list[int](), engine.search
-    monkeypatch.setattr(engine, "search", lambda *given: (searches.append(1), search_all(*given))[1])
+    searches, search_all = list[int](), sessions.search
+    monkeypatch.setattr(sessions, "search", lambda *given: (searches.append(1), search_all(*given))[1])
     space = Session(lm, stats=moments)
     for method in ALL:
         params = hparams_for(lm, method, layer=LAYER, steps=6, learning_rate=0.3)
