@@ -53,11 +53,11 @@ from IPython.display import Markdown, display
 
 import editlib as el
 from editlib import data, plot
+from editlib.editing.methods import moment_layers
 from editlib.editing.stats import second_moments_of
 from editlib.sweeps.hardedit.authors import WorldAuthor
 from editlib.sweeps.hardedit.build import build
 from editlib.sweeps.sequential import sequence, summary
-from editlib.sweeps.single import moment_layers
 
 plot.theme()
 lm = el.load(model)

@@ -236,7 +236,7 @@ def compared(size: int, case: data.Case, one: tuple[el.Edit, float], other: tupl
         "tokens": size,
         "case_id": case.case_id,
         "kind": data.subject_tokens(tested, case.request).kind,
-        "direction": float((edit.factors[weight][1] - true.factors[weight][1]).norm()),
+        "direction": float((edit.changes[weight].right - true.changes[weight].right).norm()),
         "update": float((edit.delta(weight) - true.delta(weight)).norm() / true.delta(weight).norm()),
         "rise": ratio,
         "rise_reference": true_ratio,

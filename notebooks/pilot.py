@@ -57,9 +57,9 @@ from IPython.display import Markdown
 
 import editlib as el
 from editlib import data, plot
+from editlib.editing.methods import prepare, solve
 from editlib.editing.session import Session
 from editlib.measuring.tasks import evaluate
-from editlib.sweeps.single import edit_of, prepare
 
 plot.theme()
 lm = el.load(model)
@@ -150,10 +150,10 @@ able = main[main["error"].isna()].sort_values("perplexity_ratio", ascending=Fals
 ranked = able["case_id"].head(top)
 requests = {case.case_id: case.request for case in chosen if case.case_id in set(ranked)}
 space, hparams = Session(lm), el.hparams_for(lm, method)
-prepare(space, hparams, list(requests.values()))
+prepare(space, list(requests.values()), hparams)
 before, after = asked(), []
 for case_id, request in requests.items():
-    with edit_of(space, method, hparams, request).applied(lm):
+    with solve(space, method, [request], hparams).applied(lm):
         after.append(asked().assign(case_id=case_id))
 answers = pd.concat([before, *after], ignore_index=True)
 answers.to_parquet("data/tasks.parquet")

@@ -78,8 +78,7 @@ for arm, lm in models.items():
         for request in requests:
             keys = plain.keys(lm, params.layer, request, contexts)
             spaces[arm].know(name, request, params, keys, plain.target(lm, name, request, contexts, params))
-    spaces[arm].prepare(name, requests, params)
-    targets[arm] = [spaces[arm].target(name, request, params) for request in requests]
+    targets[arm] = spaces[arm].targets(name, requests, params)
 frame = pd.DataFrame(
     {"arm": arm, "case_id": case.case_id, "step": step, "error": abs(loss / true - 1)}
     for arm in (SINGLE, PLAIN, HALF)

@@ -61,9 +61,9 @@ from IPython.display import Markdown
 
 import editlib as el
 from editlib import data, plot, scores
+from editlib.editing.methods import prepare, solve
 from editlib.editing.session import Session
 from editlib.measuring import contrast, statistics
-from editlib.sweeps.single import edit_of, prepare
 
 plot.theme()
 lm = el.load(model)
@@ -94,13 +94,13 @@ sources = ("editing", "held-out")
 failed = set(table.loc[table["error"].notna(), "case_id"])
 able = [case for case in chosen if case.case_id not in failed]
 space = Session(lm, stats=moments)
-prepare(space, variants["rome"], [case.request for case in able])
+prepare(space, [case.request for case in able], variants["rome"])
 rows = []
 for case in able:
     prefixes = {source: el.test_prefixes(lm, source, n=draws, seed=seed + case.case_id) for source in sources}
     before = {source: scores.read(lm, case, prefixes=prefixes[source], prefixed="all") for source in sources}
     for method, params in variants.items():
-        with edit_of(space, method, params, case.request).applied(lm):
+        with solve(space, method, [case.request], params).applied(lm):
             after = {source: scores.read(lm, before[source].prompts) for source in sources}
         rows += [
             {"case_id": case.case_id, "method": method, "prefix": source}

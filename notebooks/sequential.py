@@ -56,10 +56,10 @@ from IPython.display import Markdown, display
 
 import editlib as el
 from editlib import data, plot, scores
+from editlib.editing.methods import moment_layers
 from editlib.editing.stats import second_moments_of
 from editlib.measuring.tasks import evaluate
 from editlib.sweeps.sequential import sequence, summary
-from editlib.sweeps.single import moment_layers
 
 plot.theme()
 lm = el.load(model)

@@ -58,10 +58,10 @@ from IPython.display import Markdown
 import editlib as el
 from editlib import data, plot
 from editlib.data import forms
+from editlib.editing.methods import moment_layers
 from editlib.editing.stats import second_moments_of
 from editlib.files import write_json
 from editlib.measuring.tasks import TASKS, evaluate
-from editlib.sweeps.single import moment_layers
 
 plot.theme()
 METHODS = ("ft-l", "mend", "rome", "memit")

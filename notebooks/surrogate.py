@@ -65,9 +65,11 @@ from IPython.display import Markdown
 
 import editlib as el
 from editlib import data, plot
+from editlib.editing.change import Change, LowRank
+from editlib.editing.methods import prepare, solve
 from editlib.editing.session import Session
 from editlib.measuring.tasks import evaluate
-from editlib.sweeps.single import attempt, edit_of, prepare
+from editlib.sweeps.rows import attempt
 
 plot.theme()
 SCALED, SUMMED, NOISE = WAYS = ("one edit, scaled", "many edits, summed", "noise, scaled")
@@ -88,24 +90,25 @@ Markdown(f"Unedited `{model}`: perplexity {unedited:.2f} (mean over {len(sentenc
 def edits_by(name: str) -> list[el.Edit]:
     """Edits of all cases that the method can edit."""
     hparams = el.hparams_for(lm, name)
-    attempt(prepare, space, hparams, [case.request for case in chosen])  # together; where that fails, each alone
-    found = [attempt(edit_of, space, name, hparams, case.request) for case in chosen]
+    attempt(prepare, space, [case.request for case in chosen], hparams)  # together; where that fails, each alone
+    found = [attempt(solve, space, name, [case.request], hparams) for case in chosen]
     return [edit for edit in found if isinstance(edit, el.Edit)]
 
 
 def scaled(edit: el.Edit, factor: float) -> el.Edit:
-    return replace(edit, factors={name: (factor * left, right) for name, (left, right) in edit.factors.items()})
+    return replace(edit, changes={name: change.scaled(factor) for name, change in edit.changes.items()})
 
 
 def noise(edit: el.Edit) -> el.Edit:
     """A random rank-one change of the same weights, of the same norms."""
 
-    def drawn(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        random = [torch.randn(len(side), 1, generator=generator) for side in (left, right)]
-        size = (left @ right.T).norm().cpu() / (random[0].norm() * random[1].norm())
-        return (random[0] * size).to(left), random[1].to(right)
+    def drawn(change: Change) -> LowRank:
+        dense = change.dense()
+        random = [torch.randn(size, 1, generator=generator) for size in dense.shape]
+        size = dense.norm().cpu() / (random[0].norm() * random[1].norm())
+        return LowRank((random[0] * size).to(dense), random[1].to(dense))
 
-    return replace(edit, method="noise", factors={name: drawn(*pair) for name, pair in edit.factors.items()})
+    return replace(edit, method="noise", changes={name: drawn(change) for name, change in edit.changes.items()})
 
 
 generator = torch.Generator().manual_seed(seed)

@@ -51,10 +51,10 @@ from IPython.display import Markdown
 
 import editlib as el
 from editlib import data, plot
+from editlib.editing.methods import moment_layers
 from editlib.editing.stats import second_moments_of
 from editlib.models.language_model import widened
 from editlib.models.layout import oriented
-from editlib.sweeps.single import moment_layers
 
 plot.theme()
 lm = el.load(model)
@@ -97,8 +97,8 @@ for label, (row, name) in picked.items():
         f"{label[0].upper()}{label[1:]}: {ratio:,.2f} times unedited perplexity, |Δ| / |W| = "
         f"{edits[label].diagnostics['relative_delta_norm']:.3g}\n{requests[row['case_id']].text} → {row['target_new']}"
     )
-weight = max(edits["worst edit"].factors, key=lambda name: float(edits["worst edit"].delta(name).norm()))
-deltas = {label: edit.delta(weight).detach().double().cpu() for label, edit in edits.items() if weight in edit.factors}
+weight = max(edits["worst edit"].changes, key=lambda name: float(edits["worst edit"].delta(name).norm()))
+deltas = {label: edit.delta(weight).detach().double().cpu() for label, edit in edits.items() if weight in edit.changes}
 figure = plot.weight_changes({titles[label]: delta.numpy() for label, delta in deltas.items()})
 figure.savefig("figures/weight-changes.png")
 

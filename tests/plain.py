@@ -37,8 +37,8 @@ def reads(lm: LanguageModel, module: str, request: EditRequest, contexts: Sequen
 
 def dense(edit: Edit, name: str) -> Array:
     """One weight's change, (d_out, d_in)."""
-    left, right = edit.factors[name]
-    return left.double().numpy() @ right.double().numpy().T
+    tensors = [tensor.double().numpy() for tensor in edit.changes[name].tensors.values()]
+    return tensors[0] @ tensors[1].T if len(tensors) == 2 else tensors[0]
 
 
 def distance(found: Array, expected: Array) -> float:

@@ -220,7 +220,7 @@ def engine(work: Work, meter: Meter) -> list[Outcome]:
         edits = [solve(space, "rome", [request], params) for request in work.requests]
     with meter("perplexity"):
         found = space.perplexities(edits, work.texts)
-    targets = [space.target(work.name, request, params) for request in work.requests]
+    targets = space.targets(work.name, work.requests, params)
     return [Outcome(*each) for each in zip(targets, edits, found, strict=True)]
 
 

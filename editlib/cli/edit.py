@@ -90,9 +90,6 @@ def edit(
     named = {"layer": layer, "covariance": covariance}
     options = {name: value for name, value in named.items() if value is not None} | values(hparam)
     hparams = methods.hparams_for(lm, method, flavour=flavour, **options)
-    if given and methods.needs_moments(hparams):
-        for needed in methods.layers_of(hparams):
-            given.require(lm, needed)  # before any work is done
     if measured:
         encode_texts(lm, measured)
     with alive(f"{method} edits {model}", quiet=as_json):

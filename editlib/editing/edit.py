@@ -1,11 +1,12 @@
-"""Edits: exact low-rank weight changes that can be applied, undone, saved and loaded."""
+"""Edits: exact weight changes that can be applied, undone, saved and loaded."""
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -13,42 +14,71 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from editlib.data.request import EditRequest
+from editlib.editing.change import Change, Dense, LowRank
 from editlib.errors import EditlibError
 from editlib.files import new_folder, write_json, write_tensors
 from editlib.models.language_model import LanguageModel
 from editlib.models.layout import oriented
 from editlib.text import finite
 
-Factors = dict[str, tuple[Tensor, Tensor]]  # by name of the weight: left (d_out, r) and right (d_in, r)
+
+class Intervention(Protocol):
+    """What a method makes of requests, whether it changes weights or not; all that measuring needs of it."""
+
+    @property
+    def requests(self) -> Sequence[EditRequest]:
+        """What was asked for."""
+
+    @property
+    def method(self) -> str:
+        """The name of the method that made it."""
+
+    @property
+    def diagnostics(self) -> Mapping[str, Any]:
+        """Numbers about its making."""
+
+    def applied(self, lm: LanguageModel) -> AbstractContextManager[LanguageModel]:
+        """Let the model be the edited one inside the block, and exactly as it was after it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Edit:
-    """A low-rank weight change: `factors` maps a weight's name to `left` (d_out, r) and `right` (d_in, r), Δ =
-    left rightᵀ.
+    """Changes of weights by their names, each `LowRank` or `Dense`.
 
-    `fingerprint` is that of the unedited model it was computed for; applying it to another model is refused.
+    `fingerprint` and `dtype` are those of the unedited model it was computed for; applying it to another model is
+    refused.
     """
 
     method: str
     requests: tuple[EditRequest, ...]
-    factors: Mapping[str, tuple[Tensor, Tensor]]
+    changes: Mapping[str, Change]
     hparams: Mapping[str, Any]
     fingerprint: str
     diagnostics: Mapping[str, Any] = field(default_factory=dict)
+    dtype: str = ""
+    in_force: list[int] = field(default_factory=list, init=False, compare=False)  # ids of the models it is applied to
+
+    def __repr__(self) -> str:
+        first, more = self.requests[0], f" and {len(self.requests) - 1} more" if len(self.requests) > 1 else ""
+        return f"<Edit by {self.method}: {first.text!r} -> {first.target_new!r}{more}, in {', '.join(self.changes)}>"
 
     @contextmanager
     def applied(self, lm: LanguageModel) -> Iterator[LanguageModel]:
-        """Add the change to the model's weights inside the block; restore them bit for bit after it, also on error."""
+        """Add the change to the model's weights inside the block; restore them bit for bit after it, also on error.
+
+        Raises `EditlibError` for another model, or one this edit is in force in: other edits may nest.
+        """
         self._check(lm)
-        weights = {name: lm.model.get_submodule(name.removesuffix(".weight")) for name in self.factors}
+        weights = {name: lm.model.get_submodule(name.removesuffix(".weight")) for name in self.changes}
         kept = {name: module.weight.detach().clone() for name, module in weights.items()}
+        self.in_force.append(id(lm.model))
         try:
             with torch.no_grad():
                 for name, module in weights.items():
                     oriented(module).add_(self.delta(name).to(lm.device, oriented(module).dtype))
             yield lm
         finally:
+            self.in_force.remove(id(lm.model))
             with torch.no_grad():
                 for name, module in weights.items():
                     module.weight.copy_(kept[name])
@@ -59,46 +89,44 @@ class Edit:
             raise EditlibError(
                 f"edits of different models ({self.fingerprint[:12]} and {other.fingerprint[:12]}) cannot be added"
             )
-        factors = dict(self.factors)
-        for name, pair in other.factors.items():
-            factors[name] = _beside(factors[name], pair) if name in factors else pair
+        changes = dict(self.changes)
+        for name, change in other.changes.items():
+            changes[name] = changes[name] + change if name in changes else change
         method = self.method if self.method == other.method else f"{self.method} + {other.method}"
         return Edit(
-            method, self.requests + other.requests, factors, _parts(self.hparams, other.hparams), self.fingerprint,
-            _parts(self.diagnostics, other.diagnostics),
+            method, self.requests + other.requests, changes, _parts(self.hparams, other.hparams), self.fingerprint,
+            _parts(self.diagnostics, other.diagnostics), self.dtype,
         )  # fmt: skip
 
     def norm(self) -> float:
-        """Frobenius norm of the whole change, over all weights, worked out from the factors."""
-        squares = [((left.T @ left) * (right.T @ right)).sum() for left, right in self._wide()]
-        return float(torch.stack(squares).sum().clamp(min=0).sqrt())
-
-    def _wide(self) -> list[tuple[Tensor, Tensor]]:
-        return [(left.double(), right.double()) for left, right in self.factors.values()]
+        """Frobenius norm of the whole change, over all weights."""
+        return math.hypot(*(change.norm() for change in self.changes.values()))
 
     def delta(self, name: str) -> Tensor:
         """The dense change of one weight, shape (d_out, d_in)."""
-        left, right = self.factors[name]
-        return left @ right.T
+        return self.changes[name].dense()
 
     def _check(self, lm: LanguageModel) -> None:
         if self.fingerprint != lm.fingerprint:
+            dtype, name = str(lm.model.dtype).removeprefix("torch."), lm.name or "this model"
+            said = f"this edit was computed for model {self.fingerprint[:12]}, not for {name} ({lm.fingerprint[:12]})"
+            if self.dtype in ("", dtype):
+                raise EditlibError(f"{said}; compute it again")
             raise EditlibError(
-                f"this edit was computed for model {self.fingerprint[:12]}, not for {lm.name or 'this model'} "
-                f"({lm.fingerprint[:12]}); compute it again"
+                f"{said}: that was {self.dtype}, this is {dtype}; load it in {self.dtype}, or compute it again"
             )
+        if id(lm.model) in self.in_force:
+            raise EditlibError(f"this edit ({self!r}) is applied already; leave its block before applying it again")
 
     def save(self, folder: str | Path) -> Path:
         """Write `edit.safetensors` and `edit.json` into a new folder, aside first; raises `EditlibError` if it
         cannot be."""
         tensors = {
-            f"{name}|{side}": tensor
-            for name, pair in self.factors.items()
-            for side, tensor in zip("LR", pair, strict=True)
+            f"{name}|{kind}": tensor for name, change in self.changes.items() for kind, tensor in change.tensors.items()
         }
         record = {
             "method": self.method, "requests": [asdict(r) for r in self.requests], "hparams": finite(self.hparams),
-            "fingerprint": self.fingerprint, "diagnostics": finite(self.diagnostics),
+            "fingerprint": self.fingerprint, "diagnostics": finite(self.diagnostics), "dtype": self.dtype,
         }  # fmt: skip
         with new_folder(Path(folder)) as writing:
             write_tensors(writing / "edit.safetensors", tensors, {})
@@ -111,18 +139,15 @@ class Edit:
         folder = Path(folder)
         try:
             record = json.loads((folder / "edit.json").read_text("utf-8"))
-            tensors = load_file(folder / "edit.safetensors")
-            names = sorted({key.rsplit("|", 1)[0] for key in tensors})
-            factors = {name: (tensors[f"{name}|L"], tensors[f"{name}|R"]) for name in names}
+            kept = load_file(folder / "edit.safetensors")
+            names = sorted({key.rsplit("|", 1)[0] for key in kept})
+            changes = {
+                n: Dense(kept[f"{n}|D"]) if f"{n}|D" in kept else LowRank(kept[f"{n}|L"], kept[f"{n}|R"]) for n in names
+            }
             requests = tuple(EditRequest(**r) for r in record.pop("requests"))
-            return cls(requests=requests, factors=factors, **record)
+            return cls(requests=requests, changes=changes, **record)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise EditlibError(f"edit {folder} cannot be read: {error}") from error
-
-
-def _beside(mine: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Factors of the sum of two changes."""
-    return torch.cat([mine[0], other[0]], 1), torch.cat([mine[1], other[1]], 1)
 
 
 def _parts(mine: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:

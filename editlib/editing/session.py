@@ -1,6 +1,10 @@
 """What edits of one model share, worked out once: prefix contexts, second moments and their factors, keys and v*."""
 
-from collections.abc import Callable, Hashable, Sequence
+import hashlib
+import json
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -8,10 +12,21 @@ import torch
 from torch import Tensor
 
 from editlib.data.request import EditRequest
-from editlib.editing.edit import Edit
-from editlib.editing.stats import Stats, second_moments_of
+from editlib.editing.change import Change
+from editlib.editing.edit import Edit, Intervention
+from editlib.editing.method import Method
+from editlib.editing.stats import Needed, Stats, needed_moments
 from editlib.engine.passes import Passes, Past
-from editlib.engine.perplexity import PAPERS, Corpus, Perplexity, Protocol, perplexities, perplexity_above, run_texts
+from editlib.engine.perplexity import (
+    PAPERS,
+    Corpus,
+    Perplexity,
+    Protocol,
+    perplexities,
+    perplexity,
+    perplexity_above,
+    run_texts,
+)
 from editlib.engine.prefixes import Flavour, prefix_contexts
 from editlib.engine.rows import Prefixes, Row, rows_of
 from editlib.engine.search import search
@@ -21,6 +36,7 @@ from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel, widened
 
 T = TypeVar("T")
+ABSENT = {"numerator": None, "denominator": None, "denominator_consistent": None}  # not every method has them
 
 
 class Session:
@@ -30,10 +46,20 @@ class Session:
     Keys and v* are worked out when asked for, faster by `prepare` for many requests at once.
     """
 
-    def __init__(self, lm: LanguageModel, *, stats: Stats | None = None, corpus: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        lm: LanguageModel,
+        *,
+        stats: Stats | None = None,
+        corpus: Sequence[str] | None = None,
+        moment_tokens: int | None = None,
+    ) -> None:
         self.lm = lm
-        self._stats, self._corpus = stats, corpus
+        self._stats, self._corpus, self._moment_tokens = stats, corpus, moment_tokens
+        self._needed: Needed | None = None
         self._factors: dict[int, Tensor] = {}
+        self._tokens: dict[int, int] = {}  # that a layer's second moments are means of
+        self._files: dict[Hashable, Any] = {}  # what follows from files alone
         self._kept: dict[Hashable, Any] = {}  # what concerns the model
         self._found: dict[Hashable, Any] = {}  # what concerns a request
 
@@ -59,11 +85,10 @@ class Session:
         read = (self.lm, layer, request, self.contexts(flavour))
         return _once(self._found, ("keys", layer, request, flavour), lambda: read_keys(*read))
 
-    def target(self, name: str, request: EditRequest, params: ValueParams) -> Target:
-        """v* of a request as output of module `name`."""
-        self.prepare(name, [request], params)
-        found: Target = self._found["target", name, request, params.search]
-        return found
+    def targets(self, name: str, requests: Sequence[EditRequest], params: ValueParams) -> list[Target]:
+        """v* of every request as output of module `name`, searched side by side where they are not known."""
+        self.prepare(name, requests, params)
+        return [self._found["target", name, request, params.search] for request in requests]
 
     def rows(self, request: EditRequest, flavour: Flavour) -> tuple[Row, ...]:
         """The texts of a request's search for v*; raises `EditlibError` if there can be none. No pass is run."""
@@ -85,20 +110,39 @@ class Session:
         self._found["keys", layer_of(self.lm, name), request, params.contexts] = keys
         self._found["target", name, request, params.search] = target
 
+    def edit(
+        self,
+        method: Method,
+        requests: Sequence[EditRequest],
+        params: Any,
+        changes: Mapping[str, Change],
+        numbers: Mapping[str, Any],
+    ) -> Edit:
+        """The edit that a method worked out, with what is said of every one: its norms, and the tokens behind C."""
+        dtype = str(self.lm.model.dtype).removeprefix("torch.")
+        edit = Edit(method.name, tuple(requests), changes, asdict(params), self.lm.fingerprint, dtype=dtype)
+        whole, delta = math.hypot(*map(self.weight_norm, changes)), edit.norm()
+        norms = {"delta_norm": delta, "weight_norm": whole, "relative_delta_norm": delta / whole}
+        tokens = min((self._tokens[layer] for layer in method.moments(params)), default=None)
+        width = max((self.lm.weight(layer).shape[1] for layer in method.moments(params)), default=1)
+        behind = {"moment_tokens": tokens, "moment_tokens_per_dimension": tokens and tokens / width}
+        return replace(edit, diagnostics=ABSENT | dict(numbers) | norms | behind)
+
     def perplexities(
-        self, edits: Sequence[Edit], texts: Sequence[str], *, protocol: Protocol = PAPERS
+        self, edits: Sequence[Intervention], texts: Sequence[str], *, protocol: Protocol = PAPERS
     ) -> list[Perplexity]:
         """Perplexity of texts under each edit; no weight is written for edits of one down-projection."""
         measured: dict[int, Perplexity] = {}
+        changes = [edit.changes if isinstance(edit, Edit) else {} for edit in edits]
         for layer in range(self.lm.num_layers):
             name = f"{self.lm.layout.name(layer)}.weight"
-            alone = [i for i, edit in enumerate(edits) if set(edit.factors) == {name}]
+            alone = [i for i, changed in enumerate(changes) if set(changed) == {name}]
             if alone:
                 corpus = self.prepare_texts(layer, texts, protocol=protocol)
-                changes = [edits[i].factors[name] for i in alone]
-                measured |= zip(alone, perplexities(self.passes, corpus, changes), strict=True)
-        rest = [i for i in range(len(edits)) if i not in measured]
-        measured |= {i: self._applied_perplexity(edits[i], texts, protocol) for i in rest}
+                outputs = [changes[i][name].output for i in alone]
+                measured |= zip(alone, perplexities(self.passes, corpus, outputs), strict=True)
+        for i in set(range(len(edits))) - set(measured):
+            measured[i] = self._applied_perplexity(edits[i], set(changes[i]), texts, protocol)
         return [measured[i] for i in range(len(edits))]
 
     def whiten(self, layer: int, keys: Tensor) -> Tensor:
@@ -114,12 +158,43 @@ class Session:
         weight = self.lm.model.get_parameter(name)
         return self.once(("norm", name), lambda: float(widened(weight).double().norm()))
 
+    def find_moments(self, layers: Sequence[int]) -> None:
+        """See that the second moments of several layers can be had, without running the model.
+
+        Raises `EditlibError` if they were made for another model, or the corpus is missing or too short.
+        """
+        missing = [layer for layer in layers if layer not in self._factors]
+        if self._stats:
+            for layer in missing:
+                self._stats.require(self.lm, layer)
+        elif self._needed is None or not self._needed.paths.keys() >= set(missing):
+            tokens = self._moment_tokens
+            self._needed = needed_moments(self.lm, missing, corpus=self._corpus, tokens=tokens) if missing else None
+
     def load_moments(self, layers: Sequence[int]) -> None:
         """Get the second moments of several layers, in one pass over the corpus where they are not known."""
-        missing = [layer for layer in layers if layer not in self._factors]
-        if missing:
-            stats = self._stats or second_moments_of(self.lm, missing, corpus=self._corpus)
-            self._factors |= {layer: _factor(stats.require(self.lm, layer).to(self.lm.device)) for layer in missing}
+        if all(layer in self._factors for layer in layers):
+            return
+        self.find_moments(layers)
+        stats = self._stats or (self._needed and self._needed.get())
+        assert stats  # one of them is there, or `find_moments` has said why not
+        for layer in layers if self._stats else stats.moments:
+            self._factors[layer] = _factor(stats.require(self.lm, layer).to(self.lm.device))
+            self._tokens[layer] = stats.header.tokens
+
+    @property
+    def moment_source(self) -> dict[str, Any] | None:
+        """What second moments follow from beside the model, as JSON; None for the testbed's own prose."""
+        if self._stats:
+            return asdict(self._stats.header)
+        texts = None if self._corpus is None else hashlib.sha256(json.dumps(list(self._corpus)).encode()).hexdigest()
+        return (
+            None if texts is None and self._moment_tokens is None else {"corpus": texts, "tokens": self._moment_tokens}
+        )
+
+    def file(self, key: Hashable, read: Callable[[], T]) -> T:
+        """What a file holds, read the first time; it stays when the model changes."""
+        return _once(self._files, key, read)
 
     def once(self, key: Hashable, work: Callable[[], T]) -> T:
         """What is known of the model under a key, worked out the first time."""
@@ -134,13 +209,25 @@ class Session:
         """Drop keys and v*, which are of use for their requests only; what concerns the model stays."""
         self._found.clear()
 
+    def forget(self) -> None:
+        """Drop all that follows from the weights, since they changed; second moments are the unedited model's, and
+        stay."""
+        self.forget_requests()
+        self._kept.clear()
+        self.__dict__.pop("passes", None)
+
     def _site(self, name: str) -> Site:
         return self.once(("site", name), lambda: site_of(self.passes, name))
 
-    def _applied_perplexity(self, edit: Edit, texts: Sequence[str], protocol: Protocol) -> Perplexity:
-        """With the weights written, but only from the lowest changed block on."""
-        inside = [layer_of(self.lm, name) for name in edit.factors if name.startswith(f"{self.lm.layout.blocks}.")]
-        site = Site(min(inside) if inside and len(inside) == len(edit.factors) else 0)
+    def _applied_perplexity(
+        self, edit: Intervention, names: set[str], texts: Sequence[str], protocol: Protocol
+    ) -> Perplexity:
+        """With the edit in force; of one that changes blocks' weights alone, only from the lowest of them on."""
+        if not names:
+            with edit.applied(self.lm):
+                return perplexity(self.lm, texts, bos=protocol.bos, stride=protocol.stride)
+        inside = [layer_of(self.lm, name) for name in names if name.startswith(f"{self.lm.layout.blocks}.")]
+        site = Site(min(inside) if len(inside) == len(names) else 0)
         key = "texts above", site, tuple(texts), protocol
         corpus = self.once(key, lambda: run_texts(self.passes, site, texts, protocol=protocol))
         with edit.applied(self.lm):

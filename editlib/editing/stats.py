@@ -72,21 +72,21 @@ def load(path: str | Path) -> Stats:
         raise EditlibError(f"{path} is no readable statistics file ({error}); compute it again") from error
 
 
-def corpus_windows(lm: LanguageModel, texts: Sequence[str], tokens: int) -> Tensor:
-    """The first `tokens` tokens of the texts, end-of-text between them, cut into whole windows of `WINDOW` tokens, or
+def corpus_windows(lm: LanguageModel, texts: Sequence[str], tokens: int, *, window: int = WINDOW) -> Tensor:
+    """The first `tokens` tokens of the texts, end-of-text between them, cut into whole windows of `window` tokens, or
     of the model's context if that is shorter.  # (windows, tokens of a window)
 
     Raises `EditlibError` if the texts do not fill one window.
     """
-    end, row, window = lm.tokenizer.eos_token_id, [], min(WINDOW, lm.max_length or WINDOW)
+    end, row, width = lm.tokenizer.eos_token_id, list[int](), min(window, lm.max_length or window)
     for text in texts:
         row += [*lm.tokenizer(text, add_special_tokens=False)["input_ids"], *([] if end is None else [end])]
         if len(row) >= tokens:
             break
-    count = min(len(row), tokens) // window
+    count = min(len(row), tokens) // width
     if not count:
-        raise EditlibError(f"the corpus has {len(row)} tokens; second moments need at least {window}")
-    return torch.tensor(row[: count * window]).view(count, window)
+        raise EditlibError(f"the corpus has {len(row)} tokens; second moments need at least {width}")
+    return torch.tensor(row[: count * width]).view(count, width)
 
 
 @torch.no_grad()
@@ -113,30 +113,77 @@ def _hash(windows: Tensor) -> str:
     return hashlib.sha256(windows.to(torch.int64).numpy().tobytes()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Needed:
+    """Second moments that can be had: the tokens they are means of, and where those of each layer are kept."""
+
+    lm: LanguageModel
+    windows: Tensor
+    paths: dict[int, Path]
+
+    def get(self) -> Stats:
+        """Read them; compute those whose files are missing, in one pass, and put them there.
+
+        Raises `EditlibError` if the model is not as it was loaded where they must be computed, or a file is not what
+        its name says.
+        """
+        missing = [layer for layer, path in self.paths.items() if not path.is_file()]
+        if missing:
+            self.lm.require_untouched("its second moments")
+            fresh = second_moments(self.lm, self.windows, layers=missing)
+            for layer in missing:
+                Stats(fresh.header, {layer: fresh.moments[layer]}).save(self.paths[layer])
+        parts = {layer: load(path) for layer, path in self.paths.items()}
+        header = StatsHeader(self.lm.fingerprint, _hash(self.windows), self.windows.numel(), self.windows.shape[1])
+        bad = next((self.paths[layer] for layer, part in parts.items() if part.header != header), None)
+        if bad:
+            raise EditlibError(f"statistics file {bad} was made from something else; remove it")
+        return Stats(header, {layer: part.require(self.lm, layer) for layer, part in parts.items()})
+
+
+def needed_moments(
+    lm: LanguageModel,
+    layers: Sequence[int],
+    *,
+    corpus: Sequence[str] | None = None,
+    tokens: int | None = None,
+    window: int = WINDOW,
+) -> Needed:
+    """See without running the model that `second_moments_of` will have what it needs; raises its `EditlibError`s."""
+    width = max(lm.weight(layer).shape[1] for layer in layers)
+    least = TOKENS_PER_DIMENSION * width
+    wanted = tokens or -(-max(least, LEAST_TOKENS) // window) * window
+    windows = corpus_windows(lm, prose(lm, wanted) if corpus is None else corpus, wanted, window=window)
+    count = windows.numel()
+    if count < least and not tokens:
+        raise EditlibError(
+            f"the corpus has {count:,} tokens for second moments, {count / width:.1f} a key dimension, which makes "
+            f"edits noise; give one of {least:,} or more, or ask for few by number (moment_tokens=, tokens= of "
+            "second_moment)"
+        )
+    stem = f"{lm.fingerprint[:16]}-{_hash(windows)[:16]}"
+    needed = Needed(lm, windows, {layer: cache_folder("stats") / f"{stem}-{layer}.safetensors" for layer in layers})
+    if not all(path.is_file() for path in needed.paths.values()):
+        lm.require_untouched("its second moments")
+    return needed
+
+
 def second_moments_of(
-    lm: LanguageModel, layers: Sequence[int], *, corpus: Sequence[str] | None = None, tokens: int | None = None
+    lm: LanguageModel,
+    layers: Sequence[int],
+    *,
+    corpus: Sequence[str] | None = None,
+    tokens: int | None = None,
+    window: int = WINDOW,
 ) -> Stats:
     """Second moments of some layers from the user's cache; what is missing is computed in one pass and put there.
 
-    `tokens` is ten a key dimension and at least 64,000 if not given, or all the corpus has. The corpus may be left
-    out for testbed models, whose own prose is used. Raises `EditlibError` without a corpus, if an edit is in force
+    `tokens` is ten a key dimension and at least 64,000 if not given, and every `window` tokens are a text of their own.
+    The corpus may be left out for testbed models, whose own prose is used. Raises `EditlibError` without a corpus, for
+    one that has less than ten tokens a key dimension unless `tokens` asks for so few, if the model is edited or hooked
     where they must be computed, or if a cached file is not what its name says.
     """
-    tokens = tokens or max(TOKENS_PER_DIMENSION * lm.weight(layers[0]).shape[1], LEAST_TOKENS)
-    windows = corpus_windows(lm, prose(lm, tokens) if corpus is None else corpus, tokens)
-    stem = cache_folder("stats") / f"{lm.fingerprint[:16]}-{_hash(windows)[:16]}"
-    paths = {layer: stem.with_name(f"{stem.name}-{layer}.safetensors") for layer in layers}
-    missing = [layer for layer, path in paths.items() if not path.is_file()]
-    if missing:
-        lm.require_untouched("its second moments")
-        fresh = second_moments(lm, windows, layers=missing)
-        for layer in missing:
-            Stats(fresh.header, {layer: fresh.moments[layer]}).save(paths[layer])
-    parts = [load(path) for path in paths.values()]
-    header = StatsHeader(lm.fingerprint, _hash(windows), windows.numel(), windows.shape[1])
-    if any(part.header != header for part in parts):
-        raise EditlibError(f"a statistics file {stem}-*.safetensors was made from something else; remove it")
-    return Stats(header, {layer: part.require(lm, layer) for layer, part in zip(layers, parts, strict=True)})
+    return needed_moments(lm, layers, corpus=corpus, tokens=tokens, window=window).get()
 
 
 def second_moment(lm: LanguageModel, layer: int, **options: Any) -> Tensor:

@@ -1,6 +1,6 @@
 """Perplexity as the papers define it (mean over sentences of each sentence's perplexity) and corpus level."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -174,7 +174,7 @@ def _run(passes: Passes, site: Site, layer: int | None, bucket: Bucket) -> Bucke
 
 # -- scoring -------------------------------------------------------------------------------------------------
 
-Change = tuple[Tensor, Tensor]  # of the edited layer: left (d_out, r), right (d_in, r)
+Change = Callable[[Tensor], Tensor]  # from the edited layer's keys (..., d_in) to what its output gains (..., d_out)
 
 
 @torch.no_grad()
@@ -185,8 +185,7 @@ def perplexities(passes: Passes, corpus: Corpus, changes: Sequence[Change]) -> l
         assert bucket.keys is not None  # texts were run with `layer`
         together = max(1, most_logits(passes.lm.device) // (len(bucket.wanted) * passes.vocabulary))
         for first in range(0, len(changes), together):
-            pairs = [(left.to(bucket.keys), right.to(bucket.keys)) for left, right in changes[first : first + together]]
-            moved = torch.cat([(bucket.keys @ right) @ left.T for left, right in pairs])  # (changes x windows, ...)
+            moved = torch.cat([change(bucket.keys) for change in changes[first : first + together]])
             each = _losses(passes, corpus.site, bucket, moved)
             losses[first : first + together].index_add_(1, bucket.texts, each)
     return [Perplexity(row, corpus.counts, corpus.protocol) for row in losses.cpu().numpy()]

@@ -35,10 +35,18 @@ def prefix_contexts(lm: LanguageModel, *, flavour: Flavour = "yang-2024") -> lis
     Read from the model folder's `prefixes.json`, else from the user's cache; sampled from the model with seed 0
     and stored there the first time a model needs them.
     """
+    return _stored(lm, _place(lm, flavour), seed=0, flavour=flavour)
+
+
+def are_stored(lm: LanguageModel, flavour: Flavour) -> bool:
+    """Whether the prefix contexts in use can be had without running the model."""
+    return _place(lm, flavour).is_file()
+
+
+def _place(lm: LanguageModel, flavour: Flavour) -> Path:
     suffix = "" if flavour == "yang-2024" else f"-{flavour}"
     shipped = lm.folder / f"prefixes{suffix}.json" if lm.folder else None
-    path = shipped if shipped and shipped.is_file() else _cached(lm, flavour, "editing")
-    return _stored(lm, path, seed=0, flavour=flavour)
+    return shipped if shipped and shipped.is_file() else _cached(lm, flavour, "editing")
 
 
 def test_prefixes(lm: LanguageModel, source: Source, *, n: int, seed: int, flavour: Flavour = "yang-2024") -> list[str]:

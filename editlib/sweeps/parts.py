@@ -1,7 +1,7 @@
 """A table kept in a folder: numbered parquet parts beside the plan that its rows follow from."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +10,13 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from editlib.errors import EditlibError
 from editlib.files import aside
 from editlib.sweeps.folder import PlannedFolder
 from editlib.text import finite
 
 PLAN = "_sweep.json"  # whoever reads a folder of parquet files passes over names that begin so, or with a dot
+NAME = "part-{:05d}.parquet"
 ARROW = {
     "int64": pa.int64(), "Int64": pa.int64(), "float64": pa.float64(), "str": pa.large_string(), "bool": pa.bool_(),
     "object": pa.list_(pa.float64()),
@@ -39,7 +41,7 @@ class Parts:
 
     def file(self, number: int) -> Path | None:
         """Where a part is kept."""
-        return self.folder / f"part-{number:05d}.parquet" if self.folder else None
+        return self.folder / NAME.format(number) if self.folder else None
 
     def working(self) -> AbstractContextManager[None]:
         """Hold the folder and its plan inside the block; raises `EditlibError` if somebody else does."""
@@ -61,20 +63,30 @@ class Parts:
         except Exception:  # the reader raises almost anything, by what is damaged
             return None
 
-    def write(self, number: int, rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-        """A part made of rows, also written, aside and then renamed; what a row lacks is missing there."""
-        made = list(rows)
-        frame = pd.DataFrame(
-            {name: pd.Series([row.get(name) for row in made], dtype=kind) for name, kind in self.kinds.items()}
-        )
+    def write(self, number: int, frame: pd.DataFrame) -> pd.DataFrame:
+        """Keep a part, aside and then renamed."""
         path = self.file(number)
         if path is not None:
             schema = pa.schema([(name, ARROW[kind]) for name, kind in self.kinds.items()])
-            with aside(path) as place:
-                frame.to_parquet(place, schema=schema, write_page_checksum=True)
+            with aside(path) as writing:
+                frame.to_parquet(writing, schema=schema, write_page_checksum=True)
         return frame
 
 
 def sweep_folder(path: str | Path) -> PlannedFolder:
     """The folder that the parts of a sweep are kept in."""
     return PlannedFolder(Path(path), PLAN, "sweep")
+
+
+def collect(folder: str | Path) -> pd.DataFrame:
+    """The table of a folder all of whose parts are there, whoever made them; raises `EditlibError` otherwise."""
+    folder = Path(folder)
+    try:
+        count = json.loads((folder / PLAN).read_text("utf-8"))["parts"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EditlibError(f"{folder} holds no sweep ({error}); give the folder of one") from error
+    paths = [folder / NAME.format(number) for number in range(count)]
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise EditlibError(f"{folder} lacks {len(missing)} of {count} parts, such as {missing[0]}; resume the sweep")
+    return pd.concat(map(pd.read_parquet, paths), ignore_index=True)

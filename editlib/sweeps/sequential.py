@@ -2,27 +2,26 @@
 
 import math
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
-from tqdm import tqdm
 
 from editlib.data.datasets import Case
-from editlib.data.request import EditRequest
-from editlib.editing.methods import Params, layers_of, solve
+from editlib.editing.check import check_request
+from editlib.editing.edit import Edit
+from editlib.editing.method import State, Variant, moments_of
+from editlib.editing.methods import Methods
 from editlib.editing.session import Session
 from editlib.editing.stats import Stats
-from editlib.engine.passes import Passes
-from editlib.engine.perplexity import Perplexity, perplexity_above, run_texts
+from editlib.engine.perplexity import Perplexity, perplexity, perplexity_above, run_texts
 from editlib.engine.sites import Site
 from editlib.errors import EditlibError
 from editlib.files import write_tensors
@@ -30,38 +29,100 @@ from editlib.measuring import scores as scoring
 from editlib.measuring.statistics import COLLAPSE_RATIO, collapsed
 from editlib.models.language_model import LanguageModel
 from editlib.sweeps.parts import Parts
-from editlib.sweeps.single import (
-    ABOUT,
-    KINDS,
-    MEASURED,
-    NUMBERS,
+from editlib.sweeps.plan import checked, described
+from editlib.sweeps.rows import (
+    ANSWERS,
+    RETEST,
+    SEQUENTIAL,
+    Columns,
     about,
+    about_edit,
+    about_perplexity,
     about_subject,
     attempt,
     bar,
-    moment_layers,
-    perplexities,
-    plan_of,
-    variants_of,
+    frame,
+    joined,
 )
 
 PART = 16  # steps after which rows and weights are written
-COLUMNS = ("step", "method", "measured", "case_id", *ABOUT, *MEASURED, *NUMBERS, "steps", "seconds", "error")
-_KINDS = {name: KINDS.get(name, "float64") for name in COLUMNS}
-_KINDS |= {"step": "int64", "measured": "bool", "case_id": "Int64"}
+
+
+@dataclass(frozen=True)
+class Span:
+    """A part: some steps of one method's sequence, or every edit's test again at its end."""
+
+    method: str
+    steps: range
+    retest: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What sequences of edits do to a model, in parts."""
+
+    cases: tuple[Case, ...]
+    variants: Mapping[str, Variant]
+    texts: tuple[str, ...]
+    every: int
+    retest: bool
+    answers: bool
+    spans: tuple[Span, ...]  # in the order of their numbers
+    record: Mapping[str, Any]  # what its rows follow from, as JSON
+
+    @property
+    def columns(self) -> Columns:
+        """Of its rows, with the kind of each."""
+        answer = {"answer": ANSWERS["answer"]} if self.answers else {}
+        return SEQUENTIAL | answer | (RETEST if self.retest else {})
+
+    @property
+    def rows(self) -> list[dict[str, list[object]]]:
+        """Of every part the columns that tell rows apart."""
+        return [{"method": [s.method] * len(s.steps), "step": [*s.steps]} for s in self.spans]
+
+
+def plan_sequence(
+    session: Session,
+    cases: Any,
+    *,
+    methods: Methods,
+    texts: Sequence[str],
+    every: int = 1,
+    retest: bool = False,
+    answers: bool = False,
+) -> Plan:
+    """The plan of sequences, with options as for `sequence`; raises its `EditlibError`s before the model is run."""
+    if every < 1:
+        raise EditlibError(f"every={every} is out of range; measure after every 1 edit or more")
+    chosen, variants, sentences = checked(session, cases, methods, texts)
+    steps = len(chosen) + 1
+    spans = list[Span]()
+    for name in variants:
+        spans += [Span(name, range(start, min(start + PART, steps))) for start in range(0, steps, PART)]
+        spans += [Span(name, range(1, steps), retest=True)] if retest else []
+    record = {
+        "sweep": "sequential edits", **described(session, chosen, variants, sentences), "every": every,
+        "retest": retest, "answers": answers, "part": PART, "parts": len(spans),
+    }  # fmt: skip
+    return Plan(chosen, variants, sentences, every, retest, answers, tuple(spans), record)
 
 
 def sequence(
     lm: LanguageModel,
-    cases: Sequence[Case],
+    cases: Any,
     *,
-    methods: Sequence[str] | Mapping[str, Params],
+    methods: Methods,
     texts: Sequence[str],
     every: int = 1,
+    retest: bool = False,
+    answers: bool = False,
     out: str | Path | None = None,
     resume: bool = False,
+    retry_failed: bool = False,
     stats: Stats | None = None,
     corpus: Sequence[str] | None = None,
+    moment_tokens: int | None = None,
     at_end: Callable[[str], None] | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -69,125 +130,196 @@ def sequence(
 
     Second moments and prefix contexts are those of the unedited model. Step 0 is the unedited model, step n the n-th
     edit; perplexity on `texts` is measured at step 0 and after `every` so many edits, where `measured` is true (there
-    nan is a result). An edit that fails is a row with its error and changes nothing. Several methods are as many
-    sequences, each from the unedited model; `at_end` is called with a method's name while the model has all its edits
-    (not for a sequence that was finished before), and afterwards the weights are restored bit for bit. `out` and
-    `resume` are those of `sweep`; the weights so far lie beside the parts until a sequence is done. Raises
-    `EditlibError` as `sweep` does.
+    nan is a result). An edit that fails is a row with its error and changes nothing. With `retest`, rows say how an
+    edit scores right after it was made, and once more, where `retest` is true, after the last edit; `answers` keeps
+    what the model says then. Several methods are as many sequences, each from the unedited model; `at_end` is called
+    with a method's name while the model has all its edits (not for a sequence that was finished before), and afterwards
+    the weights are restored bit for bit. `out`, `resume` and `retry_failed` are those of `sweep`; the weights so far
+    lie beside the parts until a sequence is done, and a sequence with an edit that writes no weight begins again.
+    Raises `EditlibError` as `sweep` does.
     """
-    if every < 1:
-        raise EditlibError(f"every={every} is out of range; measure after every 1 edit or more")
-    variants = variants_of(lm, cases, methods, texts)
-    plan = plan_of(lm, cases, variants, texts, stats=stats, corpus=corpus) | {"every": every, "part": PART}
-    parts = Parts.of(out, {"sweep": "sequential edits"} | plan, _KINDS, resume=resume)
-    spans = [range(start, min(start + PART, len(cases) + 1)) for start in range(0, len(cases) + 1, PART)]
-    numbered = {name: dict(enumerate(spans, i * len(spans))) for i, name in enumerate(variants)}
-    frames = parts.read([{"method": [name] * len(span), "step": [*span]} for name in variants for span in spans])
-    todo = {name: _missing(parts, mine, frames) for name, mine in numbered.items()}
-    space = Changing(lm, stats=stats, corpus=corpus)
+    session = Session(lm, stats=stats, corpus=corpus, moment_tokens=moment_tokens)
+    options: dict[str, Any] = {"every": every, "retest": retest, "answers": answers}
+    plan = plan_sequence(session, cases, methods=methods, texts=texts, **options)
+    parts = Parts.of(out, plan.record, plan.columns, resume=resume)
+    frames = parts.read(plan.rows)
+    if retry_failed:
+        frames = {number: made for number, made in frames.items() if made["error"].isna().all()}
+    todo = {name: _missing(parts, plan, name, frames) for name in plan.variants}
     if any(todo.values()):
-        total = len(variants) * len(cases)
-        left = sum(step > 0 for mine in todo.values() for span in mine.values() for step in span)
-        with parts.working(), bar(lm, total, total - left, "edit", progress) as shown:
-            space.load_moments(moment_layers(variants.values()))  # raises if they are no good
-            for name, params in variants.items():
-                frames |= _sequence(Job(space, cases, name, params, texts, every, at_end, shown), parts, todo[name])
-                _forget_weights(parts, numbered[name])
-    return pd.concat([frames[number] for number in sorted(frames)], ignore_index=True)
+        left = [span for numbers in todo.values() for span in map(plan.spans.__getitem__, numbers) if not span.retest]
+        total, steps = len(plan.variants) * len(cases), sum(step > 0 for span in left for step in span.steps)
+        with parts.working(), bar(lm, total, total - steps, "edit", progress) as shown:
+            session.load_moments(moments_of(plan.variants.values()))
+            for name, numbers in todo.items():
+                if numbers:
+                    frames |= _sequence(session, plan, name, numbers, parts, shown.update, at_end)
+                for number, span in enumerate(plan.spans):
+                    if span.method == name and parts.folder:
+                        _file(parts.folder, number).unlink(missing_ok=True)
+    return joined(frames)
 
 
-@dataclass(frozen=True)
-class Job:
-    """One sequence: what is done with every case."""
-
-    space: "Changing"
-    cases: Sequence[Case]
-    name: str
-    params: Params
-    texts: Sequence[str]
-    every: int
-    at_end: Callable[[str], None] | None
-    shown: "tqdm[Any]"
-
-    @property
-    def lm(self) -> LanguageModel:
-        """The model that changes."""
-        return self.space.lm
-
-
-class Changing(Session):
-    """A session whose model changes: what it knows is forgotten, but for the unedited model's second moments."""
-
-    def forget(self) -> None:
-        """Drop all that follows from the weights; the factors of the second moments stay."""
-        self.forget_requests()
-        self._kept.clear()
-        self.__dict__.pop("passes", None)
-
-
-def _sequence(job: Job, parts: Parts, todo: Mapping[int, range]) -> dict[int, pd.DataFrame]:
-    """The parts that a sequence lacks, given the steps of each; the weights a part ends with are written before it."""
-    if not todo:
-        return {}
+def _sequence(
+    session: Session,
+    plan: Plan,
+    name: str,
+    numbers: Sequence[int],
+    parts: Parts,
+    done: Callable[[int], object],
+    at_end: Callable[[str], None] | None,
+) -> dict[int, pd.DataFrame]:
+    """The parts that a sequence lacks; the weights a part ends with are written before it."""
     frames = dict[int, pd.DataFrame]()
-    measure = _measure(job)
-    unedited = measure().mean
-    with _restored(job.lm) as kept:
-        _set(job.lm, _weights(parts, min(todo)) or {}, kept)
-        for number, steps in todo.items():
-            rows = [_row(job, step, measure, unedited, kept) for step in steps]
-            if number + 1 in todo:
-                _save_weights(parts, number + 1, {name: job.lm.model.get_parameter(name) for name in kept})
-            frames[number] = parts.write(number, rows)
-            _forget_weights(parts, [number])
-        if job.at_end:
-            job.at_end(job.name)
+    with Chain(session, plan, name) as chain:
+        unedited = chain.perplexity().mean
+        if plan.spans[numbers[0]].steps[0] or plan.spans[numbers[0]].retest:
+            chain.load(_file(parts.folder or Path(), numbers[0]))
+        for number in numbers:
+            span, rows = plan.spans[number], list[dict[str, Any]]()
+            for step in span.steps:
+                rows.append(_retested(chain, step) if span.retest else _row(chain, step, unedited))
+                done(not span.retest and step > 0)
+            if number + 1 in numbers and parts.folder:
+                chain.save(_file(parts.folder, number + 1))
+            frames[number] = parts.write(number, frame(rows, plan.columns))
+            if parts.folder:
+                _file(parts.folder, number).unlink(missing_ok=True)
+        if at_end:
+            at_end(name)
     return frames
 
 
-def _measure(job: Job) -> Callable[[], Perplexity]:
-    """Perplexity of the model as it will be; below the first edited layer the texts are run now, and never again."""
-    passes = Passes.of(job.lm)
-    below = min(layers_of(job.params), default=0)
-    corpus = run_texts(passes, Site(below), job.texts)
-    return partial(perplexity_above, passes, corpus)
-
-
-def _row(
-    job: Job, step: int, measure: Callable[[], Perplexity], unedited: float, kept: dict[str, Tensor]
-) -> dict[str, Any]:
-    started = time.perf_counter()
-    row = {"step": step, "method": job.name, "measured": False} | (_edited(job, step, kept) if step else {})
-    if step % job.every == 0:
-        found = attempt(measure)
-        said = {"error": found} if isinstance(found, str) else {"measured": True} | perplexities(found, unedited)
-        row |= said
-    job.shown.update(step > 0)
+def _row(chain: "Chain", step: int, unedited: float) -> dict[str, Any]:
+    started, plan = time.perf_counter(), chain.plan
+    row: dict[str, Any] = {"step": step, "method": chain.name, "measured": False, "retest": False}
+    if step:
+        case = plan.cases[step - 1]
+        said = attempt(chain.add, case)
+        row |= about(case) | ({"error": said} if isinstance(said, str) else said)
+    if step % plan.every == 0:
+        measured = attempt(chain.perplexity)
+        if isinstance(measured, str):
+            row["error"] = measured
+        else:
+            row |= about_perplexity(measured, unedited) | {"measured": True}
     return row | {"seconds": time.perf_counter() - started}
 
 
-def _edited(job: Job, step: int, kept: dict[str, Tensor]) -> dict[str, Any]:
-    """Change the model by one more edit, and say what it was, or why there is none."""
-    case = job.cases[step - 1]
-    said = attempt(_change, job, case.request, kept)
-    return about(case) | ({"error": said} if isinstance(said, str) else said)
+def _retested(chain: "Chain", step: int) -> dict[str, Any]:
+    started, case = time.perf_counter(), chain.plan.cases[step - 1]
+    said = attempt(chain.ask, case)
+    row = {"step": step, "method": chain.name, "measured": False, "retest": True} | about(case)
+    row |= {"error": said} if isinstance(said, str) else said
+    return row | {"seconds": time.perf_counter() - started}
 
 
-def _change(job: Job, request: EditRequest, kept: dict[str, Tensor]) -> dict[str, Any]:
-    lm, found = job.lm, about_subject(job.lm, request)
-    job.space.forget()
-    edit = solve(job.space, job.name, [request], job.params)
-    with edit.applied(lm):
-        weights = {name: lm.model.get_parameter(name).clone() for name in edit.factors}
-        probability = scoring.target_probability(lm, request, request.target_new)
-    _set(lm, weights, kept)
-    return found | {name: edit.diagnostics[name] for name in (*NUMBERS, "steps")} | {"target_probability": probability}
+class Chain:
+    """A model that gets edit upon edit by one method inside a block, and is as it was after it."""
+
+    def __init__(self, session: Session, plan: Plan, name: str) -> None:
+        self.session, self.plan, self.name, self.variant = session, plan, name, plan.variants[name]
+        self.state: State | None = None  # what the method remembers
+        self.kept = dict[str, Tensor]()  # the unedited weights that were changed
+        self.lasting = ExitStack()  # of edits that write no weight, which stay applied
+        self.hooked = False  # whether there are such
+        session.forget()
+        self.passes = session.passes
+        below = min(self.variant.method.layers(self.variant.params), default=0)
+        self.texts = run_texts(self.passes, Site(below), plan.texts)  # now, and never again
+
+    def __enter__(self) -> "Chain":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.lasting.close()
+        self._set(self.kept)
+        self.session.forget()
+
+    def perplexity(self) -> Perplexity:
+        """Of the model as it is now; only what the edits can have changed is run."""
+        if self.hooked:
+            return perplexity(self.session.lm, self.plan.texts)
+        return perplexity_above(self.passes, self.texts)
+
+    def add(self, case: Case) -> dict[str, Any]:
+        """Change the model by one more edit, and say what it was; if it fails, nothing has changed."""
+        lm, request, variant = self.session.lm, case.request, self.variant
+        about_it = about_subject(lm, request)
+        check_request(self.session, [variant], request)
+        self.session.forget()
+        edit, state = variant.method.solve(self.session, [request], variant.params, self.state)
+        with edit.applied(lm):
+            weights = {n: lm.model.get_parameter(n).clone() for n in edit.changes} if isinstance(edit, Edit) else {}
+            said = self.ask(case)
+        if isinstance(edit, Edit):
+            self._set(weights)
+        else:
+            self.lasting.enter_context(edit.applied(lm))
+            self.hooked = True
+        self.state = state
+        return about_it | about_edit(edit) | said
+
+    def ask(self, case: Case) -> dict[str, Any]:
+        """What the model says of a case now."""
+        lm, request = self.session.lm, case.request
+        said: dict[str, Any] = {"target_probability": scoring.target_probability(lm, request, request.target_new)}
+        if self.plan.answers:
+            said["answer"] = scoring.continuation(lm, request.text)
+        if self.plan.retest:
+            asked = replace(case, neighborhood_prompts=(), neighborhood_answers=())
+            reading = scoring.read(lm, asked)
+            said |= scoring.score(asked, reading, reading)
+        return said
+
+    def save(self, path: Path) -> None:
+        """Keep the changed weights, and what the method remembers; not beside hooks, which no file holds."""
+        if not self.hooked:
+            weights = {name: self.session.lm.model.get_parameter(name) for name in self.kept}
+            memory = {f"state|{key}": tensor for key, tensor in (self.state or {}).items()}
+            write_tensors(path, weights | memory, {})
+
+    def load(self, path: Path) -> None:
+        """Take up what `save` kept."""
+        tensors = load_file(path)
+        state = {key.removeprefix("state|"): t for key, t in tensors.items() if key.startswith("state|")}
+        self.state = {key: t.to(self.session.lm.device) for key, t in state.items()} or None
+        self._set({name: tensor for name, tensor in tensors.items() if not name.startswith("state|")})
+
+    @torch.no_grad()
+    def _set(self, weights: Mapping[str, Tensor]) -> None:
+        """Give the model weights, and put aside those it had if none of that name are."""
+        for name, weight in weights.items():
+            current = self.session.lm.model.get_parameter(name)
+            if name not in self.kept:
+                self.kept[name] = current.clone()
+            current.copy_(weight)
+
+
+def _file(folder: Path, number: int) -> Path:
+    """Where the weights are that a part begins with."""
+    return folder / f"_weights-{number:05d}.safetensors"
+
+
+def _missing(parts: Parts, plan: Plan, name: str, frames: Mapping[int, pd.DataFrame]) -> list[int]:
+    """The numbers of the parts to be made: from the first missing one on if the weights it begins with are kept, else
+    all."""
+    numbers = [number for number, span in enumerate(plan.spans) if span.method == name]
+    first = next((number for number in numbers if number not in frames), None)
+    if first is None:
+        return []
+    try:
+        with safe_open(_file(parts.folder or Path(), first), "pt"):  # compares the sizes it names with the file's
+            return [number for number in numbers if number >= first]
+    except (OSError, SafetensorError):
+        return numbers
 
 
 def summary(table: pd.DataFrame, *, collapse_ratio: float = COLLAPSE_RATIO) -> pd.DataFrame:
     """A row per method: edits, failed ones, perplexity over unedited at the last measurement and at most (nan counts as
     infinite), the step of the first collapse, seconds."""
-    rows = [_summed(name, mine, collapse_ratio) for name, mine in table.groupby("method", sort=False)]
+    made = table[~table["retest"]] if "retest" in table else table
+    rows = [_summed(name, of_method, collapse_ratio) for name, of_method in made.groupby("method", sort=False)]
     return pd.DataFrame(rows).astype({"collapsed_at": "Int64"})
 
 
@@ -200,58 +332,3 @@ def _summed(name: object, table: pd.DataFrame, collapse_ratio: float) -> dict[st
         "collapsed_at": measured.loc[collapsed(ratio, collapse_ratio), "step"].min(),
         "seconds_per_edit": edits["seconds"].mean(),
     }  # fmt: skip
-
-
-# -- weights -----------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _restored(lm: LanguageModel) -> Iterator[dict[str, Tensor]]:
-    """Unedited weights by name, those that `_set` put aside, for the model to get back after the block."""
-    kept = dict[str, Tensor]()
-    try:
-        yield kept
-    finally:
-        _set(lm, kept, kept)
-
-
-@torch.no_grad()
-def _set(lm: LanguageModel, weights: Mapping[str, Tensor], kept: dict[str, Tensor]) -> None:
-    """Give the model weights, and put aside those it had if none of that name are."""
-    for name, weight in weights.items():
-        mine = lm.model.get_parameter(name)
-        if name not in kept:
-            kept[name] = mine.clone()
-        mine.copy_(weight)
-
-
-def _file(folder: Path, number: int) -> Path:
-    return folder / f"_weights-{number:05d}.safetensors"
-
-
-def _save_weights(parts: Parts, number: int, weights: Mapping[str, Tensor]) -> None:
-    """Keep the weights that a part begins with."""
-    if parts.folder:
-        write_tensors(_file(parts.folder, number), weights, {})
-
-
-def _weights(parts: Parts, number: int) -> dict[str, Tensor] | None:
-    """The weights that a part begins with, or None if there are none to be read."""
-    try:
-        return load_file(_file(parts.folder, number)) if parts.folder else None
-    except (OSError, SafetensorError):
-        return None
-
-
-def _forget_weights(parts: Parts, numbers: Iterable[int]) -> None:
-    if parts.folder:
-        for number in numbers:
-            _file(parts.folder, number).unlink(missing_ok=True)
-
-
-def _missing(parts: Parts, spans: Mapping[int, range], frames: Container[int]) -> dict[int, range]:
-    """The parts to be made: from the first missing one on if the weights it begins with are kept, else all."""
-    first = next((number for number in spans if number not in frames), None)
-    if first is None:
-        return {}
-    return {n: span for n, span in spans.items() if n >= first or _weights(parts, first) is None}

@@ -1,318 +1,273 @@
-"""Independent single edits, many at once, each measured and undone: one row per case and method, in resumable parts."""
+"""Independent single edits, many at once, each measured and undone: one row per case and method, in resumable parts.
 
-import hashlib
-import json
+A sweep is planned, run part by part, and collected; each step can be taken elsewhere:
+
+session = Session(lm, corpus=texts)
+plan = plan_sweep(session, cases, methods=["rome"], texts=sentences)
+frames = [run_part(session, plan, number) for number in range(len(plan.groups))]
+"""
+
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import pandas as pd
-import torch
-from tqdm import tqdm
 
 from editlib.data.datasets import Case
-from editlib.data.for_models import subject_tokens
-from editlib.data.request import EditRequest
-from editlib.editing.edit import Edit
-from editlib.editing.methods import Params, hparams_for, layers_of, needs_moments, prepare, searches, solve
-from editlib.editing.methods.mend import MendParams, editor_file
+from editlib.editing.check import check_request
+from editlib.editing.edit import Edit, Intervention
+from editlib.editing.method import Variant, moments_of
+from editlib.editing.methods import Methods
 from editlib.editing.session import Session
 from editlib.editing.stats import Stats
 from editlib.engine.perplexity import Perplexity, perplexity
-from editlib.engine.prefixes import prefix_contexts
-from editlib.errors import EditlibError
 from editlib.measuring import scores as scoring
 from editlib.measuring.statistics import COLLAPSE_RATIO, collapsed
 from editlib.models.language_model import LanguageModel
-from editlib.models.tokens import encode_texts
 from editlib.sweeps.parts import Parts
-
-T = TypeVar("T")
-P = ParamSpec("P")
+from editlib.sweeps.plan import checked, described
+from editlib.sweeps.rows import (
+    ANSWERS,
+    SENTENCES,
+    SINGLE,
+    Columns,
+    about,
+    about_edit,
+    about_perplexity,
+    about_subject,
+    attempt,
+    bar,
+    frame,
+    joined,
+)
 
 PART = 64  # cases whose keys and values are worked out together, and written together
-HELD = 2**26  # numbers of edits' factors held at once: all of a part at rank one, but few of full rank
-NUMBERS = ("numerator", "denominator", "denominator_consistent", "delta_norm", "weight_norm")
-SCORES = tuple(f"{name}_{protocol}" for name in scoring.SCORES for protocol in scoring.PROTOCOLS)
-ABOUT = ("subject", "prompt", "target_new", "target_true", "subject_tokens", "subject_position", "subject_last", "kind")
-MEASURED = ("perplexity_mean", "perplexity_corpus", "perplexity_ratio", "target_probability")
-COLUMNS = ("case_id", *ABOUT, "method", *MEASURED, *SCORES, *NUMBERS, "steps", "seconds", "error")
-SENTENCES = "perplexity_sentences"  # a list of floats, in the texts' order
-KINDS = (
-    dict.fromkeys(("subject", "prompt", "target_new", "target_true", "kind", "method", "error"), "str")
-    | dict.fromkeys(("subject_tokens", "subject_position", "subject_last", "steps"), "Int64")
-    | {"case_id": "int64", SENTENCES: "object"}
-)  # all others are float64
+HELD = 2**26  # numbers of edits' changes held at once: all of a part at rank one, but few of full rank
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep does to a model, in parts of `part` cases; it can be sent to other processes."""
+
+    cases: tuple[Case, ...]
+    variants: Mapping[str, Variant]
+    texts: tuple[str, ...]
+    prefixes: tuple[str, ...]
+    scores: bool
+    per_sentence: bool
+    answers: bool
+    part: int
+    record: Mapping[str, Any]  # what its rows follow from, as JSON
+
+    @property
+    def groups(self) -> list[tuple[Case, ...]]:
+        """The cases of every part."""
+        return [self.cases[start : start + self.part] for start in range(0, len(self.cases), self.part)]
+
+    @property
+    def columns(self) -> Columns:
+        """Of its rows, with the kind of each."""
+        return SINGLE | (ANSWERS if self.answers else {}) | (SENTENCES if self.per_sentence else {})
+
+    @property
+    def rows(self) -> list[dict[str, list[object]]]:
+        """Of every part the columns that tell rows apart."""
+        return [
+            {
+                "case_id": [case.case_id for case in group for _ in self.variants],
+                "method": [name for _ in group for name in self.variants],
+            }
+            for group in self.groups
+        ]
+
+
+def plan_sweep(
+    session: Session,
+    cases: Any,
+    *,
+    methods: Methods,
+    texts: Sequence[str],
+    scores: bool = True,
+    per_sentence: bool = False,
+    answers: bool = False,
+    prefixes: Sequence[str] = ("{}",),
+) -> Plan:
+    """The plan of a sweep, with options as for `sweep`; raises its `EditlibError`s before the model is run."""
+    chosen, variants, sentences = checked(session, cases, methods, texts)
+    record = {
+        "sweep": "single edits", **described(session, chosen, variants, sentences), "scores": scores,
+        "sentences": per_sentence, "answers": answers, "prefixes": list(prefixes), "part": PART,
+        "parts": -(-len(chosen) // PART),
+    }  # fmt: skip
+    return Plan(chosen, variants, sentences, tuple(prefixes), scores, per_sentence, answers, PART, record)
 
 
 def sweep(
     lm: LanguageModel,
-    cases: Sequence[Case],
+    cases: Any,
     *,
-    methods: Sequence[str] | Mapping[str, Params],
+    methods: Methods,
     texts: Sequence[str],
     out: str | Path | None = None,
     resume: bool = False,
+    retry_failed: bool = False,
     scores: bool = True,
     per_sentence: bool = False,
+    answers: bool = False,
     stats: Stats | None = None,
     corpus: Sequence[str] | None = None,
+    moment_tokens: int | None = None,
     prefixes: Sequence[str] = ("{}",),
     progress: bool = True,
 ) -> pd.DataFrame:
     """Edit once for every case and method, measure perplexity on `texts` and the case's scores, undo; a tidy table.
 
-    `methods` are names, run with the model's presets, or hyper-parameters by the name their rows should carry;
-    `prefixes` are put before the efficacy prompt. Without `scores`, their columns are nan, which is faster;
-    `per_sentence` adds each text's perplexity. A case that fails is a row with its error. With `out`, every part of the
-    table is a parquet file there as soon as it is done; `resume` goes on where an interrupted sweep stopped, with the
-    same rows but for `seconds`, and reads a finished one. Raises `EditlibError` for an unknown method, no cases, no
-    texts, or a folder that holds another sweep.
+    `methods` are names or `Method` objects, run with the model's presets, or hyper-parameters by the name their rows
+    should carry; `prefixes` are put before the efficacy prompt. Without `scores`, their columns are nan, which is
+    faster; `per_sentence` adds each text's perplexity, `answers` what the model says before and after. A case that
+    fails is a row with its error. With `out`, every part of the table is a parquet file there as soon as it is done;
+    `resume` goes on where an interrupted sweep stopped, with the same rows but for `seconds`, and reads a finished one;
+    `retry_failed` makes rows with errors again. Second moments are found as by `compute`. Raises `EditlibError` as
+    `check` does, for no cases or methods, or a folder that holds another sweep or is being written to.
     """
-    variants = variants_of(lm, cases, methods, texts)
-    kinds = {name: KINDS.get(name, "float64") for name in (*COLUMNS, *([SENTENCES] if per_sentence else []))}
-    plan = plan_of(lm, cases, variants, texts, stats=stats, corpus=corpus)
-    more = {"scores": scores, "sentences": per_sentence, "prefixes": list(prefixes), "part": PART}
-    parts = Parts.of(out, {"sweep": "single edits"} | plan | more, kinds, resume=resume)
-    job = Job(Session(lm, stats=stats, corpus=corpus), variants, texts, prefixes, scores)
-    groups = [cases[start : start + PART] for start in range(0, len(cases), PART)]
-    frames = parts.read([_names(variants, group) for group in groups])
-    missing = sorted(set(range(len(groups))) - set(frames))
-    if missing:
-        shown = bar(lm, len(cases), sum(len(groups[number]) for number in frames), "case", progress)
-        with parts.working(), shown:
-            job.space.load_moments(moment_layers(variants.values()))
-            for number in missing:
-                frames[number] = parts.write(number, _rows(job, groups[number]))
-                shown.update(len(groups[number]))
-    return pd.concat([frames[number] for number in sorted(frames)], ignore_index=True)
+    session = Session(lm, stats=stats, corpus=corpus, moment_tokens=moment_tokens)
+    options: dict[str, Any] = {"scores": scores, "per_sentence": per_sentence, "answers": answers}
+    plan = plan_sweep(session, cases, methods=methods, texts=texts, prefixes=prefixes, **options)
+    parts = Parts.of(out, plan.record, plan.columns, resume=resume)
+    frames = parts.read(plan.rows)
+    again = {n for n, made in frames.items() if made["error"].notna().any()} if retry_failed else set()
+    todo = sorted(set(range(len(plan.groups))) - set(frames) | again)
+    if todo:
+        left = sum(len(plan.groups[number]) for number in todo)
+        with parts.working(), bar(lm, len(plan.cases), len(plan.cases) - left, "case", progress) as shown:
+            session.load_moments(moments_of(plan.variants.values()))
+            for number in todo:
+                frames[number] = parts.write(number, run_part(session, plan, number, earlier=frames.get(number)))
+                shown.update(len(plan.groups[number]))
+    return joined(frames)
 
 
-@dataclass(frozen=True)
-class Job:
-    """What is done with every case."""
-
-    space: Session
-    variants: Mapping[str, Params]
-    texts: Sequence[str]
-    prefixes: Sequence[str]
-    scores: bool
-
-    @cached_property
-    def unedited(self) -> float:
-        """Mean perplexity of the unedited model."""
-        return perplexity(self.space.lm, self.texts).mean
+def run_part(session: Session, plan: Plan, number: int, *, earlier: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The rows of one part; of an `earlier` one, those that failed are made again, and the others taken over."""
+    group, width = plan.groups[number], len(plan.variants)
+    if earlier is None:
+        return frame(_rows(session, plan, group), plan.columns)
+    failed = earlier.index[earlier["error"].notna()]
+    cases = sorted({row // width for row in failed})
+    fresh = frame(_rows(session, plan, [group[i] for i in cases]), plan.columns)
+    fresh.index = pd.Index([i * width + column for i in cases for column in range(width)])
+    return pd.concat([earlier.drop(index=failed), fresh.loc[failed]]).sort_index()
 
 
-# -- what single and sequential edits share ----------------------------------------------------------------
-
-
-def variants_of(
-    lm: LanguageModel, cases: Sequence[Case], methods: Sequence[str] | Mapping[str, Params], texts: Sequence[str]
-) -> dict[str, Params]:
-    """Hyper-parameters by the name of their rows; raises `EditlibError` if there is nothing to do or to measure."""
-    if not cases:
-        raise EditlibError("no cases to edit; give at least one")
-    variants = dict(methods) if isinstance(methods, Mapping) else {name: hparams_for(lm, name) for name in methods}
-    if not variants:
-        raise EditlibError("no methods to edit with; give at least one")
-    encode_texts(lm, texts)
-    return variants
-
-
-def plan_of(
-    lm: LanguageModel,
-    cases: Sequence[Case],
-    variants: Mapping[str, Params],
-    texts: Sequence[str],
-    *,
-    stats: Stats | None,
-    corpus: Sequence[str] | None,
-) -> dict[str, Any]:
-    """What rows follow from."""
-    moments = asdict(stats.header) if stats else None if corpus is None else _hash(corpus)
-    return {
-        "model": lm.fingerprint, "dtype": str(lm.model.dtype), "cases": _hash(map(asdict, cases)),
-        "methods": [[name, _said(lm, params)] for name, params in variants.items()],
-        "texts": _hash(texts), "moments": moments,
-    }  # fmt: skip
-
-
-def _said(lm: LanguageModel, params: Params) -> dict[str, Any]:
-    """Hyper-parameters, with the contents of the files they stand for."""
-    said = {"kind": type(params).__name__, **asdict(params)}
-    if isinstance(params, MendParams) and editor_file(lm, params).is_file():
-        said["editor_sha256"] = hashlib.sha256(editor_file(lm, params).read_bytes()).hexdigest()
-    flavours = {search.contexts for _, search in searches(lm, params)}
-    return said | {"prefix_contexts": [_hash(prefix_contexts(lm, flavour=flavour)) for flavour in flavours]}
-
-
-def _hash(values: Iterable[Any]) -> str:
-    digest = hashlib.sha256()
-    for value in values:
-        digest.update(json.dumps(value, ensure_ascii=False).encode() + b"\n")
-    return digest.hexdigest()
-
-
-def moment_layers(variants: Iterable[Params]) -> list[int]:
-    """The layers whose second moments are needed."""
-    return sorted({layer for params in variants if needs_moments(params) for layer in layers_of(params)})
-
-
-def bar(lm: LanguageModel, total: int, done: int, unit: str, progress: bool) -> "tqdm[Any]":
-    """A progress bar whose rate is that of all the work done now: parts are read at once, and written in bursts."""
-    return tqdm(total=total, initial=done, desc=lm.name or "sweep", unit=unit, smoothing=0, disable=not progress)
-
-
-def about(case: Case) -> dict[str, Any]:
-    """What a row says of its case before anything can fail."""
-    return {"case_id": case.case_id} | {name: getattr(case.request, name) for name in ABOUT[:4]}
-
-
-def about_subject(lm: LanguageModel, request: EditRequest) -> dict[str, Any]:
-    """What a row says of the subject's tokens; raises `EditlibError` if they cannot be located."""
-    found = subject_tokens(lm, request)
-    return dict(zip(ABOUT[4:], (found.count, found.first, found.last, found.kind), strict=True))
-
-
-def attempt(work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T | str:
-    """What work gives, or in one line why it failed; a machine without memory is no case's fault, and passes."""
-    try:
-        return work(*arguments, **options)
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
-    except EditlibError as error:
-        return str(error)
-    except Exception as error:
-        return " ".join(f"{type(error).__name__.strip('_')}: {error}".split())
-
-
-# -- single edits ------------------------------------------------------------------------------------------
-
-
-def _names(variants: Mapping[str, Params], cases: Sequence[Case]) -> dict[str, list[object]]:
-    """The columns that tell rows apart."""
-    return {
-        "case_id": [case.case_id for case in cases for _ in variants],
-        "method": [name for _ in cases for name in variants],
-    }
-
-
-def _rows(job: Job, cases: Sequence[Case]) -> Iterator[dict[str, Any]]:
-    """Rows of some cases, in their order."""
-    unedited, started = job.unedited, time.perf_counter()
-    job.space.forget_requests()
-    looked = [_look(job, case) for case in cases]
-    requests = [look.case.request for look in looked if look.error is None]
-    for params in job.variants.values():
-        attempt(prepare, job.space, requests, params)  # where this fails, each is prepared alone, and fails alone
-    shared = (time.perf_counter() - started) / (len(cases) * len(job.variants))
-    for batch in _batches(job, looked):
-        for trial in batch:
-            begun = time.perf_counter()
-            row = _row(job, trial, unedited)
-            yield row | {"seconds": shared + trial.seconds + time.perf_counter() - begun}
-
-
-@dataclass(frozen=True)
-class Look:
-    """A case before any edit: what its row says of it, the unedited model's replies, or why it cannot be edited."""
+@dataclass(eq=False)
+class Trial:
+    """An edit of one case by one method on its way to a row."""
 
     case: Case
-    about: dict[str, Any]
-    before: scoring.Reading | None = None
-    error: str | None = None
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A case's edit by one method and its perplexity, or why there is none; and the seconds both took."""
-
-    look: Look
-    method: str
-    edit: Edit | str
-    measured: Perplexity | str = ""
+    row: dict[str, Any]
+    before: scoring.Reading | None = None  # the unedited model's replies, if they are scored
+    edit: Intervention | None = None
+    measured: Perplexity | None = None
     seconds: float = 0.0
 
-
-def _look(job: Job, case: Case) -> Look:
-    said = about(case)
-    found = attempt(_described, job, case)
-    return Look(case, said, error=found) if isinstance(found, str) else Look(case, said | found[0], found[1])
-
-
-def _described(job: Job, case: Case) -> tuple[dict[str, Any], scoring.Reading | None]:
-    """What is said of the subject, and the unedited model's replies if they are scored."""
-    lm = job.space.lm
-    found = about_subject(lm, case.request)
-    for params in job.variants.values():
-        for _, search in searches(lm, params):
-            job.space.rows(case.request, search.contexts)  # raises if it cannot be located
-    return found, scoring.read(lm, case, prefixes=job.prefixes) if job.scores else None
+    def fail(self, reason: str) -> None:
+        """Nothing more can be said of it."""
+        self.row["error"] = reason
+        self.edit = None
 
 
-def _batches(job: Job, looked: Sequence[Look]) -> Iterator[list[Trial]]:
-    """Edits of all cases by all methods with their perplexities, as many at a time as memory should hold."""
+def _rows(session: Session, plan: Plan, cases: Sequence[Case]) -> list[dict[str, Any]]:
+    """Rows of some cases by all methods, in their order."""
+    started, rows = time.perf_counter(), list[dict[str, Any]]()
+    session.forget_requests()
+    looks = [_look(session, plan, case) for case in cases]
+    requests = [look.case.request for look in looks if "error" not in look.row]
+    for variant in plan.variants.values():  # where this fails, each is searched alone, and fails alone
+        for name, search in variant.method.searches(session.lm, variant.params):
+            attempt(session.prepare, name, requests, search)
+    shared = (time.perf_counter() - started) / (len(cases) * len(plan.variants))
     batch, held = list[Trial](), 0
-    for look in looked:
-        for name, params in job.variants.items():
-            started = time.perf_counter()
-            work = partial(solve, job.space, name, [look.case.request], params)
-            edit = attempt(work) if look.error is None else look.error
-            batch.append(Trial(look, name, edit, seconds=time.perf_counter() - started))
-            held += 0 if isinstance(edit, str) else sum(t.numel() for pair in edit.factors.values() for t in pair)
+    for look in looks:
+        for name, variant in plan.variants.items():
+            trial = replace(look, row=look.row | {"method": name}, seconds=shared)
+            if "error" not in look.row:
+                _edit(session, variant, trial)
+            batch.append(trial)
+            changes = trial.edit.changes.values() if isinstance(trial.edit, Edit) else ()
+            held += sum(tensor.numel() for change in changes for tensor in change.tensors.values())
             if held > HELD:
-                yield _measured(job, batch)
+                rows += _measured(session, plan, batch)
                 batch, held = [], 0
-    yield _measured(job, batch)
+    return rows + _measured(session, plan, batch)
 
 
-def _measured(job: Job, trials: Sequence[Trial]) -> list[Trial]:
-    """Trials with their perplexities, measured side by side; one by one where that fails."""
+def _look(session: Session, plan: Plan, case: Case) -> Trial:
+    """A case before any edit: what its row says of it and the unedited model replies, or why it cannot be edited."""
+    trial, lm = Trial(case, about(case)), session.lm
+
+    def look() -> None:
+        trial.row |= about_subject(lm, case.request)
+        check_request(session, plan.variants.values(), case.request)
+        if plan.scores:
+            trial.before = scoring.read(lm, case, prefixes=plan.prefixes)
+        if plan.answers:
+            trial.row["answer_before"] = scoring.continuation(lm, case.request.text)
+
+    reason = attempt(look)
+    if reason:
+        trial.fail(reason)
+    return trial
+
+
+def _edit(session: Session, variant: Variant, trial: Trial) -> None:
     started = time.perf_counter()
-    edits = [trial.edit for trial in trials if isinstance(trial.edit, Edit)]
-    together = attempt(job.space.perplexities, edits, job.texts)
-    found = iter([attempt(_alone, job, edit) for edit in edits] if isinstance(together, str) else together)
-    each = (time.perf_counter() - started) / max(1, len(edits))
-    return [
-        replace(trial, measured=next(found), seconds=trial.seconds + each) if isinstance(trial.edit, Edit) else trial
-        for trial in trials
-    ]
+    made = attempt(variant.method.solve, session, [trial.case.request], variant.params)
+    if isinstance(made, str):
+        trial.fail(made)
+    else:
+        trial.edit = made[0]
+        trial.row |= about_edit(made[0])
+    trial.seconds += time.perf_counter() - started
 
 
-def _alone(job: Job, edit: Edit) -> Perplexity:
-    return job.space.perplexities([edit], job.texts)[0]
+def _measured(session: Session, plan: Plan, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """Rows of edits: perplexities measured side by side, or one by one where that fails, then scores one by one."""
+    lm, texts = session.lm, plan.texts
+    unedited = session.once(("unedited", texts), lambda: perplexity(lm, texts).mean)
+    made, started = [trial for trial in trials if trial.edit], time.perf_counter()
+    together = attempt(session.perplexities, [trial.edit for trial in made if trial.edit], texts)
+    for i, trial in enumerate(made):
+        assert trial.edit
+        failed = isinstance(together, str)
+        found = attempt(session.perplexities, [trial.edit], texts) if failed else together[i : i + 1]
+        if isinstance(found, str):
+            trial.fail(found)
+        else:
+            trial.row |= about_perplexity(found[0], unedited) | {"perplexity_sentences": found[0].per_sentence}
+    each = (time.perf_counter() - started) / max(1, len(made))
+    for trial in trials:
+        begun = time.perf_counter()
+        replies = attempt(_replies, session.lm, plan, trial) if trial.edit else {}
+        trial.row |= {"error": replies} if isinstance(replies, str) else replies
+        trial.row["seconds"] = trial.seconds + (each if trial in made else 0.0) + time.perf_counter() - begun
+    return [trial.row for trial in trials]
 
 
-def _row(job: Job, trial: Trial, unedited: float) -> dict[str, Any]:
-    row = trial.look.about | {"method": trial.method}
-    if isinstance(trial.edit, str):
-        return row | {"error": trial.edit}
-    row |= {name: trial.edit.diagnostics[name] for name in (*NUMBERS, "steps")}
-    if isinstance(trial.measured, str):
-        return row | {"error": trial.measured}
-    row |= perplexities(trial.measured, unedited) | {SENTENCES: trial.measured.per_sentence}
-    said = attempt(_replies, job, trial.look, trial.edit)
-    return row | ({"error": said} if isinstance(said, str) else said)
-
-
-def perplexities(measured: Perplexity, unedited: float) -> dict[str, float]:
-    """Columns of a perplexity."""
-    found = measured.mean, measured.corpus, measured.mean / unedited
-    return dict(zip(MEASURED[:3], found, strict=True))
-
-
-def _replies(job: Job, look: Look, edit: Edit) -> dict[str, float]:
+def _replies(lm: LanguageModel, plan: Plan, trial: Trial) -> dict[str, Any]:
     """What the edited model says of the case, and how that scores."""
-    lm, request = job.space.lm, look.case.request
-    with edit.applied(lm):
-        said = {"target_probability": scoring.target_probability(lm, request, request.target_new)}
-        after = scoring.read(lm, look.before.prompts) if look.before else None
-    return said | (scoring.score(look.case, look.before, after) if look.before and after else {})
+    assert trial.edit
+    request, said = trial.case.request, dict[str, Any]()
+    with trial.edit.applied(lm):
+        said["target_probability"] = scoring.target_probability(lm, request, request.target_new)
+        if plan.answers:
+            said["answer"] = scoring.continuation(lm, request.text)
+        if trial.before:
+            after = scoring.read(lm, trial.before.prompts)
+            said |= scoring.score(trial.case, trial.before, after)
+    return said
 
 
 def summary(table: pd.DataFrame, *, collapse_ratio: float = COLLAPSE_RATIO) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from editlib.bench import plain as plainpath
 from editlib.bench.floor import Shape, Span, floor, spans
 from editlib.bench.measure import Work
 from editlib.data.request import EditRequest
+from editlib.editing.change import LowRank
 from editlib.editing.edit import Edit
 from editlib.editing.methods import hparams_for
 from editlib.editing.methods.rome import RomeParams
@@ -187,8 +188,8 @@ def test_the_plain_path_leaves_the_weights_as_they_were(work: Work) -> None:
 def test_padding_does_not_spoil_the_perplexity_of_an_edit_that_overflows(work: Work) -> None:
     lm = work.lm
     out, into = lm.weight(1).shape
-    factors = torch.full((out, 1), 1e30), torch.ones(into, 1)
-    edit = Edit("too large", (REQUESTS[0],), {f"{work.name}.weight": factors}, {}, lm.fingerprint)
+    change = LowRank(torch.full((out, 1), 1e30), torch.ones(into, 1))
+    edit = Edit("too large", (REQUESTS[0],), {f"{work.name}.weight": change}, {}, lm.fingerprint)
     with edit.applied(lm):
         found, expected = plainpath.perplexity(lm, TEXTS), perplexity(lm, TEXTS)
     assert found.per_sentence == pytest.approx(expected.per_sentence, rel=1e-2, nan_ok=True)

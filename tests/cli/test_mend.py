@@ -12,9 +12,9 @@ from editlib import data
 from editlib.cli import run_app
 from editlib.data.datasets import Case
 from editlib.data.request import EditRequest
-from editlib.editing.methods import training
+from editlib.editing.methods import solve, training
 from editlib.editing.methods.editor import load_editor
-from editlib.editing.methods.mend import MendParams, mend
+from editlib.editing.methods.mend import MendParams
 from editlib.editing.session import Session
 from editlib.models.language_model import LanguageModel
 from editlib.models.loading import load
@@ -69,7 +69,7 @@ def test_an_editor_is_trained_and_used(
     chosen = {"rank": 2, "layers": 2, "batch": 2, "steps": 2, "patience": 50, "seed": 3}
     assert {name: header.recipe[name] for name in chosen} == chosen
     request = EditRequest(prompt="{} is located in", subject="Zen", target_new="Daslo")
-    assert mend(Session(lm), [request], MendParams(editor=str(out)))[1]["steps"] == 1
+    assert solve(Session(lm), "mend", [request], MendParams(editor=str(out))).diagnostics["steps"] == 1
 
 
 def test_the_command_in_the_file_makes_the_same_editor(

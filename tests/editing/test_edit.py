@@ -1,5 +1,6 @@
 """Edit requests, and edits that are applied, undone, saved and loaded."""
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from editlib.data.request import EditRequest
+from editlib.editing.change import Change, Dense, LowRank
 from editlib.editing.edit import Edit
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
@@ -20,12 +23,12 @@ REQUEST = EditRequest(prompt="{} is located in", subject="Zen", target_new="Dasl
 
 def random_edit(lm: LanguageModel, *, layers: tuple[int, ...] = (1,), rank: int = 1, seed: int = 0) -> Edit:
     generator = torch.Generator().manual_seed(seed)
-    factors = {
-        f"{lm.layout.name(layer)}.weight": tuple(torch.randn(d, rank, generator=generator) for d in (16, 24))
+    changes: dict[str, Change] = {
+        f"{lm.layout.name(layer)}.weight": LowRank(*(torch.randn(d, rank, generator=generator) for d in (16, 24)))
         for layer in layers
     }
     diagnostics = {"numerator": 0.5, "losses": [3.0, 2.0], "steps": 2}
-    return Edit("rome", (REQUEST,), factors, {"layer": layers[0]}, lm.fingerprint, diagnostics)  # type: ignore[arg-type]
+    return Edit("rome", (REQUEST,), changes, {"layer": layers[0]}, lm.fingerprint, diagnostics)
 
 
 def state(lm: LanguageModel) -> dict[str, Tensor]:
@@ -78,7 +81,7 @@ def test_text_is_the_prompt_with_its_subject() -> None:
 def test_applied_adds_the_outer_product_and_nothing_else(own: LanguageModel) -> None:
     edit, before, weight = random_edit(own), state(own), own.weight(1).clone()
     name = f"{own.layout.name(1)}.weight"
-    left, right = edit.factors[name]
+    left, right = edit.changes[name].tensors.values()
     with edit.applied(own) as edited:
         assert edited is own
         torch.testing.assert_close(own.weight(1), weight + torch.outer(left[:, 0], right[:, 0]))
@@ -114,10 +117,9 @@ def test_edits_nest(own: LanguageModel) -> None:
 
 def test_an_edit_that_does_not_fit_leaves_the_weights_alone(own: LanguageModel) -> None:
     edit, before = random_edit(own, layers=(0, 1)), state(own)
-    factors = dict(edit.factors)
-    last = list(factors)[-1]
-    factors[last] = (torch.ones(5, 1), torch.ones(7, 1))
-    with pytest.raises(RuntimeError), replace(edit, factors=factors).applied(own):
+    changes = dict(edit.changes)
+    changes[list(changes)[-1]] = LowRank(torch.ones(5, 1), torch.ones(7, 1))
+    with pytest.raises(RuntimeError), replace(edit, changes=changes).applied(own):
         pass
     assert same(state(own), before)
 
@@ -141,10 +143,11 @@ def test_saved_and_loaded_is_the_same(lm: LanguageModel, tmp_path: Path) -> None
     loaded = Edit.load(edit.save(tmp_path / "new" / "edit"))
     assert (loaded.method, loaded.requests, loaded.hparams) == (edit.method, edit.requests, edit.hparams)
     assert (loaded.fingerprint, loaded.diagnostics) == (edit.fingerprint, edit.diagnostics)
-    assert loaded.factors.keys() == edit.factors.keys()
-    for name in edit.factors:
-        for mine, its in zip(edit.factors[name], loaded.factors[name], strict=True):
-            assert torch.equal(mine, its)
+    assert loaded.changes.keys() == edit.changes.keys()
+    for name, change in edit.changes.items():
+        assert type(change) is type(loaded.changes[name])
+        for kind, tensor in change.tensors.items():
+            assert torch.equal(tensor, loaded.changes[name].tensors[kind])
 
 
 def test_a_folder_holds_the_two_files_and_nothing_else(gpt2: LanguageModel, tmp_path: Path) -> None:
@@ -227,3 +230,61 @@ def test_a_damaged_folder_is_refused(
     damage(folder / file)
     with pytest.raises(EditlibError, match="^edit .* cannot be read: "):
         Edit.load(folder)
+
+
+# What else can go wrong
+
+
+def test_a_dense_change_is_kept_and_applied(own: LanguageModel, tmp_path: Path) -> None:
+    name, delta = f"{own.layout.name(1)}.weight", torch.randn(16, 24, generator=torch.Generator().manual_seed(0))
+    edit = Edit.load(Edit("ft", (REQUEST,), {name: Dense(delta)}, {}, own.fingerprint).save(tmp_path / "edit"))
+    before = own.weight(1).clone()
+    with edit.applied(own):
+        torch.testing.assert_close(own.weight(1), before + delta)
+    assert torch.equal(own.weight(1), before) and edit.norm() == pytest.approx(delta.norm().item())
+
+
+def test_an_edit_saved_by_an_earlier_version_is_loaded(gpt2: LanguageModel, tmp_path: Path) -> None:
+    """Written out as it was then: factors by weight and side, and no dtype."""
+    name = f"{gpt2.layout.name(1)}.weight"
+    left, right = torch.ones(16, 2), torch.full((24, 2), 0.5)
+    (tmp_path / "edit").mkdir()
+    save_file({f"{name}|L": left, f"{name}|R": right}, tmp_path / "edit" / "edit.safetensors")
+    record = {
+        "method": "rome",
+        "requests": [{"prompt": "{} is in", "subject": "Zen", "target_new": "Daslo", "target_true": None}],
+        "hparams": {"layer": 1}, "fingerprint": gpt2.fingerprint, "diagnostics": {"numerator": "inf"},
+    }  # fmt: skip
+    (tmp_path / "edit" / "edit.json").write_text(json.dumps(record))
+    edit = Edit.load(tmp_path / "edit")
+    assert torch.equal(edit.delta(name), left @ right.T) and edit.requests[0].subject == "Zen"
+    with edit.applied(gpt2):
+        pass
+
+
+def test_the_same_edit_is_not_applied_twice(own: LanguageModel) -> None:
+    """Nested it would be added twice without a word."""
+    edit, before = random_edit(own), state(own)
+    with edit.applied(own):
+        inside = state(own)
+        with pytest.raises(EditlibError, match="^this edit .* is applied already; leave its block"), edit.applied(own):
+            pass
+        assert same(state(own), inside)
+    assert same(state(own), before)
+    with edit.applied(own):  # again after its block
+        assert same(state(own), inside)
+
+
+def test_an_edit_is_printed_in_one_line(gpt2: LanguageModel) -> None:
+    name = f"{gpt2.layout.name(1)}.weight"
+    assert repr(random_edit(gpt2)) == f"<Edit by rome: 'Zen is located in' -> 'Daslo', in {name}>"
+    both = random_edit(gpt2) + random_edit(gpt2, seed=1)
+    assert repr(both) == f"<Edit by rome: 'Zen is located in' -> 'Daslo' and 1 more, in {name}>"
+
+
+def test_a_model_in_another_dtype_is_told_so(gpt2: LanguageModel) -> None:
+    half = LanguageModel(copy.deepcopy(gpt2.model).bfloat16(), gpt2.tokenizer, name="half")
+    edit = replace(random_edit(gpt2), dtype="float32")
+    said = "that was float32, this is bfloat16; load it in float32, or compute it again$"
+    with pytest.raises(EditlibError, match=said), edit.applied(half):
+        pass

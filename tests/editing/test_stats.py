@@ -23,6 +23,8 @@ from editlib.editing.stats import (
 )
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
+from editlib.models.positions import later_by_one, placed
+from editlib.models.trace import trace
 
 
 @pytest.fixture(autouse=True)
@@ -235,7 +237,7 @@ def test_ten_tokens_a_dimension_but_never_few_are_asked_for(
 ) -> None:
     asked = list[int]()
 
-    def windows(lm: LanguageModel, texts: Sequence[str], tokens: int) -> torch.Tensor:
+    def windows(lm: LanguageModel, texts: Sequence[str], tokens: int, *, window: int) -> torch.Tensor:
         asked.append(tokens)
         raise EditlibError("enough")
 
@@ -244,3 +246,51 @@ def test_ten_tokens_a_dimension_but_never_few_are_asked_for(
     with pytest.raises(EditlibError, match="enough"):
         second_moments_of(lm, [1], corpus=["Zen"])
     assert asked == [expected]
+
+
+@pytest.mark.parametrize(("count", "enough"), [(239, False), (240, True), (300, True)])
+def test_a_corpus_below_ten_tokens_a_dimension_is_refused_unless_asked_for_by_number(
+    gpt2: LanguageModel, corpus: list[str], count: int, enough: bool
+) -> None:
+    """Keys have 24 dimensions here; windows of four tokens leave no rest of 240."""
+    ids = [i for text in corpus for i in gpt2.tokenizer(text)["input_ids"]][: count - 1]
+    text = gpt2.tokenizer.decode(ids)
+    assert len(gpt2.tokenizer(text)["input_ids"]) == count - 1  # and end-of-text behind it
+    if enough:
+        assert second_moments_of(gpt2, [1], corpus=[text], window=4).header.tokens == count // 4 * 4
+    else:
+        said = r"^the corpus has 236 tokens for second moments, 9\.8 a key dimension, .*; give one of 240 or more"
+        with pytest.raises(EditlibError, match=said):
+            second_moments_of(gpt2, [1], corpus=[text], window=4)
+    few = second_moments_of(gpt2, [1], corpus=[text], window=4, tokens=100)
+    assert (few.header.tokens, few.header.window) == (100, 4)
+
+
+def test_a_window_is_a_text_of_its_own(gpt2: LanguageModel, corpus: list[str]) -> None:
+    ids = [gpt2.tokenizer(text)["input_ids"] + [gpt2.tokenizer.eos_token_id] for text in corpus]
+    row = [i for one in ids for i in one][:300]
+    stats = second_moments_of(gpt2, [1], corpus=corpus, tokens=300, window=30)
+    keys: list[torch.Tensor] = []
+    handle = gpt2.down(1).register_forward_hook(lambda _, inputs, __: keys.extend(inputs[0][0]))
+    with torch.no_grad():
+        for start in range(0, 300, 30):
+            gpt2.model(torch.tensor([row[start : start + 30]]))
+    handle.remove()
+    stacked = torch.stack(keys).double()
+    torch.testing.assert_close(stats.moments[1], stacked.T @ stacked / 300, rtol=1e-4, atol=1e-7)
+
+
+def test_a_moved_or_traced_model_leaves_the_cache_alone(
+    gpt2: LanguageModel, corpus: list[str], fresh_cache: Path
+) -> None:
+    """C of a model whose tokens stand elsewhere, kept as the model's own, would be read by all who come after."""
+    for inside in (placed(gpt2, later_by_one), trace(gpt2.model, gpt2.layout.name(0))):
+        with (
+            inside,
+            pytest.raises(EditlibError, match="runs with hooks; ask for its second moments"),
+        ):
+            second_moments_of(gpt2, [1], corpus=corpus)
+        assert not list(fresh_cache.glob("*.safetensors"))
+    kept = second_moments_of(gpt2, [1], corpus=corpus)
+    with placed(gpt2, later_by_one):
+        assert torch.equal(second_moments_of(gpt2, [1], corpus=corpus).moments[1], kept.moments[1])

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from editlib.bench import plain
 from editlib.data.request import EditRequest
+from editlib.editing.change import LowRank
 from editlib.editing.edit import Edit
 from editlib.editing.methods import compute
 from editlib.editing.methods.rome import RomeParams
@@ -118,7 +119,7 @@ def test_searches_side_by_side_are_the_plain_ones(double: LanguageModel, which: 
             read_keys(double, LAYER, request, CONTEXTS),
             plain.target(double, name, request, CONTEXTS, SEARCH),
         )
-        found = space.target(name, request, SEARCH)
+        found = space.targets(name, [request], SEARCH)[0]
         assert near(space.keys(LAYER, request, "yang-2024").inputs, keys.inputs, 1e-8)
         assert near(space.keys(LAYER, request, "yang-2024").outputs, keys.outputs, 1e-8)
         assert near(found.start, target.start, 1e-8) and near(found.change, target.change, 1e-8)
@@ -130,8 +131,8 @@ def test_in_single_precision_rounding_is_amplified_but_little(single: LanguageMo
     space.prepare(name, REQUESTS, SEARCH)
     for request in REQUESTS:
         target = plain.target(single, name, request, CONTEXTS, SEARCH)
-        assert near(space.target(name, request, SEARCH).value, target.value, 1e-3)
-        assert space.target(name, request, SEARCH).losses == pytest.approx(target.losses, rel=1e-3)
+        assert near(space.targets(name, [request], SEARCH)[0].value, target.value, 1e-3)
+        assert space.targets(name, [request], SEARCH)[0].losses == pytest.approx(target.losses, rel=1e-3)
 
 
 def test_every_search_stops_for_itself(lm: LanguageModel, folder: Path) -> None:
@@ -146,7 +147,7 @@ def test_every_search_stops_for_itself(lm: LanguageModel, folder: Path) -> None:
     space = Session(own)
     space.prepare(name, REQUESTS, search)
     for request, target in zip(REQUESTS, expected, strict=True):
-        found = space.target(name, request, search)
+        found = space.targets(name, [request], search)[0]
         assert found.losses == pytest.approx(target.losses, rel=1e-3)
         assert near(found.value, target.value, 1e-3)
 
@@ -173,8 +174,8 @@ def test_any_requests_side_by_side_are_found_as_alone(batch: list[EditRequest], 
         space.prepare(name, batch, search)
         for request in batch:
             target = plain.target(lm, name, request, CONTEXTS, search)
-            assert near(space.target(name, request, search).value, target.value, 1e-8)
-            assert space.target(name, request, search).losses == pytest.approx(target.losses, rel=1e-8)
+            assert near(space.targets(name, [request], search)[0].value, target.value, 1e-8)
+            assert space.targets(name, [request], search)[0].losses == pytest.approx(target.losses, rel=1e-8)
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +215,7 @@ def test_a_batch_too_large_for_memory_is_halved(
     space.prepare(name, REQUESTS[:1] * 2 + [replace(REQUESTS[0], target_new="Daslo")], SEARCH)
     assert sizes == [2, 1, 1]
     expected = plain.target(double, name, REQUESTS[0], CONTEXTS, SEARCH)
-    assert near(space.target(name, REQUESTS[0], SEARCH).value, expected.value, 1e-8)
+    assert near(space.targets(name, [REQUESTS[0]], SEARCH)[0].value, expected.value, 1e-8)
 
 
 # Perplexity
@@ -251,8 +252,8 @@ def test_edits_of_other_weights_are_written_and_measured_from_there_on(double: L
 @pytest.mark.parametrize("size", [1e30, math.inf, math.nan])
 def test_an_edit_that_overflows_does_so_in_the_engine_too(single: LanguageModel, size: float) -> None:
     out, into = single.weight(LAYER).shape
-    factors = torch.full((out, 1), size), torch.ones(into, 1)
-    edit = Edit("too large", (REQUESTS[0],), {f"{single.layout.name(LAYER)}.weight": factors}, {}, single.fingerprint)
+    change = LowRank(torch.full((out, 1), size), torch.ones(into, 1))
+    edit = Edit("too large", (REQUESTS[0],), {f"{single.layout.name(LAYER)}.weight": change}, {}, single.fingerprint)
     (found,) = Session(single).perplexities([edit], TEXTS)
     with edit.applied(single):
         expected = perplexity(single, TEXTS)

@@ -81,7 +81,7 @@ def lm(lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> LanguageM
 
 def search_of(lm: LanguageModel, request: EditRequest, params: ValueParams) -> Target:
     """v* of a request at the edited layer, by a session that knows nothing yet."""
-    return Session(lm).target(lm.layout.name(LAYER), request, params)
+    return Session(lm).targets(lm.layout.name(LAYER), [request], params)[0]
 
 
 # Keys
@@ -193,7 +193,7 @@ def test_the_search_is_repeatable_and_leaves_no_trace(lm: LanguageModel) -> None
 def test_the_output_of_a_block_can_be_optimised_too(lm: LanguageModel) -> None:
     block = f"{lm.layout.blocks}.{LAYER}"
     search = params(steps=10, learning_rate=0.5, clamp=20.0, weight_decay=0.0)
-    target = Session(lm).target(block, END, search)
+    target = Session(lm).targets(block, [END], search)[0]
     seen = read_at(lm, block, [encode(lm.tokenizer, END.prompt, END.subject)])
     torch.testing.assert_close(target.start, seen.output[0])
     assert target.losses[-1] < target.losses[0]

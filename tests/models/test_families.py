@@ -216,7 +216,7 @@ def test_an_edit_is_finite_changes_the_model_and_is_undone(
 ) -> None:
     few = {"editor": str(new_editor)} if method == "mend" else {"steps": 3}
     edit = compute(member, [ask], method=method, hparams=hparams_for(member, method, **few), stats=moments)
-    assert edit.factors and all(torch.isfinite(factor).all() for pair in edit.factors.values() for factor in pair)
+    assert edit.changes and all(torch.isfinite(t).all() for c in edit.changes.values() for t in c.tensors.values())
     ids = torch.tensor([member.tokenizer(ask.text)["input_ids"]])
     before = member.model(ids).logits
     with edit.applied(member):

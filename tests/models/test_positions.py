@@ -86,7 +86,7 @@ def solved(lm: LanguageModel, request: EditRequest, params: Params, texts: Seque
     """An edit's change of the weight, and the perplexity of each text under it."""
     space = Session(lm)
     edit = solve(space, "rome", [request], params)
-    (name,) = edit.factors
+    (name,) = edit.changes
     return edit.delta(name), torch.from_numpy(space.perplexities([edit], texts)[0].per_sentence)
 
 

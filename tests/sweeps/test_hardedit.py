@@ -228,7 +228,7 @@ def test_a_folder_with_something_else_is_refused(builder: Callable[..., Built], 
 @pytest.mark.parametrize(
     ("changed", "differs"),
     [
-        ({"corpus": ["Zen is located in Daslo."]}, "moments"),
+        ({"corpus": ["Zen is located in Daslo."] * 1600}, "moments"),
         ({"texts": ["Zen is located in Daslo."]}, "texts"),
         ({"collapse_ratio": 7.0}, "collapse_ratio"),
     ],
@@ -246,8 +246,9 @@ def test_other_hyper_parameters_are_another_set(
     builder: Callable[..., Built], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     builder(Scripted([]), n=1, calls=0, out=tmp_path / "set")
-    preset = building.hparams_for
-    monkeypatch.setattr(building, "hparams_for", lambda lm, method: preset(lm, method, clamp=1.5))
+    known = building.variants_of
+    other = lambda lm, method: known(lm, {method: el.hparams_for(lm, method, clamp=1.5)})  # noqa: E731
+    monkeypatch.setattr(building, "variants_of", other)
     with pytest.raises(EditlibError, match="differs in its methods"):
         builder(Scripted([]), n=1, calls=0, out=tmp_path / "set", resume=True)
 

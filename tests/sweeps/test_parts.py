@@ -10,7 +10,8 @@ import pytest
 
 from editlib.errors import EditlibError
 from editlib.files import locked
-from editlib.sweeps.parts import PLAN, Parts, sweep_folder
+from editlib.sweeps.parts import PLAN, Parts, collect, sweep_folder
+from editlib.sweeps.rows import frame
 
 KINDS = {"case_id": "int64", "steps": "Int64", "mean": "float64", "error": "str", "sure": "bool", "all": "object"}
 PLANNED = {"model": "abc", "methods": [["rome", {"clamp": math.inf, "layers": (1, 2)}]]}
@@ -34,23 +35,36 @@ def folder(parts: Parts) -> Path:
 
 
 def test_a_part_is_read_as_it_was_made(parts: Parts) -> None:
-    made = parts.write(0, ROWS)
+    made = parts.write(0, frame(ROWS, KINDS))
     assert [*made] == [*KINDS] and [str(kind) for kind in made.dtypes] == [*KINDS.values()]
     assert made["mean"].tolist()[0] == math.inf and made["error"].isna().tolist() == [True, False]
     pd.testing.assert_frame_equal(parts.read(WANTED)[0], made, check_exact=True)
 
 
 def test_anybody_can_read_the_folder(parts: Parts) -> None:
-    made = [parts.write(1, [{"case_id": 2, "sure": True}]), parts.write(0, ROWS)]
+    made = [parts.write(1, frame([{"case_id": 2, "sure": True}], KINDS)), parts.write(0, frame(ROWS, KINDS))]
     (folder(parts) / ".part-00002.parquet.17.writing").write_text("cut off")
     expected = pd.concat(reversed(made), ignore_index=True)
     pd.testing.assert_frame_equal(pd.read_parquet(folder(parts)), expected, check_exact=True)
 
 
+def test_a_table_is_collected_once_it_is_whole(tmp_path: Path) -> None:
+    parts = Parts.of(tmp_path / "table", PLANNED | {"parts": 2}, KINDS, resume=False)
+    with pytest.raises(EditlibError, match="holds no sweep"):
+        collect(tmp_path / "table")
+    with parts.working():
+        made = [parts.write(1, frame([{"case_id": 2, "sure": True}], KINDS))]
+        with pytest.raises(EditlibError, match="lacks 1 of 2 parts, such as part-00000.parquet; resume the sweep$"):
+            collect(tmp_path / "table")
+        made = [parts.write(0, frame(ROWS, KINDS)), *made]
+    expected = pd.concat(made, ignore_index=True)
+    pd.testing.assert_frame_equal(collect(tmp_path / "table"), expected, check_exact=True)
+
+
 def test_without_a_folder_nothing_is_kept() -> None:
     parts = Parts.of(None, PLANNED, KINDS, resume=False)
     with parts.working():
-        assert len(parts.write(0, ROWS)) == 2 and parts.read(WANTED) == {}
+        assert len(parts.write(0, frame(ROWS, KINDS))) == 2 and parts.read(WANTED) == {}
 
 
 @pytest.mark.parametrize(
@@ -64,7 +78,7 @@ def test_without_a_folder_nothing_is_kept() -> None:
     ],
 )
 def test_damaged_parts_are_missing(parts: Parts, damage: Callable[[bytes], bytes]) -> None:
-    parts.write(0, ROWS)
+    parts.write(0, frame(ROWS, KINDS))
     path = folder(parts) / "part-00000.parquet"
     assert damage(path.read_bytes()) != path.read_bytes()
     path.write_bytes(damage(path.read_bytes()))
@@ -72,8 +86,8 @@ def test_damaged_parts_are_missing(parts: Parts, damage: Callable[[bytes], bytes
 
 
 def test_parts_of_other_rows_are_missing(parts: Parts) -> None:
-    parts.write(0, ROWS[:1])
-    parts.write(1, [{"case_id": 3, "sure": True}])
+    parts.write(0, frame(ROWS[:1], KINDS))
+    parts.write(1, frame([{"case_id": 3, "sure": True}], KINDS))
     assert parts.read(WANTED) == {}
 
 
@@ -95,7 +109,7 @@ def test_a_folder_that_was_left_before_its_plan_was_written_is_as_new(tmp_path: 
 def test_the_second_of_two_that_start_at_once_is_refused(tmp_path: Path) -> None:
     first, second = (Parts.of(tmp_path, PLANNED | {"texts": text}, KINDS, resume=False) for text in "ab")
     with first.working():
-        first.write(0, ROWS)
+        first.write(0, frame(ROWS, KINDS))
         (tmp_path / ".part-00001.parquet.17.writing").write_text("being written")
         with pytest.raises(EditlibError, match=r"is being written by process \d+ on"), second.working():
             pass

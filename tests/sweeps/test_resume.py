@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from editlib.data.datasets import Case
+from editlib.editing.methods.rome import Rome
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
 from editlib.sweeps.parts import Parts
@@ -105,13 +106,13 @@ def test_an_interrupted_sweep_goes_on(
 def test_only_what_is_missing_or_damaged_is_computed(
     gpt2: LanguageModel, cases: list[Case], texts: list[str], swept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, solve, solved = pd.read_parquet(swept), sweep_module.solve, list[str]()
+    before, solve, solved = pd.read_parquet(swept), Rome.solve, list[str]()
 
     def counted(*arguments: object) -> object:
         solved.append(arguments[2][0].subject)  # type: ignore[index]
-        return solve(*arguments)
+        return solve(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(sweep_module, "solve", counted)
+    monkeypatch.setattr(Rome, "solve", counted)
     (swept / "part-00001.parquet").write_bytes((swept / "part-00001.parquet").read_bytes()[:-100])
     (swept / ".part-00001.parquet.1234.writing").write_text("cut off")
     options = {"methods": VARIANTS, "texts": texts, "per_sentence": True, "progress": False}

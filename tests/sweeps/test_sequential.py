@@ -17,14 +17,15 @@ from editlib.data.request import EditRequest
 from editlib.editing.methods import compute
 from editlib.editing.methods.ft import FtParams
 from editlib.editing.methods.memit import MemitParams
-from editlib.editing.methods.rome import RomeParams
+from editlib.editing.methods.rome import Rome, RomeParams
 from editlib.editing.stats import Stats
 from editlib.engine.perplexity import perplexity
 from editlib.engine.prefixes import prefix_contexts
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
 from editlib.sweeps.parts import Parts
-from editlib.sweeps.sequential import COLUMNS, sequence
+from editlib.sweeps.rows import SEQUENTIAL
+from editlib.sweeps.sequential import sequence
 
 sequence_module = importlib.import_module("editlib.sweeps.sequential")
 session_module = importlib.import_module("editlib.editing.session")
@@ -99,7 +100,7 @@ def test_there_is_a_row_for_the_unedited_model_and_for_every_edit(
 ) -> None:
     search = {"rome": replace(SEARCH, covariance=False)}
     table = sequence(gpt2, cases, methods=search, texts=texts, every=2, progress=False)
-    assert tuple(table.columns) == COLUMNS
+    assert [*table.columns] == [*SEQUENTIAL]
     assert table["step"].tolist() == [0, 1, 2, 3, 4, 5] and table["case_id"][1:].tolist() == [10, 11, 12, 13, 14]
     assert table["measured"].tolist() == [True, False, True, False, True, False]
     assert table["perplexity_mean"].notna().tolist() == table["measured"].tolist()
@@ -176,14 +177,14 @@ def test_nan_is_a_measured_result(own: LanguageModel, cases: list[Case], texts: 
 def test_a_failing_edit_is_a_row_and_changes_nothing(
     own: LanguageModel, cases: list[Case], texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, edit_of = weights(own), sequence_module.edit_of
+    before, solve = weights(own), Rome.solve
 
     def failing(*arguments: object) -> object:
-        if arguments[3] == cases[1].request:
+        if arguments[2] == [cases[1].request]:
             raise torch.linalg.LinAlgError("no luck\nat all")
-        return edit_of(*arguments)
+        return solve(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(sequence_module, "edit_of", failing)
+    monkeypatch.setattr(Rome, "solve", failing)
     search = {"rome": replace(SEARCH, covariance=False)}
     table = sequence(own, cases, methods=search, texts=texts, progress=False)
     assert table["error"].fillna("").tolist() == ["", "", "LinAlgError: no luck at all", "", "", ""]
@@ -197,17 +198,17 @@ def test_a_failing_edit_is_a_row_and_changes_nothing(
 def test_an_interruption_restores_the_weights_and_can_be_gone_on_from(
     own: LanguageModel, cases: list[Case], texts: list[str], raised: type[BaseException], tmp_path: Path
 ) -> None:
-    before, edit_of = weights(own), sequence_module.edit_of
+    before, solve = weights(own), Rome.solve
 
     def stopping(*arguments: object) -> object:
-        if arguments[3] == cases[3].request:
+        if arguments[2] == [cases[3].request]:
             raise raised
-        return edit_of(*arguments)
+        return solve(*arguments)  # type: ignore[arg-type]
 
     methods = {"rome": replace(SEARCH, covariance=False), "ft": METHODS["ft"]}
     options = {"methods": methods, "texts": texts, "progress": False}
     with pytest.MonkeyPatch.context() as patch, pytest.raises(raised):
-        patch.setattr(sequence_module, "edit_of", stopping)
+        patch.setattr(Rome, "solve", stopping)
         sequence(own, cases, out=tmp_path / "out", **options)
     assert restored(own, before)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
@@ -222,13 +223,13 @@ def test_an_interruption_restores_the_weights_and_can_be_gone_on_from(
 def test_going_on_computes_only_what_is_missing(
     gpt2: LanguageModel, cases: list[Case], texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    edit_of, write, edited = sequence_module.edit_of, Parts.write, list[str]()
+    solve, write, edited = Rome.solve, Parts.write, list[str]()
 
     def counted(*arguments: object) -> object:
-        edited.append(arguments[3].subject)  # type: ignore[attr-defined]
-        return edit_of(*arguments)
+        edited.append(arguments[2][0].subject)  # type: ignore[index]
+        return solve(*arguments)  # type: ignore[arg-type]
 
-    def stopping(parts: Parts, number: int, rows: list[dict[str, object]]) -> pd.DataFrame:
+    def stopping(parts: Parts, number: int, rows: pd.DataFrame) -> pd.DataFrame:
         if number == 2:
             raise KeyboardInterrupt
         return write(parts, number, rows)
@@ -237,7 +238,7 @@ def test_going_on_computes_only_what_is_missing(
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Parts, "write", stopping)
         sequence(gpt2, cases, progress=False, **options)
-    monkeypatch.setattr(sequence_module, "edit_of", counted)
+    monkeypatch.setattr(Rome, "solve", counted)
     table = sequence(gpt2, cases, resume=True, progress=False, **options)
     assert edited == [case.request.subject for case in cases[3:]]  # steps 4 and 5
     monkeypatch.setattr(gpt2.model, "forward", None)  # a finished one is only read
@@ -250,7 +251,7 @@ def test_what_is_damaged_is_computed_again(
 ) -> None:
     write = Parts.write
 
-    def stopping(parts: Parts, number: int, rows: list[dict[str, object]]) -> pd.DataFrame:
+    def stopping(parts: Parts, number: int, rows: pd.DataFrame) -> pd.DataFrame:
         if number == 2:
             raise KeyboardInterrupt
         return write(parts, number, rows)

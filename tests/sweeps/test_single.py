@@ -17,7 +17,7 @@ from editlib.data.request import EditRequest
 from editlib.editing.edit import Edit
 from editlib.editing.methods import compute
 from editlib.editing.methods.ft import FtParams
-from editlib.editing.methods.rome import RomeParams
+from editlib.editing.methods.rome import Rome, RomeParams
 from editlib.editing.session import Session
 from editlib.editing.stats import second_moments_of
 from editlib.engine.perplexity import perplexity
@@ -25,7 +25,8 @@ from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
 from editlib.sweeps.single import sweep
 
-sweep_module = importlib.import_module("editlib.sweeps.single")  # `editlib.sweeps.single` itself is the function
+sweep_module = importlib.import_module("editlib.sweeps.single")
+rows_module = importlib.import_module("editlib.sweeps.rows")
 COLUMNS = (  # design.md, section 6
     "case_id method subject prompt target_new subject_tokens subject_position perplexity_mean "
     "perplexity_corpus perplexity_ratio numerator denominator denominator_consistent delta_norm weight_norm "
@@ -63,7 +64,7 @@ def test_there_is_a_row_for_every_case_and_method(table: pd.DataFrame) -> None:
 
 def test_columns_are_the_agreed_ones(table: pd.DataFrame) -> None:
     assert set(COLUMNS) <= set(table.columns)
-    assert tuple(table.columns) == sweep_module.COLUMNS
+    assert [*table.columns] == [*rows_module.SINGLE]
 
 
 def test_a_row_is_what_the_single_steps_give(
@@ -124,8 +125,8 @@ def test_a_failing_case_is_a_row_with_its_error(
             raise EditlibError("the tokens of subject 'Zen' cannot be located")
         return subject_tokens(lm, request)
 
-    subject_tokens = sweep_module.subject_tokens
-    monkeypatch.setattr(sweep_module, "subject_tokens", located)
+    subject_tokens = rows_module.subject_tokens
+    monkeypatch.setattr(rows_module, "subject_tokens", located)
     table = sweep(lm, cases, methods=VARIANTS, texts=texts, corpus=corpus, progress=False)
     assert table["method"].tolist() == ["rome", "c-rome"] * 2
     failed, fine = table[table["case_id"] == 10], table[table["case_id"] == 11]
@@ -145,7 +146,7 @@ def test_a_failing_case_is_a_row_with_its_error(
 )
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(sweep_module, "solve"), (Session, "prepare"), (sweep_module.scoring, "target_probability")],
+    [(Rome, "solve"), (Session, "prepare"), (sweep_module.scoring, "target_probability")],
 )
 def test_whatever_one_case_raises_is_its_error_alone(
     gpt2: LanguageModel,
@@ -201,7 +202,7 @@ def test_what_is_no_cases_fault_stops_the_sweep(
     def stop(*_: object) -> None:
         raise raised
 
-    monkeypatch.setattr(sweep_module, "solve", stop)
+    monkeypatch.setattr(Rome, "solve", stop)
     with pytest.raises(raised):
         sweep(gpt2, cases, methods={"rome": replace(SEARCH, covariance=False)}, texts=texts, progress=False)
 
@@ -210,7 +211,7 @@ def test_scores_may_be_left_out(
     lm: LanguageModel, table: pd.DataFrame, cases: list[Case], texts: list[str], corpus: list[str]
 ) -> None:
     bare = sweep(lm, cases, methods=VARIANTS, texts=texts, corpus=corpus, scores=False, progress=False)
-    left_out = [*sweep_module.SCORES]
+    left_out = [*rows_module.SCORES]
     assert bare[left_out].isna().all(axis=None) and table["efficacy_es"].notna().any()
     others = [name for name in table.columns if name not in (*left_out, "seconds")]
     pd.testing.assert_frame_equal(bare[others], table[others], check_exact=True)
@@ -221,7 +222,7 @@ def test_every_sentences_perplexity_is_there_if_wanted(
 ) -> None:
     options = {"methods": {"rome": replace(SEARCH, covariance=False)}, "texts": texts, "progress": False}
     plain = sweep(gpt2, cases, **options)
-    monkeypatch.setattr(sweep_module, "subject_tokens", lambda lm, request: _only("Zen", lm, request))
+    monkeypatch.setattr(rows_module, "subject_tokens", lambda lm, request: _only("Zen", lm, request))
     table = sweep(gpt2, cases, per_sentence=True, **options)
     sentences, failed = table["perplexity_sentences"]
     assert len(sentences) == len(texts) and failed is None
@@ -253,17 +254,17 @@ def test_nothing_of_a_part_is_kept_for_the_next(
 ) -> None:
     edits, alive, forget = list[ref[Edit]](), list[int](), sweep_module.Session.forget_requests
 
-    def solved(*arguments: object) -> Edit:
-        edits.append(ref(edit := sweep_solve(*arguments)))
+    def made(*arguments: object, **options: object) -> Edit:
+        edits.append(ref(edit := make(*arguments, **options)))  # type: ignore[arg-type]
         return edit
 
     def forgetting(space: Session) -> None:
         forget(space)
         alive.append(len(space._found) + sum(edit() is not None for edit in edits))
 
-    sweep_solve = sweep_module.solve
+    make = Session.edit
     monkeypatch.setattr(sweep_module, "PART", 2)
-    monkeypatch.setattr(sweep_module, "solve", solved)
+    monkeypatch.setattr(Session, "edit", made)
     monkeypatch.setattr(sweep_module.Session, "forget_requests", forgetting)
     methods = {"rome": replace(SEARCH, covariance=False), "ft": FtParams(layer=1, steps=1)}
     sweep(gpt2, killed.cases(7), methods=methods, texts=texts, progress=False)
@@ -297,7 +298,7 @@ def test_columns_are_there_even_if_every_case_fails(
     def nowhere(lm: LanguageModel, request: EditRequest) -> object:
         raise EditlibError("nowhere")
 
-    monkeypatch.setattr(sweep_module, "subject_tokens", nowhere)
+    monkeypatch.setattr(rows_module, "subject_tokens", nowhere)
     table = sweep(gpt2, cases, methods=VARIANTS, texts=texts, corpus=corpus, progress=False)
     assert set(COLUMNS) <= set(table.columns)
     assert len(table) == 4

@@ -1,152 +1,198 @@
-"""The editing methods by name, and `compute`, which makes an `Edit` with any of them."""
+"""The editing methods by name, and `compute`, which makes an edit with any of them."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, overload
 
 from pydantic import TypeAdapter, ValidationError
 
 from editlib.data.request import EditRequest
-from editlib.editing.edit import Edit
-from editlib.editing.methods.emmet import EmmetParams, emmet
-from editlib.editing.methods.ft import FtlParams, FtParams, ft
-from editlib.editing.methods.memit import MemitParams, memit
-from editlib.editing.methods.mend import MendParams, mend
-from editlib.editing.methods.presets import FLAVOURS, defaults
-from editlib.editing.methods.r_rome import RRomeParams, r_rome
-from editlib.editing.methods.rome import RankOneParams, RomeParams, rome
+from editlib.editing.check import check
+from editlib.editing.edit import Edit, Intervention
+from editlib.editing.method import Method, Variant
+from editlib.editing.methods.emmet import Emmet, EmmetParams
+from editlib.editing.methods.ft import Ft, Ftl, FtlParams, FtParams
+from editlib.editing.methods.memit import Memit, MemitParams
+from editlib.editing.methods.mend import Mend, MendParams
+from editlib.editing.methods.presets import FLAVOURS, OWN, defaults, read_preset
+from editlib.editing.methods.r_rome import RRome, RRomeParams
+from editlib.editing.methods.rome import Rome, RomeParams
 from editlib.editing.session import Session
 from editlib.editing.stats import Stats
-from editlib.engine.values import ValueParams
-from editlib.errors import EditlibError
+from editlib.errors import EditlibError, unknown
 from editlib.models.language_model import LanguageModel
 
 Params = RomeParams | RRomeParams | EmmetParams | MemitParams | FtParams | FtlParams | MendParams
-
-
-@dataclass(frozen=True)
-class Method:
-    """An editing method: hyper-parameters, function, source, and the hyper-parameters its name stands for."""
-
-    hparams: type[Any]
-    function: Callable[..., Any]
-    paper: str
-    equation: str
-    several: bool  # whether it is defined for several requests at once
-    stands_for: Mapping[str, Any]
-
-
-def _rome(keys: str, paper: str, equation: str) -> Method:
-    return Method(RomeParams, rome, paper, equation, False, {"keys": keys})
-
+Methods = str | Method | Sequence[str | Method] | Mapping[str, Params | Method | Variant]
 
 METHODS: dict[str, Method] = {
-    "ft": Method(FtParams, ft, "Zhu et al. 2020, Modifying Memories", "equation 2, no bound", True, {}),
-    "ft-l": Method(FtlParams, ft, "Zhu et al. 2020, Modifying Memories", "equation 2, L-infinity bound", True, {}),
-    "mend": Method(MendParams, mend, "Mitchell et al. 2022, Fast Model Editing at Scale", "section 3", True, {}),
-    "rome": _rome("mixed", "Meng et al. 2022, as released", "Fall of ROME, slides p. 34"),
-    "c-rome": _rome("prefixed", "Yang et al. 2024, The Fall of ROME", "slides p. 35"),
-    "p-rome": _rome("unprefixed", "Gupta et al. 2024, Rebuilding ROME", "k without prefix"),
-    "r-rome": Method(RRomeParams, r_rome, "Gupta et al. 2024, Rebuilding ROME", "section 3", False, {}),
-    "memit": Method(MemitParams, memit, "Meng et al. 2023, Mass-Editing Memory", "equations 14 and 20", True, {}),
-    "emmet": Method(EmmetParams, emmet, "Gupta et al. 2024, A Unified Framework", "equation 9", True, {}),
+    method.name: method
+    for method in (
+        Ft(),
+        Ftl(),
+        Mend(),
+        Rome("rome", {"keys": "mixed"}, "Meng et al. 2022, as released", "Fall of ROME, slides p. 34"),
+        Rome("c-rome", {"keys": "prefixed"}, "Yang et al. 2024, The Fall of ROME", "slides p. 35"),
+        Rome("p-rome", {"keys": "unprefixed"}, "Gupta et al. 2024, Rebuilding ROME", "k without prefix"),
+        RRome(),
+        Memit(),
+        Emmet(),
+    )
 }
 
 
-def hparams_for(lm: LanguageModel, method: str, *, flavour: str | None = None, **overrides: Any) -> Any:
-    """Hyper-parameters of a method for a model: its preset if it has one, else the middle layer; then the overrides.
+def hparams_for(
+    lm: LanguageModel,
+    method: str | Method,
+    *,
+    flavour: str | None = None,
+    preset: str | Path | None = None,
+    **overrides: Any,
+) -> Any:
+    """Hyper-parameters of a method for a model: middle layer, then what is published for its shape, then those of
+    `editlib.json` in its folder, of the file `preset`, of the flavour, and the overrides.
 
-    `flavour` takes one lineage's settings as a whole: `meng-2022` or `yang-2024`. Raises `EditlibError` for an
-    unknown method, flavour or hyper-parameter, a value of the wrong kind, or a layer out of range.
+    `flavour` takes one lineage's settings as a whole: `meng-2022` or `yang-2024`. Raises `EditlibError` for an unknown
+    method, flavour or hyper-parameter, a value of the wrong kind or out of range, or another one than the method's name
+    stands for.
     """
-    if method not in METHODS:
-        raise EditlibError(f"method {method!r} is unknown; use one of {', '.join(METHODS)}")
+    chosen = _named(method)
     lm.require_causal()
     if flavour is not None and flavour not in FLAVOURS:
-        raise EditlibError(f"flavour {flavour!r} is unknown; use one of {', '.join(FLAVOURS)}")
-    kind = METHODS[method].hparams
-    known = {field.name for field in fields(kind)}
-    unknown = next((name for name in overrides if name not in known), None)
-    if unknown is not None:
-        raise EditlibError(f"hyper-parameter {unknown!r} is unknown; {method} has {', '.join(sorted(known))}")
-    chosen = {name: value for name, value in defaults(lm, method, flavour).items() if name in known}
-    params = _checked(method, kind, chosen | overrides | dict(METHODS[method].stands_for))
-    for layer in layers_of(params):
+        raise unknown("flavour", flavour, FLAVOURS)
+    known = {field.name for field in fields(chosen.hparams)}
+    for name, value in overrides.items():
+        if name not in known:
+            raise unknown(f"{chosen.name}'s hyper-parameter", name, sorted(known))
+        if chosen.stands_for.get(name, value) != value:
+            raise EditlibError(
+                f"{chosen.name} stands for {name}={chosen.stands_for[name]!r}, so it cannot be {value!r}; leave it out"
+            )
+    beside = [lm.folder / OWN] if lm.folder and (lm.folder / OWN).is_file() else []
+    names = {name: {field.name for field in fields(one.hparams)} for name, one in METHODS.items()}
+    files = [read_preset(path, names) for path in (*beside, *([Path(preset)] if preset else []))]
+    settings = defaults(lm, chosen.name, flavour, files)
+    usual = {name: value for name, value in settings.items() if name in known}
+    params = _checked(chosen, usual | overrides | dict(chosen.stands_for))
+    for layer in chosen.layers(params):
         lm.down(layer)  # raises if out of range
     return params
 
 
-def _checked(method: str, kind: type[Any], values: Mapping[str, Any]) -> Any:
-    """Hyper-parameters of one kind, every value converted to the type its field declares."""
+def _named(method: str | Method) -> Method:
+    """A method by name, or itself."""
+    if not isinstance(method, str):
+        return method
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    return METHODS[method]
+
+
+def _checked(method: Method, values: Mapping[str, Any]) -> Any:
+    """Hyper-parameters of a method, every value converted to the type its field declares, all numbers finite."""
     try:
-        return TypeAdapter(kind).validate_python(dict(values))
+        params = TypeAdapter(method.hparams).validate_python(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
         if not first["loc"]:  # raised by the dataclass itself
             raise first["ctx"]["error"] from None
-        name, reason = first["loc"][0], first["msg"][0].lower() + first["msg"][1:]
-        raise EditlibError(f"hyper-parameter {name}={first['input']!r} of {method}: {reason}") from error
+        reason = first["msg"][0].lower() + first["msg"][1:]
+        raise EditlibError(
+            f"hyper-parameter {first['loc'][0]}={first['input']!r} of {method.name}: {reason}"
+        ) from error
+    for name, value in values.items():
+        number = getattr(params, name)
+        if isinstance(number, float) and not math.isfinite(number):
+            raise EditlibError(f"hyper-parameter {name}={number} of {method.name}: input should be a finite number")
+        if isinstance(value, bool) and not isinstance(number, bool):
+            raise EditlibError(f"hyper-parameter {name}={value} of {method.name}: input should be no truth value")
+    return params
 
 
-def layers_of(params: Params) -> tuple[int, ...]:
-    """The layers a method edits, where its hyper-parameters name them."""
-    if isinstance(params, MendParams):
-        return ()  # its editor says
-    return params.layers if isinstance(params, MemitParams) else (params.layer,)
+def variants_of(lm: LanguageModel, methods: Methods) -> dict[str, Variant]:
+    """Methods with their hyper-parameters by the name of their rows.
+
+    Names and `Method` objects take the model's presets; a mapping gives hyper-parameters by any name, or a `Variant`.
+    Raises `EditlibError` for none, an unknown one, or bad hyper-parameters.
+    """
+    if isinstance(methods, str) or not isinstance(methods, Sequence | Mapping):
+        methods = [methods]
+    if not methods:
+        raise EditlibError("no methods to edit with; give at least one")
+    if not isinstance(methods, Mapping):
+        methods = {_named(method).name: _named(method) for method in methods}
+    return {name: _variant(lm, name, given) for name, given in methods.items()}
 
 
-def needs_moments(params: Params) -> bool:
-    """Whether second moments of the keys enter."""
-    return isinstance(params, MemitParams) or getattr(params, "covariance", False)
+def _variant(lm: LanguageModel, name: str, given: Any) -> Variant:
+    if isinstance(given, Variant):
+        return Variant(given.method, _checked(given.method, vars(given.params)))
+    if isinstance(given, str) or hasattr(given, "solve"):
+        return Variant(_named(given), hparams_for(lm, given))
+    method = method_of(given, name)
+    return Variant(method, _checked(method, vars(given)))
 
 
-def searches(lm: LanguageModel, params: Params) -> list[tuple[str, ValueParams]]:
-    """The searches for v* a method makes: name of the module whose output is sought, and how."""
-    if isinstance(params, MemitParams):
-        return [(f"{lm.layout.blocks}.{params.layers[-1]}", params)]
-    return [(lm.layout.name(params.layer), params)] if isinstance(params, RankOneParams) else []
+def method_of(params: Any, name: str = "") -> Method:
+    """The method that hyper-parameters belong to, that of this name if several have such; `EditlibError` for others."""
+    alike = {method.name: method for method in METHODS.values() if method.hparams is type(params)}
+    if not alike:
+        raise EditlibError(f"{params!r} is no hyper-parameters of a method; use hparams_for, or give a Variant")
+    return alike.get(name, next(iter(alike.values())))
 
 
-def prepare(space: Session, requests: Sequence[EditRequest], params: Params) -> None:
-    """Find keys and v* of all requests side by side, for every search a method makes, unless they are known."""
-    for name, search in searches(space.lm, params):
-        space.prepare(name, requests, search)
+def moment_layers(params: Iterable[Params]) -> list[int]:
+    """The layers whose second moments hyper-parameters need."""
+    return sorted({layer for one in params for layer in method_of(one).moments(one)})
 
 
+@overload
+def compute(
+    lm: LanguageModel, requests: EditRequest | Sequence[EditRequest], *, method: str, hparams: Params | None = ...,
+    stats: Stats | None = ..., corpus: Sequence[str] | None = ..., moment_tokens: int | None = ...,
+) -> Edit: ...  # fmt: skip
+@overload
+def compute(
+    lm: LanguageModel, requests: EditRequest | Sequence[EditRequest], *, method: Method, hparams: Any = ...,
+    stats: Stats | None = ..., corpus: Sequence[str] | None = ..., moment_tokens: int | None = ...,
+) -> Intervention: ...  # fmt: skip
 def compute(
     lm: LanguageModel,
-    requests: Sequence[EditRequest],
+    requests: EditRequest | Sequence[EditRequest],
     *,
-    method: str,
-    hparams: Params | None = None,
+    method: str | Method,
+    hparams: Any = None,
     stats: Stats | None = None,
     corpus: Sequence[str] | None = None,
-) -> Edit:
+    moment_tokens: int | None = None,
+) -> Intervention:
     """Compute an edit; the model's weights are left as they are.
 
-    Raises `EditlibError` for an unknown method, no request, or several with a method that edits one at a time.
+    Second moments are those of `stats`, else of `corpus`: of `moment_tokens` of its tokens, at least ten a key
+    dimension if not given. Raises `EditlibError` as `hparams_for` and `check` do, before the model is run.
     """
-    params = hparams_for(lm, method, **(asdict(hparams) if hparams else {}))
-    if not requests:
-        raise EditlibError("no request to edit; give at least one")
-    if len(requests) > 1 and not METHODS[method].several:
-        raise EditlibError(f"{method} edits one request at a time, not {len(requests)}; call it once for each")
-    return solve(Session(lm, stats=stats, corpus=corpus), method, requests, params)
+    chosen, given = _named(method), dict[str, Any](vars(hparams) if hparams else {})
+    usual = {field.name: field.default for field in fields(chosen.hparams)}
+    for name in chosen.stands_for:  # not said on purpose, in hyper-parameters made for the family
+        if given.get(name) == usual[name]:
+            del given[name]
+    variant = Variant(chosen, hparams_for(lm, chosen, **given))
+    session = Session(lm, stats=stats, corpus=corpus, moment_tokens=moment_tokens)
+    asked = [requests] if isinstance(requests, EditRequest) else list(requests)
+    check(session, [variant], requests=asked)
+    return chosen.solve(session, asked, variant.params)[0]
 
 
-def solve(space: Session, name: str, requests: Sequence[EditRequest], params: Params) -> Edit:
+def solve(session: Session, name: str, requests: Sequence[EditRequest], params: Params) -> Edit:
     """The edit that hyper-parameters stand for, under a name of your choice, with what the session knows already."""
-    prepare(space, requests, params)
-    function = next(method.function for method in METHODS.values() if method.hparams is type(params))
-    factors, found = function(space, requests, params)
-    edit = Edit(name, tuple(requests), factors, asdict(params), space.lm.fingerprint)
-    return replace(edit, diagnostics=NUMBERS | found | _norms(space, edit))
+    edit, _ = method_of(params, name).solve(session, requests, params)
+    assert isinstance(edit, Edit)  # every method here changes weights
+    return replace(edit, method=name)
 
 
-NUMBERS = {"numerator": None, "denominator": None, "denominator_consistent": None}  # not every method has them
-
-
-def _norms(space: Session, edit: Edit) -> dict[str, float]:
-    whole, delta = math.hypot(*map(space.weight_norm, edit.factors)), edit.norm()
-    return {"delta_norm": delta, "weight_norm": whole, "relative_delta_norm": delta / whole}
+def prepare(session: Session, requests: Sequence[EditRequest], params: Params) -> None:
+    """Find keys and v* of all requests side by side, for every search a method makes, unless they are known."""
+    for name, search in method_of(params).searches(session.lm, params):
+        session.prepare(name, requests, search)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from editlib.errors import EditlibError
@@ -195,23 +196,38 @@ def save_editor(path: Path, header: EditorHeader, tensors: Mapping[str, Tensor])
     return write_tensors(path, tensors, {"header": json.dumps(asdict(header))})
 
 
-def load_editor(path: str | Path, lm: LanguageModel) -> tuple[Editor, EditorHeader]:
-    """Read an editor; raises `EditlibError` if it is missing, damaged, or was trained for another model."""
-    again = f"train one with: editlib mend train --model {lm.name or 'MODEL'} --out FILE"
-    if not Path(path).is_file():
-        raise EditlibError(f"there is no MEND editor {path}; {again}")
+def read_header(path: Path, lm: LanguageModel) -> EditorHeader:
+    """What an editor's file says; raises `EditlibError` if it is missing, cut off, or was trained for another model."""
+    if not path.is_file():
+        raise EditlibError(f"there is no MEND editor {path}; {_again(lm)}")
     try:
         with safe_open(path, "pt") as file:
             header = EditorHeader(**json.loads(file.metadata()["header"]))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        editor = Editor({name: (rows, columns) for name, (rows, columns) in header.shapes.items()}, rank=header.rank)
-        editor.load_state_dict(tensors)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise EditlibError(f"{path} is no readable MEND editor ({reason}); copy it again, or {again}") from error
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise _unreadable(path, lm, error) from error
     if header.model != lm.fingerprint:
         raise EditlibError(
             f"MEND editor {path} was trained for model {header.model[:12]}, not for {lm.name or 'this model'} "
-            f"({lm.fingerprint[:12]}); {again}"
+            f"({lm.fingerprint[:12]}); {_again(lm)}"
         )
+    return header
+
+
+def load_editor(path: str | Path, lm: LanguageModel) -> tuple[Editor, EditorHeader]:
+    """Read an editor; raises `EditlibError` as `read_header` does, or if its tensors are not those of its header."""
+    header = read_header(Path(path), lm)
+    try:
+        editor = Editor({name: (rows, columns) for name, (rows, columns) in header.shapes.items()}, rank=header.rank)
+        editor.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise _unreadable(path, lm, error) from error
     return editor.to(lm.device).eval().requires_grad_(False), header
+
+
+def _unreadable(path: str | Path, lm: LanguageModel, error: Exception) -> EditlibError:
+    reason = str(error).strip().splitlines()[0]
+    return EditlibError(f"{path} is no readable MEND editor ({reason}); copy it again, or {_again(lm)}")
+
+
+def _again(lm: LanguageModel) -> str:
+    return f"train one with: editlib mend train --model {lm.name or 'MODEL'} --out FILE"

@@ -9,16 +9,20 @@ without weight or added identity, and keys that depend on each other are refused
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import NonNegativeFloat
 
 from editlib.data.request import EditRequest
-from editlib.editing.edit import Factors
-from editlib.editing.methods.rome import RankOneParams
-from editlib.editing.session import Session
+from editlib.editing.change import LowRank
+from editlib.editing.edit import Edit
+from editlib.editing.method import State
+from editlib.editing.methods.rome import RankOne, RankOneParams
 from editlib.errors import EditlibError
+
+if TYPE_CHECKING:
+    from editlib.editing.session import Session
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,23 +32,34 @@ class EmmetParams(RankOneParams):
     ridge: NonNegativeFloat = 0.1  # λ, with several requests only
 
 
-def emmet(space: Session, requests: Sequence[EditRequest], params: EmmetParams) -> tuple[Factors, dict[str, Any]]:
-    """Factors of Δ at one layer, of rank `len(requests)`, and diagnostics.
+class Emmet(RankOne):
+    """EMMET."""
 
-    Raises `EditlibError` if a subject cannot be located, C is singular, or without ridge two keys are the same.
-    """
-    name = space.lm.layout.name(params.layer)
-    means = [space.keys(params.layer, r, params.contexts).mean(empty=params.empty_context) for r in requests]
-    targets = [space.target(name, r, params) for r in requests]
-    keys = torch.stack([key for key, _ in means], 1).double()
-    residual = torch.stack([t.value - value for t, (_, value) in zip(targets, means, strict=True)], 1)
-    whitened = space.whiten(params.layer, keys) if params.covariance else keys
-    gram = keys.T @ whitened + (params.ridge if len(requests) > 1 else 0.0) * torch.eye(len(requests)).to(keys)
-    factor, failed = torch.linalg.cholesky_ex(gram)
-    pivots = factor.diagonal()
-    if failed or pivots.min() < 1e-6 * pivots.max():
-        raise EditlibError(f"two of these {len(requests)} requests have the same key; edit them apart or give a ridge")
-    left = torch.cholesky_solve(residual.double().T, factor).T.to(residual)
-    losses = [list(target.losses) for target in targets]
-    numbers = {"numerator": residual.norm().item(), "steps": max(map(len, losses)), "losses": losses}
-    return {f"{name}.weight": (left, whitened.to(residual))}, numbers
+    name, hparams, several = "emmet", EmmetParams, True
+    paper, equation = "Gupta et al. 2024, A Unified Framework", "equation 9"
+
+    def solve(
+        self, session: "Session", requests: Sequence[EditRequest], params: EmmetParams, state: State | None = None
+    ) -> tuple[Edit, State | None]:
+        """Δ at one layer, of rank `len(requests)`.
+
+        Raises `EditlibError` if a subject cannot be located, C is singular, or without ridge two keys are the same.
+        """
+        name = session.lm.layout.name(params.layer)
+        targets = session.targets(name, requests, params)
+        means = [session.keys(params.layer, r, params.contexts).mean(empty=params.empty_context) for r in requests]
+        keys = torch.stack([key for key, _ in means], 1).double()
+        residual = torch.stack([t.value - value for t, (_, value) in zip(targets, means, strict=True)], 1)
+        whitened = session.whiten(params.layer, keys) if params.covariance else keys
+        gram = keys.T @ whitened + (params.ridge if len(requests) > 1 else 0.0) * torch.eye(len(requests)).to(keys)
+        factor, failed = torch.linalg.cholesky_ex(gram)
+        pivots = factor.diagonal()
+        if failed or pivots.min() < 1e-6 * pivots.max():
+            raise EditlibError(
+                f"two of these {len(requests)} requests have the same key; edit them apart or give a ridge"
+            )
+        left = torch.cholesky_solve(residual.double().T, factor).T.to(residual)
+        losses = [list(target.losses) for target in targets]
+        numbers = {"numerator": residual.norm().item(), "steps": max(map(len, losses)), "losses": losses}
+        change = LowRank(left, whitened.to(residual))
+        return session.edit(self, requests, params, {f"{name}.weight": change}, numbers), state

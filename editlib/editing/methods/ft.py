@@ -7,7 +7,7 @@ Modifying Memories in Transformer Models; ROME (Meng et al. 2022), appendix E.1.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
@@ -16,10 +16,14 @@ from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
 from editlib.data.request import EditRequest
-from editlib.editing.edit import Factors
-from editlib.editing.session import Session
+from editlib.editing.change import Dense
+from editlib.editing.edit import Edit
+from editlib.editing.method import Method, State
 from editlib.models.language_model import LanguageModel, widened
 from editlib.models.tokens import Encoded, encode, pad
+
+if TYPE_CHECKING:
+    from editlib.editing.session import Session
 
 Objective = Literal["teacher-forced", "last-position"]
 
@@ -42,29 +46,51 @@ class FtlParams(FtParams):
     limit: PositiveFloat = 5e-4  # largest |Δ| of any entry
 
 
-def ft(space: Session, requests: Sequence[EditRequest], params: FtParams) -> tuple[Factors, dict[str, Any]]:
-    """Factors of Δ at one layer (Δ itself beside an identity: it has full rank), and diagnostics.
+class Ft(Method):
+    """FT."""
 
-    Raises `EditlibError` if a subject or a target cannot be located.
-    """
-    lm, name = space.lm, f"{space.lm.layout.name(params.layer)}.weight"
-    limit = params.limit if isinstance(params, FtlParams) else None
-    rows = [encode(lm.tokenizer, r.prompt, r.subject, target=r.target_new, separator=r.separator) for r in requests]
-    delta = torch.zeros_like(widened(lm.weight(params.layer)), requires_grad=True)
-    adam, losses = torch.optim.Adam([delta], lr=params.learning_rate), list[float]()
-    for _ in range(params.steps):
-        loss = _loss(lm, params.layer, delta, rows, params.objective)
-        losses.append(loss.item())
-        if losses[-1] < params.stop_loss:
-            break
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
-        if limit is not None:
-            with torch.no_grad():
-                delta.clamp_(-limit, limit)
-    change = delta.detach()
-    return {name: (torch.eye(len(change)).to(change), change.T)}, {"steps": len(losses), "losses": losses}
+    name, hparams, several = "ft", FtParams, True
+    paper, equation = "Zhu et al. 2020, Modifying Memories", "equation 2, no bound"
+
+    def layers(self, params: FtParams) -> tuple[int, ...]:
+        """The one."""
+        return (params.layer,)
+
+    def limit(self, params: FtParams) -> float | None:
+        """The bound of every entry of Δ."""
+        return None
+
+    def solve(
+        self, session: "Session", requests: Sequence[EditRequest], params: FtParams, state: State | None = None
+    ) -> tuple[Edit, State | None]:
+        """Δ of one layer; raises `EditlibError` if a subject or a target cannot be located."""
+        lm, limit = session.lm, self.limit(params)
+        rows = [encode(lm.tokenizer, r.prompt, r.subject, target=r.target_new, separator=r.separator) for r in requests]
+        delta = torch.zeros_like(widened(lm.weight(params.layer)), requires_grad=True)
+        adam, losses = torch.optim.Adam([delta], lr=params.learning_rate), list[float]()
+        for _ in range(params.steps):
+            loss = _loss(lm, params.layer, delta, rows, params.objective)
+            losses.append(loss.item())
+            if losses[-1] < params.stop_loss:
+                break
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            if limit is not None:
+                with torch.no_grad():
+                    delta.clamp_(-limit, limit)
+        changes = {f"{lm.layout.name(params.layer)}.weight": Dense(delta.detach())}
+        return session.edit(self, requests, params, changes, {"steps": len(losses), "losses": losses}), state
+
+
+class Ftl(Ft):
+    """FT-L."""
+
+    name, hparams, equation = "ft-l", FtlParams, "equation 2, L-infinity bound"
+
+    def limit(self, params: FtlParams) -> float:  # type: ignore[override]
+        """The bound of every entry of Δ."""
+        return params.limit
 
 
 def _loss(lm: LanguageModel, layer: int, delta: Tensor, rows: Sequence[Encoded], objective: Objective) -> Tensor:

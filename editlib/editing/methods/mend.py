@@ -11,14 +11,16 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from editlib.data.request import EditRequest
-from editlib.editing.edit import Factors
-from editlib.editing.methods.editor import Editor, gradients, load_editor
+from editlib.editing.change import LowRank
+from editlib.editing.edit import Edit
+from editlib.editing.method import Method, State
+from editlib.editing.methods.editor import Editor, gradients, load_editor, read_header
 from editlib.models.language_model import LanguageModel
 from editlib.models.tokens import Encoded, encode
 
@@ -37,37 +39,48 @@ class MendParams:
     scale: float = 1.0  # of the change; 1 is as trained
 
 
-def mend(space: "Session", requests: Sequence[EditRequest], params: MendParams) -> tuple[Factors, dict[str, Any]]:
-    """Factors of Δ for every edited weight, and diagnostics: the mean NLL before the edit and the editor's sha256.
+class Mend(Method):
+    """MEND."""
 
-    Raises `EditlibError` if the editor is missing, damaged or another model's, or a request cannot be encoded.
-    """
-    lm, path = space.lm, editor_file(space.lm, params)
-    editor, digest = space.once(("editor", path), lambda: _load(path, lm))
-    rows = [encode(lm.tokenizer, r.prompt, r.subject, target=r.target_new, separator=r.separator) for r in requests]
-    parts = [_changes(lm, editor, rows[i : i + BATCH]) for i in range(0, len(rows), BATCH)]
-    factors = {
-        f"{name}.weight": (params.scale * _columns(parts, name, 0), _columns(parts, name, 1)) for name in editor.names
-    }
-    loss = torch.cat([losses for _, losses in parts]).mean().item()
-    return factors, {"steps": 1, "losses": [loss], "editor_sha256": digest}
+    name, hparams, several = "mend", MendParams, True
+    paper, equation = "Mitchell et al. 2022, Fast Model Editing at Scale", "section 3"
+
+    def check(self, lm: LanguageModel, params: MendParams) -> dict[str, str]:
+        """Raise `EditlibError` if the editor is missing, damaged or another model's; its sha256."""
+        path = _path(lm, params)
+        read_header(path, lm)
+        return {"editor_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+    def solve(
+        self, session: "Session", requests: Sequence[EditRequest], params: MendParams, state: State | None = None
+    ) -> tuple[Edit, State | None]:
+        """Δ of every edited weight; diagnostics have the mean NLL before the edit and the editor's sha256.
+
+        Raises `EditlibError` if the editor is missing, damaged or another model's, or a request cannot be encoded.
+        """
+        lm, path = session.lm, _path(session.lm, params)
+        editor, digest = session.file(path, lambda: (load_editor(path, lm)[0], self.check(lm, params)["editor_sha256"]))
+        rows = [encode(lm.tokenizer, r.prompt, r.subject, target=r.target_new, separator=r.separator) for r in requests]
+        parts = [_changes(lm, editor, rows[i : i + BATCH]) for i in range(0, len(rows), BATCH)]
+        changes = {
+            f"{name}.weight": LowRank(*(torch.cat([sides[name][i] for sides, _ in parts], 1) for i in (0, 1))).scaled(
+                params.scale
+            )
+            for name in editor.names
+        }
+        loss = torch.cat([losses for _, losses in parts]).mean().item()
+        numbers = {"steps": 1, "losses": [loss], "editor_sha256": digest}
+        return session.edit(self, requests, params, changes, numbers), state
 
 
-def editor_file(lm: LanguageModel, params: MendParams) -> Path:
-    """The file that hyper-parameters stand for."""
+def _path(lm: LanguageModel, params: MendParams) -> Path:
     return Path(params.editor) if params.editor else (lm.folder or Path()) / SHIPPED
 
 
-def _load(path: Path, lm: LanguageModel) -> tuple[Editor, str]:
-    return load_editor(path, lm)[0], hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _changes(lm: LanguageModel, editor: Editor, rows: Sequence[Encoded]) -> tuple[Factors, Tensor]:
+def _changes(
+    lm: LanguageModel, editor: Editor, rows: Sequence[Encoded]
+) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor]:
     """Factors of the sum of all rows' changes by module, one column a token that has a gradient; and each row's NLL."""
     found, losses = gradients(lm, editor.names, rows)
     kept = {name: (left != 0).any(-1) for name, (left, _) in found.items()}
     return {name: (left[kept[name]].T, right[kept[name]].T) for name, (left, right) in editor(found).items()}, losses
-
-
-def _columns(parts: Sequence[tuple[Factors, Tensor]], name: str, side: int) -> Tensor:
-    return torch.cat([factors[name][side] for factors, _ in parts], dim=1)

@@ -5,13 +5,16 @@ key without prefix everywhere and aims for W k + δ instead of v0 + δ.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from editlib.data.request import EditRequest
-from editlib.editing.edit import Factors
-from editlib.editing.methods.rome import RankOneParams, RomeParams, rome
-from editlib.editing.session import Session
+from editlib.editing.edit import Edit
+from editlib.editing.method import State
+from editlib.editing.methods.rome import RankOne, RankOneParams, Rome, RomeParams
+
+if TYPE_CHECKING:
+    from editlib.editing.session import Session
 
 SWITCHES: dict[str, dict[str, Any]] = {
     "prefix-keys": {"keys": "prefixed", "anchor": "unprefixed"},
@@ -26,7 +29,17 @@ class RRomeParams(RankOneParams):
     switch: Literal["prefix-keys", "prompt-keys"] = "prefix-keys"
 
 
-def r_rome(space: Session, requests: Sequence[EditRequest], params: RRomeParams) -> tuple[Factors, dict[str, Any]]:
-    """Factors of Δ at one layer for one request, and its diagnostics; errors as for ROME."""
-    given = asdict(params)
-    return rome(space, requests, RomeParams(**SWITCHES[given.pop("switch")], **given))
+class RRome(RankOne):
+    """R-ROME."""
+
+    name, hparams = "r-rome", RRomeParams
+    paper, equation = "Gupta et al. 2024, Rebuilding ROME", "section 3"
+
+    def solve(
+        self, session: "Session", requests: Sequence[EditRequest], params: RRomeParams, state: State | None = None
+    ) -> tuple[Edit, State | None]:
+        """Δ at one layer for one request; errors as for ROME."""
+        given = asdict(params)
+        as_rome = RomeParams(**SWITCHES[given.pop("switch")], **given)
+        edit, state = Rome(self.name, {}, self.paper, self.equation).solve(session, requests, as_rome, state)
+        return replace(edit, hparams=asdict(params)), state

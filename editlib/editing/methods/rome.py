@@ -8,16 +8,21 @@ averaged. `unprefixed` (p-ROME): both without prefix. Sources: ROME (Meng et al.
 float64, and v* is read at the last layer's logits only (their v_loss_layer is the last layer in every configuration).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
 from editlib.data.request import EditRequest
-from editlib.editing.edit import Factors
-from editlib.editing.session import Session
+from editlib.editing.change import LowRank
+from editlib.editing.edit import Edit
+from editlib.editing.method import Method, State
 from editlib.engine.values import ValueParams
+from editlib.models.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    from editlib.editing.session import Session
 
 KeyPolicy = Literal["mixed", "prefixed", "unprefixed"]
 Anchor = Literal["unprefixed", "mean", "current"]
@@ -40,22 +45,48 @@ class RomeParams(RankOneParams):
     anchor: Anchor = "unprefixed"  # what δ is added to: the value without prefix, the mean value, or W k_out
 
 
-def rome(space: Session, requests: Sequence[EditRequest], params: RomeParams) -> tuple[Factors, dict[str, Any]]:
-    """Factors of Δ at one layer for one request, and its diagnostics.
+class RankOne(Method):
+    """What rank-one methods at one layer have in common."""
 
-    Raises `EditlibError` if the subject cannot be located or C is singular.
-    """
-    (request,), name = requests, space.lm.layout.name(params.layer)
-    keys = space.keys(params.layer, request, params.contexts)
-    target = space.target(name, request, params)
-    mean = keys.mean(empty=params.empty_context)
-    k_in, _ = keys.bare if params.keys == "unprefixed" else mean
-    k_out, current = mean if params.keys == "prefixed" else keys.bare
-    start = {"unprefixed": target.start, "mean": mean[1], "current": current}[params.anchor]
-    direction = space.whiten(params.layer, k_in[:, None])[:, 0] if params.covariance else k_in.double()
-    left, right, numbers = rank_one(direction, k_in, k_out, start + target.change - current)
-    found = numbers | {"steps": len(target.losses), "losses": list(target.losses)}
-    return {f"{name}.weight": (left[:, None], right[:, None])}, found
+    def layers(self, params: RankOneParams) -> tuple[int, ...]:
+        """The one."""
+        return (params.layer,)
+
+    def moments(self, params: RankOneParams) -> tuple[int, ...]:
+        """That of the layer, unless C is left out."""
+        return (params.layer,) if params.covariance else ()
+
+    def searches(self, lm: LanguageModel, params: RankOneParams) -> list[tuple[str, ValueParams]]:
+        """v* is the output of the layer's down-projection."""
+        return [(lm.layout.name(params.layer), params)]
+
+
+@dataclass(frozen=True)
+class Rome(RankOne):
+    """ROME, C-ROME and p-ROME: they differ in `keys`, which their names settle."""
+
+    name: str
+    stands_for: Mapping[str, Any] = field()
+    paper: str
+    equation: str
+    hparams = RomeParams
+
+    def solve(
+        self, session: "Session", requests: Sequence[EditRequest], params: RomeParams, state: State | None = None
+    ) -> tuple[Edit, State | None]:
+        """Δ at one layer for one request; raises `EditlibError` if the subject cannot be located or C is singular."""
+        (request,), name = requests, session.lm.layout.name(params.layer)
+        (target,) = session.targets(name, requests, params)
+        keys = session.keys(params.layer, request, params.contexts)
+        mean = keys.mean(empty=params.empty_context)
+        k_in, _ = keys.bare if params.keys == "unprefixed" else mean
+        k_out, current = mean if params.keys == "prefixed" else keys.bare
+        start = {"unprefixed": target.start, "mean": mean[1], "current": current}[params.anchor]
+        direction = session.whiten(params.layer, k_in[:, None])[:, 0] if params.covariance else k_in.double()
+        left, right, numbers = rank_one(direction, k_in, k_out, start + target.change - current)
+        found = numbers | {"steps": len(target.losses), "losses": list(target.losses)}
+        change = LowRank(left[:, None], right[:, None])
+        return session.edit(self, requests, params, {f"{name}.weight": change}, found), state
 
 
 def rank_one(

@@ -18,18 +18,20 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from editlib.data.datasets import Case
-from editlib.data.for_models import corpus as prose
 from editlib.data.request import EditRequest
-from editlib.editing.methods import hparams_for
+from editlib.editing.check import check
+from editlib.editing.method import moments_of
+from editlib.editing.methods import variants_of
+from editlib.editing.session import Session
 from editlib.editing.stats import Stats, second_moments_of
 from editlib.errors import EditlibError
 from editlib.files import aside, write_json
 from editlib.measuring.statistics import COLLAPSE_RATIO, collapsed
 from editlib.models.language_model import LanguageModel
-from editlib.models.tokens import encode_texts
 from editlib.sweeps.folder import PlannedFolder
 from editlib.sweeps.hardedit.authors import BATCH, Author, Unusable
-from editlib.sweeps.single import moment_layers, plan_of, sweep
+from editlib.sweeps.plan import described
+from editlib.sweeps.single import sweep
 from editlib.text import finite
 
 log = logging.getLogger(__name__)
@@ -109,13 +111,11 @@ def build(
     if n < 1:
         raise EditlibError(f"n={n} is out of range; ask for 1 case or more")
     collapsed(1.0, collapse_ratio)  # raises for one that is none
-    lm.require_causal()
-    encode_texts(lm, texts)
-    if stats is None and corpus is None:
-        prose(lm, 1)
-    folder, variants = set_folder(out), {"rome": hparams_for(lm, "rome")}
+    session, variants = Session(lm, stats=stats, corpus=corpus), variants_of(lm, "rome")
+    check(session, variants.values(), texts=texts)
+    folder = set_folder(out)
     resumed = folder.check(resume=resume)
-    judged = plan_of(lm, (), variants, texts, stats=stats, corpus=corpus)
+    judged = described(session, (), variants, texts)
     plan = json.loads(json.dumps(finite({"author": author.name, "collapse_ratio": collapse_ratio} | judged)))
     if resumed:
         folder.compare(plan)
@@ -127,9 +127,7 @@ def build(
             log.info("call %d; %d of %d cases so far", number + 1, len(_accepted(lines)), n)
             part = folder.path / f"part-{number:05d}.jsonl"
             if not part.is_file():
-                stats = stats or second_moments_of(
-                    lm, moment_layers(variants.values()), corpus=corpus
-                )  # what may fail, before what may cost
+                stats = stats or second_moments_of(lm, moments_of(variants.values()), corpus=corpus)
                 reply_file = folder.path / f"reply-{number:05d}.json"
                 if not reply_file.is_file():
                     write_json(reply_file, _asked(author, [line["subject"] for line in lines if line["subject"]]))

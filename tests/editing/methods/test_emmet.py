@@ -29,7 +29,7 @@ def test_emmet_with_one_key_is_c_rome(lm: LanguageModel, moments: Stats, ask: Ed
     c_rome = RomeParams(layer=LAYER, keys="prefixed", steps=4, learning_rate=0.3)
     one = compute(lm, [ask], method="emmet", hparams=SEARCH, stats=moments)
     other = compute(lm, [ask], method="c-rome", hparams=c_rome, stats=moments)
-    (name,) = one.factors
+    (name,) = one.changes
     assert distance(dense(one, name), dense(other, name)) < 1e-5
 
 
@@ -44,7 +44,7 @@ def test_several_requests_are_met_by_least_squares(lm: LanguageModel, moments: S
     residual = wanted - np.stack([v.mean(0) for _, v in pairs], 1)
     moment = moments.moments[LAYER].numpy() if covariance else np.eye(len(keys))
     assert distance(dense(edit, f"{name}.weight"), ridge_change(moment, 0.1, keys, residual)) < 1e-5
-    assert edit.factors[f"{name}.weight"][0].shape[1] == len(REQUESTS)
+    assert edit.changes[f"{name}.weight"].left.shape[1] == len(REQUESTS)
     assert edit.diagnostics["numerator"] == pytest.approx(np.linalg.norm(residual), rel=1e-4)
 
 

@@ -50,7 +50,7 @@ def test_every_layer_is_the_least_squares_solution(
 ) -> None:
     edit = compute(lm, REQUESTS[:count], method="memit", hparams=SEARCH, stats=moments)
     expected = brute_force(own, moments, REQUESTS[:count])
-    assert edit.factors.keys() == expected.keys()
+    assert edit.changes.keys() == expected.keys()
     for name, change in expected.items():
         assert distance(dense(edit, name), change) < 1e-5
 

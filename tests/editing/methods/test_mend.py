@@ -18,10 +18,10 @@ from editlib import data, load
 from editlib.data.datasets import Case
 from editlib.data.request import EditRequest
 from editlib.editing.edit import Edit
+from editlib.editing.methods import METHODS, solve, training
 from editlib.editing.methods import editor as editor_module
-from editlib.editing.methods import training
 from editlib.editing.methods.editor import Block, Editor, changed, gradients, load_editor, shapes
-from editlib.editing.methods.mend import MendParams, mend
+from editlib.editing.methods.mend import MendParams
 from editlib.editing.methods.training import MendRecipe, attempt, digest, draw, initial_editor, split, train
 from editlib.editing.session import Session
 from editlib.errors import EditlibError
@@ -94,8 +94,9 @@ def editor_file(lm: LanguageModel, tmp_path: Path) -> Path:
 
 def edited(lm: LanguageModel, requests: Sequence[EditRequest], path: Path, **options: Any) -> Edit:
     """The edit of a file's editor."""
-    factors, found = mend(Session(lm), requests, MendParams(editor=str(path), **options))
-    return Edit("mend", tuple(requests), factors, {}, lm.fingerprint, found)
+    edit, _ = METHODS["mend"].solve(Session(lm), requests, MendParams(editor=str(path), **options))
+    assert isinstance(edit, Edit)
+    return edit
 
 
 # The update
@@ -108,7 +109,7 @@ def test_a_new_editor_takes_a_step_down_the_dense_gradient(
     path = save(Editor(shapes(lm, LAYERS), rank=2), tmp_path / "new.safetensors", lm)
     change = edited(lm, [request_], path)
     expected = dense_gradients(lm, request_)
-    assert {name.removesuffix(".weight") for name in change.factors} == set(expected)
+    assert {name.removesuffix(".weight") for name in change.changes} == set(expected)
     for name, gradient in expected.items():
         assert gradient.abs().max() > 1e-4
         torch.testing.assert_close(change.delta(f"{name}.weight"), -gradient, rtol=1e-4, atol=1e-6)
@@ -164,7 +165,7 @@ def test_several_requests_change_weights_by_the_sum_of_each(
         importlib.import_module("editlib.editing.methods.mend"), "BATCH", 2
     )  # not the function of that name
     together, alone = edited(lm, REQUESTS, editor_file), [edited(lm, [r], editor_file) for r in REQUESTS]
-    for name in together.factors:
+    for name in together.changes:
         torch.testing.assert_close(together.delta(name), sum(e.delta(name) for e in alone), rtol=1e-3, atol=1e-6)
     assert together.diagnostics["losses"] == [
         pytest.approx(np.mean([e.diagnostics["losses"] for e in alone]), rel=1e-5)
@@ -174,18 +175,18 @@ def test_several_requests_change_weights_by_the_sum_of_each(
 def test_the_last_token_and_padding_have_no_column(lm: LanguageModel, editor_file: Path) -> None:
     """Nothing is predicted from a target's last token; in the last layer only what predicts the target counts."""
     row = encoded(lm)[1]
-    widths = {name: left.shape[1] for name, (left, _) in edited(lm, [REQUESTS[1]], editor_file).factors.items()}
+    widths = {name: c.left.shape[1] for name, c in edited(lm, [REQUESTS[1]], editor_file).changes.items()}
     blocks = lm.layout.blocks
     assert {width for name, width in widths.items() if name.startswith(f"{blocks}.1.")} == {len(row.ids) - 1}
     assert {width for name, width in widths.items() if name.startswith(f"{blocks}.2.")} == {len(row.ids) - row.target}
-    together = edited(lm, REQUESTS, editor_file).factors
-    alone = [edited(lm, [r], editor_file).factors for r in REQUESTS]
-    assert all(pair[0].shape[1] == sum(f[name][0].shape[1] for f in alone) for name, pair in together.items())
+    together = edited(lm, REQUESTS, editor_file).changes
+    alone = [edited(lm, [r], editor_file).changes for r in REQUESTS]
+    assert all(c.left.shape[1] == sum(f[name].left.shape[1] for f in alone) for name, c in together.items())
 
 
 def test_scale_multiplies_the_change(lm: LanguageModel, editor_file: Path) -> None:
     once, twice = (edited(lm, REQUESTS[:1], editor_file, scale=scale) for scale in (1.0, 2.0))
-    assert all(torch.allclose(2 * once.delta(name), twice.delta(name)) for name in once.factors)
+    assert all(torch.allclose(2 * once.delta(name), twice.delta(name)) for name in once.changes)
 
 
 def test_diagnostics_are_the_loss_before_and_the_editor(lm: LanguageModel, editor_file: Path) -> None:
@@ -200,8 +201,8 @@ def test_other_precisions_are_edited_alike(lm: LanguageModel, tmp_path: Path, dt
     other = LanguageModel(copy.deepcopy(lm.model).to(dtype), lm.tokenizer)
     change = edited(other, REQUESTS, save(scrambled(other), tmp_path / "other.safetensors", other))
     exact = edited(lm, REQUESTS, save(scrambled(lm), tmp_path / "editor.safetensors", lm))
-    for name, (left, right) in change.factors.items():
-        assert left.dtype == right.dtype == torch.float32
+    for name, low_rank in change.changes.items():
+        assert low_rank.left.dtype == low_rank.right.dtype == torch.float32
         cosine = torch.cosine_similarity(change.delta(name).flatten(), exact.delta(name).flatten(), dim=0)
         assert cosine > (0.9 if dtype == torch.bfloat16 else 0.9999)
 
@@ -268,7 +269,7 @@ def test_a_missing_editor_is_said_with_the_command_that_makes_one(lm: LanguageMo
         edited(lm, REQUESTS, tmp_path / "none")
     one_line(e)
     with pytest.raises(EditlibError, match="no MEND editor mend.safetensors"):
-        mend(Session(lm), REQUESTS, MendParams())
+        METHODS["mend"].solve(Session(lm), REQUESTS, MendParams())
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "headless", "tensor", "field"])
@@ -539,8 +540,8 @@ def test_shipped_editors_edit_cases_they_never_saw(twin: str) -> None:
     before, after = [], []
     for request in requests:
         before.append(loss_of(lm, request).item())
-        factors, found = mend(Session(lm), [request], MendParams())
-        assert found["losses"] == [pytest.approx(before[-1], rel=1e-3)]
-        with Edit("mend", (request,), factors, {}, lm.fingerprint).applied(lm), torch.no_grad():
+        edit = solve(Session(lm), "mend", [request], MendParams())
+        assert edit.diagnostics["losses"] == [pytest.approx(before[-1], rel=1e-3)]
+        with edit.applied(lm), torch.no_grad():
             after.append(loss_of(lm, request).item())
     assert np.median(after) < 0.3 < 3 < np.median(before)

@@ -19,7 +19,7 @@ def test_all_methods_of_both_papers_are_there() -> None:
 
 
 def test_methods_name_their_sources() -> None:
-    assert all(method.paper and method.equation and method.function.__doc__ for method in METHODS.values())
+    assert all(method.paper and method.equation and method.solve.__doc__ for method in METHODS.values())
 
 
 @pytest.mark.parametrize("method", UNTRAINED)
@@ -29,7 +29,7 @@ def test_every_edit_says_what_made_it(lm: LanguageModel, moments: Stats, ask: Ed
     assert edit.hparams["steps"] == 2
     needed = "numerator denominator denominator_consistent delta_norm weight_norm steps losses".split()
     assert set(needed) <= set(edit.diagnostics)
-    changes = [edit.delta(name) for name in edit.factors]
+    changes = [edit.delta(name) for name in edit.changes]
     assert edit.diagnostics["delta_norm"] == pytest.approx(torch.cat([c.flatten() for c in changes]).norm().item())
     assert edit.diagnostics["delta_norm"] > 0
 
@@ -64,7 +64,7 @@ def test_sequential_editing_nests_and_adds(own: LanguageModel, moments: Stats, a
     with first.applied(own):
         second = compute(own, [other], method=method, hparams=params, stats=moments)
         with second.applied(own):
-            nested = {name: own.model.get_parameter(name).clone() for name in second.factors}
+            nested = {name: own.model.get_parameter(name).clone() for name in second.changes}
     assert all(torch.equal(value, before[name]) for name, value in own.model.state_dict().items())
     both = first + second
     with both.applied(own):
@@ -88,7 +88,7 @@ def test_unknown_flavour_is_refused(gpt2: LanguageModel) -> None:
 
 
 def test_unknown_hyper_parameter_is_refused(gpt2: LanguageModel) -> None:
-    with pytest.raises(EditlibError, match="^hyper-parameter 'lr' is unknown; rome has .*learning_rate"):
+    with pytest.raises(EditlibError, match="^rome's hyper-parameter 'lr' is unknown; .*use one of .*learning_rate"):
         hparams_for(gpt2, "rome", lr=0.5)
 
 

@@ -1,5 +1,6 @@
 """Presets are found by a model's type and shape, and hold the published values."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ class Shaped:
     """As much of a language model as the presets look at."""
 
     require_causal = staticmethod(lambda: None)
+    folder: Path | None = None
 
     def __init__(self, kind: str, layers: int, out: int, into: int) -> None:
         import torch

@@ -19,7 +19,7 @@ ROME = RomeParams(layer=1, steps=4, learning_rate=0.3)
 def test_r_rome_with_prefix_keys_is_c_rome(lm: LanguageModel, moments: Stats, ask: EditRequest) -> None:
     one = compute(lm, [ask], method="r-rome", hparams=R_ROME, stats=moments)
     other = compute(lm, [ask], method="c-rome", hparams=replace(ROME, keys="prefixed"), stats=moments)
-    (name,) = one.factors
+    (name,) = one.changes
     assert torch.equal(one.delta(name), other.delta(name))
     assert (one.method, one.hparams["switch"]) == ("r-rome", "prefix-keys")
 
@@ -29,6 +29,6 @@ def test_r_rome_with_prompt_keys_moves_the_value_without_prefix_by_delta(
 ) -> None:
     one = compute(lm, [ask], method="r-rome", hparams=replace(R_ROME, switch="prompt-keys"), stats=moments)
     other = compute(lm, [ask], method="p-rome", hparams=replace(ROME, keys="unprefixed"), stats=moments)
-    (name,) = one.factors
+    (name,) = one.changes
     torch.testing.assert_close(one.delta(name), other.delta(name), rtol=1e-3, atol=1e-5)  # v0 = W k_u but for rounding
     assert one.diagnostics["denominator"] == pytest.approx(one.diagnostics["denominator_consistent"])

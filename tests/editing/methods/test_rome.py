@@ -52,9 +52,9 @@ def target(lm: LanguageModel, ask: EditRequest, search: RomeParams) -> Target:
 
 
 def delta(lm: LanguageModel, edit: Edit) -> Array:
-    ((name, (left, right)),) = edit.factors.items()
+    ((name, change),) = edit.changes.items()
     assert name == f"{lm.layout.name(LAYER)}.weight"
-    return left.double().numpy() @ right.double().numpy().T
+    return change.left.double().numpy() @ change.right.double().numpy().T
 
 
 # What the edited model does
