@@ -151,11 +151,7 @@ def known(lm: LanguageModel, requests: Sequence[EditRequest], *, n: int) -> list
         batch = rows[start : start + PROMPTS]
         ids, mask = pad([row.ids for row in batch], lm.device)
         best = lm.model(input_ids=ids, attention_mask=lm.attended(mask)).logits.argmax(-1).tolist()
-        facts += [
-            row
-            for row, guess in zip(batch, best, strict=True)
-            if tuple(guess[row.target - 1 : len(row.ids) - 1]) == row.ids[row.target :]
-        ]
+        facts += [row for row, guess in zip(batch, best, strict=True) if tuple(guess[row.predicting]) == row.wanted]
         if len(facts) >= n:
             break
     return facts[:n]

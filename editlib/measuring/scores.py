@@ -257,7 +257,7 @@ def target_probability(lm: LanguageModel, request: EditRequest, target: str) -> 
     Raises `EditlibError` if they cannot be located, or are more than the model takes.
     """
     row = encode(lm.tokenizer, request.prompt, request.subject, target=target, separator=request.separator)
-    answer = Answer(row.ids[: row.target], row.ids[row.target :])
+    answer = Answer(row.ids[: row.target], row.wanted)
     check_length(lm, [request.text], [answer.fed])
     ((mean, _),) = _forced(lm, [answer])
     return math.exp(mean * len(answer.tokens))
