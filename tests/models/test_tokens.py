@@ -195,7 +195,7 @@ def test_a_request_that_is_too_long_behind_a_context_is_named(gpt2: LanguageMode
     assert len(encode_contexts(gpt2, request, ["{}"])) == 1
     message = r"^text 'is is is .*'\.\.\. has 1\d\d tokens, tiny-gpt2 takes at most 128; shorten it$"
     with pytest.raises(EditlibError, match=message):
-        encode_contexts(gpt2, request, ["{}", "is " * 60 + "{}"])
+        encode_contexts(gpt2, request, ["{}", "is " * 70 + "{}"])
 
 
 @given(prompt=TEXTS, target=SUBJECTS.map(str.strip))
