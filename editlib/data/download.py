@@ -58,7 +58,10 @@ def _download(url: str, part: Path, *, progress: bool, tries: int, pause: float)
                 return _transfer(client, url, part, progress=progress)
             except (httpx2.HTTPError, Broken) as error:
                 if number == tries:
-                    raise EditlibError(_broken(url, part, error)) from error
+                    reason, here = str(error) or type(error).__name__, f"{_size(part)} bytes are here"
+                    raise EditlibError(
+                        f"{url} cannot be downloaded: {reason}; {here}, run the same command to go on"
+                    ) from error
                 time.sleep(pause * 2 ** (number - 1))
 
 
@@ -144,8 +147,3 @@ def _forget(part: Path) -> None:
 def _useless(part: Path, reason: str) -> Broken:
     _forget(part)
     return Broken(reason)
-
-
-def _broken(url: str, part: Path, error: Exception) -> str:
-    reason = str(error) or type(error).__name__
-    return f"{url} cannot be downloaded: {reason}; {_size(part)} bytes are here, run the same command to go on"

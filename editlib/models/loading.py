@@ -58,7 +58,13 @@ def _read(source: str, dtype: str, **options: Any) -> tuple[Any, PreTrainedModel
     if quantised:
         method = dict(quantised).get("quant_method", "by an unknown method")
         raise EditlibError(f"its weights are quantised ({method}), and edits need plain ones; load the model it is of")
-    tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    except (ImportError, ValueError) as error:  # such as a tokenizer.model alone, which other packages convert
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise EditlibError(
+            f"its tokenizer cannot be read ({reason}); save it as tokenizer.json where it can"
+        ) from error
     loader = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     model, info = loader.from_pretrained(
         source, dtype=dtype, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options

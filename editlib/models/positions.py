@@ -43,7 +43,9 @@ def placed(lm: LanguageModel, place: Place) -> Iterator[LanguageModel]:
     def moved(_module: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         positions = options.get("position_ids")
         if positions is None:
-            positions = _counted(inputs[0] if inputs else options["input_ids"], options.get("past_key_values"))
+            ids, past = inputs[0] if inputs else options["input_ids"], options.get("past_key_values")
+            start = 0 if past is None else past.get_seq_length()
+            positions = torch.arange(start, start + ids.shape[1], device=ids.device)[None]
         return inputs, options | {"position_ids": place(positions)}
 
     handle = lm.model.register_forward_pre_hook(moved, with_kwargs=True)
@@ -51,9 +53,3 @@ def placed(lm: LanguageModel, place: Place) -> Iterator[LanguageModel]:
         yield lm
     finally:
         handle.remove()
-
-
-def _counted(ids: Tensor, past: Any) -> Tensor:
-    """Positions of tokens behind those kept.  # (1, tokens)"""
-    start = 0 if past is None else past.get_seq_length()
-    return torch.arange(start, start + ids.shape[1], device=ids.device)[None]

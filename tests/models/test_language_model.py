@@ -382,6 +382,13 @@ def test_weights_in_other_forms_are_named_with_what_to_do(gpt2_folder: Path) -> 
         load(str(gpt2_folder))
 
 
+def test_a_tokenizer_that_other_packages_convert_is_one_line(gpt2_folder: Path) -> None:
+    (gpt2_folder / "tokenizer.json").unlink()
+    (gpt2_folder / "tokenizer.model").write_bytes(b"no sentencepiece")
+    with pytest.raises(EditlibError, match=r"cannot be loaded: its tokenizer cannot be read \(.+\); save it as tokeni"):
+        load(str(gpt2_folder))
+
+
 def test_a_folder_is_read_whatever_the_locale_is(gpt2_folder: Path) -> None:
     (gpt2_folder / "config.json").write_text(
         json.dumps(json.loads((gpt2_folder / "config.json").read_text()) | {"note": "東京"}, ensure_ascii=False),
