@@ -76,7 +76,10 @@ def run_app(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except USAGE_ERROR as error:
-        return _complain(_usage(error), 2)
+        command, message = getattr(error, "ctx", None), error.format_message().rstrip(".")  # type: ignore[attr-defined]
+        if "unexpected extra argument" in message:
+            message += '; quote what has spaces, with plain quotes: --subject "Eiffel Tower"'
+        return _complain(f"{message}; see {command.command_path if command else 'editlib'} --help", 2)
     except EditlibError as error:
         return _complain(error, 2)
     except ModuleNotFoundError as error:
@@ -86,14 +89,6 @@ def run_app(arguments: Sequence[str]) -> int:
     except OSError as error:
         return _complain(f"{error.filename or 'a file'}: {error.strerror or error}", 2)
     return _complain("interrupted", 130) if status == 130 else int(status or 0)
-
-
-def _usage(error: Any) -> str:
-    """A usage error with the help that belongs to it."""
-    command, message = error.ctx.command_path if getattr(error, "ctx", None) else "editlib", error.format_message()
-    if "unexpected extra argument" in message:
-        message += '; quote what has spaces, with plain quotes: --subject "Eiffel Tower"'
-    return f"{message.rstrip('.')}; see {command} --help"
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:

@@ -79,6 +79,8 @@ def edit(
     asked = _asked(prompt or [], subject or [], target or [], requests)
     check_new(out)
     measured, source = texts_for(model, texts), texts_of(corpus)
+    named = {"layer": layer, "covariance": covariance}
+    options = {name: value for name, value in named.items() if value is not None} | values(hparam)
 
     from editlib.editing import methods
     from editlib.editing import stats as moments
@@ -87,8 +89,6 @@ def edit(
 
     given = moments.load(stats) if stats else None
     lm = load_model(model, dtype=dtype, device=device, revision=revision, layout=layout)
-    named = {"layer": layer, "covariance": covariance}
-    options = {name: value for name, value in named.items() if value is not None} | values(hparam)
     hparams = methods.hparams_for(lm, method, flavour=flavour, **options)
     if measured:
         encode_texts(lm, measured)
@@ -225,19 +225,15 @@ def tasks(
 
     Example: editlib tasks --model testbed/anchored --limit 50
     """
+    lonely = next((entry for entry in file or [] if "=" not in entry), None)
+    if lonely is not None:
+        raise EditlibError(f"--file {lonely} names no task or no path; write --file TASK=PATH")
+    files = {name: path for name, _, path in (entry.partition("=") for entry in file or [])}
+
     from editlib.measuring import tasks as downstream
 
-    files = _files(file or [])
     names = task or list(files) or (downstream.TESTBED_TASKS if model.startswith("testbed/") else ())
     downstream.check_tasks(names, limit=limit, files=files)  # before the model is loaded
     lm = load_model(model, dtype=dtype, device=device, revision=revision, layout=layout)
     rows = downstream.evaluate(lm, names, limit=limit, files=files).to_dict(orient="records")
     emit(rows if as_json else table([downstream.COLUMNS, *(list(row.values()) for row in rows)]))
-
-
-def _files(entries: Sequence[str]) -> dict[str, str]:
-    """Paths by task, of `--file` options."""
-    lonely = next((entry for entry in entries if "=" not in entry), None)
-    if lonely is not None:
-        raise EditlibError(f"--file {lonely} names no task or no path; write --file TASK=PATH")
-    return {task: path for task, _, path in (entry.partition("=") for entry in entries)}

@@ -1,19 +1,16 @@
 """Commands about editors for the method mend."""
 
 import shlex
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from editlib.cli.options import Device, Dtype, Layout, Model, Revision, check_new, load_model
+from editlib.cli.options import Device, Dtype, Layout, Model, Revision, cases_for, check_new, known_data, load_model
+from editlib.cli.output import emit
 from editlib.errors import EditlibError
 from editlib.text import table
-
-if TYPE_CHECKING:
-    from editlib.data.datasets import Case
 
 app = typer.Typer(help="Editors for the method mend, one for each model.", rich_markup_mode=None)
 
@@ -24,8 +21,8 @@ def train_editor(
     out: Annotated[Path, typer.Option(help="New file for the editor; a checkpoint lies beside it meanwhile.")],
     data: Annotated[
         str | None,
-        typer.Option(help="Edit cases to train on: a name or a path.  [default, for testbed models: cases about "
-                          "facts that the testbed's own cases leave alone]"),
+        typer.Option(callback=known_data, help="Edit cases to train on: a name or a path.  [default, for testbed "
+                     "models: cases about facts that the testbed's own cases leave alone]"),
     ] = None,
     layers: Annotated[int | None, typer.Option(min=1, help="How many of the last layers it edits.")] = None,
     rank: Annotated[int | None, typer.Option(min=1, help="Rank of its networks.")] = None,
@@ -48,42 +45,28 @@ def train_editor(
 
     Example: editlib mend train --model testbed/anchored --out editor.safetensors
     """
+    check_new(out)
+    if data is None and not model.startswith("testbed/"):
+        raise EditlibError(f"no cases to train an editor of {model} on; give some with --data NAME or --data FILE")
+
     from editlib.editing.methods.editor import load_editor
     from editlib.editing.methods.training import MendRecipe, train
-
-    check_new(out)
-    options = {
-        "layers": layers, "rank": rank, "steps": steps, "batch": batch, "learning_rate": learning_rate,
-        "step_size": step_size, "edit_weight": edit_weight, "patience": patience, "seed": seed,
-    }  # fmt: skip
-    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    cases = _training_cases(data, model)
-    lm = load_model(model, dtype=dtype, device=device, revision=revision, layout=layout)
-    said = {
-        "model": model,
-        "data": data,
-        "dtype": None if dtype == "float32" else dtype,
-        "revision": revision,
-        "layout": layout,
-    } | given
-    command = ["editlib", "mend", "train", *_options(said | {"out": out.name})]
-    train(lm, cases, replace(MendRecipe(), **given), out, command=shlex.join(command))
-    curve = load_editor(out, lm)[1].curve
-    typer.echo(table([list(curve[0]), *(list(entry.values()) for entry in curve)]))
-    typer.echo(f"editor: {out}; use it with method mend, hyper-parameter editor={out}")
-
-
-def _training_cases(data: str | None, model: str) -> list["Case"]:
-    from editlib.data.datasets import cases
     from editlib.testbed.cases import training_cases
     from editlib.testbed.world import build_world
 
-    if data is None and not model.startswith("testbed/"):
-        raise EditlibError(f"no cases to train an editor of {model} on; give some with --data NAME or --data FILE")
-    return training_cases(build_world()) if data is None else cases(data)
-
-
-def _options(values: Mapping[str, object]) -> list[str]:
-    """Options of a command line, without those that have no value."""
-    pairs = [(f"--{name.replace('_', '-')}", str(value)) for name, value in values.items() if value is not None]
-    return [part for pair in pairs for part in pair]
+    cases = cases_for(model, data, lacking="") if data else training_cases(build_world())
+    recipe = {
+        "layers": layers, "rank": rank, "steps": steps, "batch": batch, "learning_rate": learning_rate,
+        "step_size": step_size, "edit_weight": edit_weight, "patience": patience, "seed": seed,
+    }  # fmt: skip
+    given: dict[str, Any] = {name: value for name, value in recipe.items() if value is not None}
+    named = {"model": model, "data": data, "dtype": dtype if dtype != "float32" else None, "revision": revision}
+    said = named | {"layout": layout} | given | {"out": out.name}
+    command = ["editlib", "mend", "train"]
+    for name, value in said.items():
+        command += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
+    lm = load_model(model, dtype=dtype, device=device, revision=revision, layout=layout)
+    train(lm, cases, replace(MendRecipe(), **given), out, command=shlex.join(command))
+    curve = load_editor(out, lm)[1].curve
+    emit(table([list(curve[0]), *(list(entry.values()) for entry in curve)]))
+    emit(f"editor: {out}; use it with method mend, hyper-parameter editor={out}")

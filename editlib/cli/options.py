@@ -66,11 +66,6 @@ def _ratio(ratio: float) -> float:
     return ratio
 
 
-def _hparams(entries: list[str] | None) -> list[str] | None:
-    pairs(entries or [])
-    return entries
-
-
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 MODEL = "testbed/anchored, testbed/control, a folder, or a hub id."
 Model = Annotated[str, typer.Option(callback=_model, help=MODEL)]
@@ -97,7 +92,7 @@ Methods = Annotated[
 ]  # fmt: skip
 Hparams = Annotated[
     list[str] | None,
-    typer.Option("-p", "--hparam", metavar="NAME VALUE", callback=_hparams, help="Set any hyper-parameter; repeat."),
+    typer.Option("-p", "--hparam", metavar="NAME VALUE", help="Set any hyper-parameter; repeat."),
 ]
 Stats = Annotated[Path | None, typer.Option(help="File with second moments made for this model.")]
 Corpus = Annotated[

@@ -81,7 +81,7 @@ def sweep(
         raise EditlibError("--sequential keeps no scores and no sentences; leave --no-scores and --per-sentence out")
     check_new(None if out.exists() else out)
     pool, measured = cases_for(model, cases, lacking=f"no cases to edit {model} with"), _needed_texts(model, texts)
-    source = texts_of(corpus)
+    source, hparams = texts_of(corpus), {"flavour": flavour} | values(hparam)
 
     from editlib.data import datasets as data
     from editlib.editing import methods
@@ -98,7 +98,6 @@ def sweep(
         "stats": moments.load(stats) if stats else None, "corpus": source,
     }  # fmt: skip
     lm = load_model(model, dtype=dtype, device=device, revision=revision, layout=layout)
-    hparams = {"flavour": flavour} | values(hparam)
     variants = {name: methods.hparams_for(lm, name, **hparams) for name in method or ["rome"]}
     with _resumable(out), alive(f"{len(chosen)} cases to edit {model} with", quiet=bar or as_json):
         if sequential:
