@@ -2,6 +2,7 @@
 
 `{run-table}` is a plain table, rows of one spec together; where scripts run, `catalogue.mjs` lets readers sort, filter
 and search it. The library behind that comes with the package itables; it is loaded on that page alone.
+What a row says of a run's cases and its result is written in `results.yaml`.
 """
 
 from __future__ import annotations
@@ -10,20 +11,38 @@ import importlib.util
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from html import escape
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
+import pandas as pd
+import yaml
 from docutils import nodes
-from runs import HINT, Run, clipped, read_runs, spoken
+from formulas import FormulaError, evaluate, fill, named
+from jinja2 import Environment, FileSystemLoader
+from runs import HINT, clipped, docname, model
+from sphinx import addnodes
 from sphinx.application import Sphinx
+from sphinx.config import Config
 from sphinx.util.docutils import SphinxDirective
 from sphinx.writers.html5 import HTML5Translator
 
-COLUMNS = ("Analysis", "Run", "Profile", "Model", "n", "Date", "Duration", "Spec")
-FILTERS = ("Analysis", "Profile", "Model")
+from editlib.runs.compare import headline
+from editlib.runs.manifest import Manifest
+from editlib.text import duration, metric
+
+COLUMNS = ("Analysis", "Run", "Result", "Cases", "Model", "Profile", "Date", "Duration", "Spec")
+FILTERS = ("Analysis", "Model", "Profile")
 LIBRARY = "dt_bundle.js"
+WORDS = {
+    "c_rome": "C-ROME", "p_rome": "P-ROME", "r_rome": "R-ROME", "rome": "ROME", "ft_l": "FT-L", "ft": "FT",
+    "mend": "MEND", "memit": "MEMIT", "emmet": "EMMET", "auc": "AUC", "rho": "Spearman's ρ", "qa": "questions",
+    "cloze": "last word", "em_tf": "em_tf", "em_ar": "em_ar", "meng_2022": "meng-2022", "yang_2024": "yang-2024",
+    "max_ratio": "highest, times unedited,", "last_ratio": "last, times unedited,", "testbed": "",
+    "median_ratio": "median, times unedited,", "no_covariance": "without C",
+    "gib": "GiB", "gflop": "10⁹ operations",
+}  # fmt: skip
 
 
 class Catalogue(nodes.General, nodes.Element):
@@ -31,17 +50,22 @@ class Catalogue(nodes.General, nodes.Element):
 
 
 class RunTable(SphinxDirective):
-    """`{run-table}`: every run, those of one spec together, newest first."""
+    """`{run-table}`: every run, those of one spec together, newest first; printed, their pages follow here."""
 
     def run(self) -> list[nodes.Node]:
-        if not read_runs(Path(self.env.srcdir)):
+        runs = self.config.runs.shown
+        if not runs:
             return self.parse_text_to_nodes(f"There is no run yet: {HINT.format('pilot')}.")
-        return [Catalogue()]
+        if self.env.app.builder.name != "singlehtml":
+            return [Catalogue()]
+        pages = [docname(run) for run in runs]
+        entries = [(None, page) for page in pages]
+        return [Catalogue(), addnodes.toctree(entries=entries, includefiles=pages, parent=self.env.docname, maxdepth=1)]
 
 
-def grouped(runs: Iterable[Run]) -> list[Run]:
+def grouped(runs: Iterable[Manifest]) -> list[Manifest]:
     """Runs of one spec together, at the place of the first of them."""
-    specs: dict[str, list[Run]] = {}
+    specs: dict[str, list[Manifest]] = {}
     for run in runs:
         specs.setdefault(run.spec, []).append(run)
     return [run for same in specs.values() for run in same]
@@ -51,41 +75,36 @@ def grouped(runs: Iterable[Run]) -> list[Run]:
 
 
 def open_table(translator: HTML5Translator, node: nodes.Element) -> None:
-    """Write the table; everything a manifest says goes through `escape`."""
-    builder = translator.builder
-    here: str = builder.current_docname
-    runs = grouped(read_runs(Path(builder.srcdir)))
+    """Write the table; the template escapes everything that a manifest says."""
+    builder, config = translator.builder, translator.config
+    runs = grouped(config.runs.shown)
     counts = Counter(run.spec for run in runs)
-    rows = [row(run, builder.get_relative_uri(here, run.docname), counts[run.spec]) for run in runs]
-    head = "".join(f'<th scope="col"{" data-filter" * (name in FILTERS)}>{name}</th>' for name in COLUMNS)
+    rows = []
+    for run in runs:
+        cases, result = outcome(run, config.results)
+        rows.append(
+            {
+                name: clipped(getattr(run, name))
+                for name in ("analysis", "run", "profile", "finished", "seconds", "spec")
+            }
+            | {"page": builder.get_relative_uri(builder.current_docname, docname(run)), "published": run.published}
+            | {"n": cases, "cases": "" if cases is None else clipped(metric("n", cases)), "result": clipped(result)}
+            | {"model": clipped(model(run)), "duration": duration(run.seconds), "count": counts[run.spec]}
+        )
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=False)
+    template = environment.get_template("catalogue.html")
     translator.body.append(
-        '<div class="runs-table" tabindex="0" role="region" aria-label="Table of all runs">\n'
-        f'<table class="table"><caption>{len(rows)} runs of {len(counts)} specs</caption>\n'
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{''.join(rows)}</tbody></table></div>\n"
-        '<p>For machines: <a href="runs.json">runs.json</a></p>\n'
+        template.render(columns=COLUMNS, filters=FILTERS, rows=rows, specs=len(counts), damaged=config.runs.damaged)
     )
 
 
-def row(run: Run, address: str, count: int) -> str:
-    """A row; cells that do not sort as they read say by what."""
-    spec = f"<code>{escape(run.spec)}</code>" + f" ×{count}" * (count > 1)
-    page = f'<a href="{escape(address)}"><code>{escape(run.id)}</code></a>' + " local" * run.local
-    n = run.parameters.get("n")
-    cells = [
-        f'<th scope="row">{text(run.analysis)}</th>',
-        f"<td>{page}</td>",
-        f"<td>{text(run.profile)}</td>",
-        f"<td>{text(run.model)}</td>",
-        f'<td data-order="{escape(str(n or 0))[:20]}">{text(spoken("n", n)) if n is not None else ""}</td>',
-        f'<td data-order="{escape(run.finished)}">{escape(run.date)}</td>',
-        f'<td data-order="{float(run.manifest["seconds"])}">{escape(run.duration)}</td>',
-        f'<td data-order="{escape(run.spec)}">{spec}</td>',
-    ]
-    return f"<tr{' class=same-spec' * (count > 1)}>{''.join(cells)}</tr>\n"
-
-
-def text(value: str) -> str:
-    return escape(clipped(value))
+def outcome(run: Manifest, results: Mapping[str, Mapping[str, str]]) -> tuple[int | None, str]:
+    """How many cases a run is about, and its result in a few words; None and empty where it does not say."""
+    told = {"cases": "", "result": "", **results.get(run.analysis, {})}
+    try:
+        return (int(evaluate(told["cases"], run.metrics)) if told["cases"] else None), fill(told["result"], run.metrics)
+    except FormulaError:
+        return None, ""
 
 
 def skip(translator: HTML5Translator, node: nodes.Element) -> None:
@@ -101,30 +120,57 @@ def add_scripts(app: Sphinx, page: str, template: str, context: dict[str, Any], 
 # -- files of the site ---------------------------------------------------------------------------------
 
 
-def record(run: Run, book: Path) -> dict[str, Any]:
+def record(run: Manifest, config: Config) -> dict[str, Any]:
     """A run as `runs.json` tells it; addresses start at the site's root."""
-    told = {name: run.manifest.get(name) for name in ("analysis", "title", "profile", "parameters", "spec", "run")}
-    asked = {name: run.parameters.get(name) for name in ("model", "n", "seed")}
-    done = {name: run.manifest.get(name) for name in ("started", "finished", "seconds", "metrics")}
-    files = [f"{run.folder}/{name}" for name in files_of(book / run.folder)]
-    return told | asked | done | {"published": not run.local, "page": f"{run.docname}.html", "files": files}
+    told = {name: run.record[name] for name in ("analysis", "title", "profile", "parameters", "spec", "run")}
+    done = {name: run.record[name] for name in ("started", "finished", "seconds", "metrics")}
+    cases, result = outcome(run, config.results)
+    asked = {"model": model(run) or None, "cases": cases, "seed": run.parameters.get("seed")}
+    spoken = config.results.get(run.analysis, {}).values()
+    audited = config.audits if isinstance(config.audits, list) else []
+    rules = (f"{audit.claim.executed} {audit.claim.holds}" for audit in audited if audit.claim.analysis == run.analysis)
+    leading = named(run.metrics, *spoken, *rules)
+    numbers = [
+        entry | {"words": words(entry["name"]), "leading": entry["name"] in leading} for entry in headline(run.metrics)
+    ]
+    page, files = docname(run), sorted(path for path in run.folder.rglob("*") if path.is_file())
+    addresses = [f"{page.removesuffix('index')}{path.relative_to(run.folder).as_posix()}" for path in files]
+    about = {"result": result, "numbers": numbers, "published": run.published, "page": f"{page}.html"}
+    return told | asked | done | about | {"files": addresses}
 
 
-def files_of(folder: Path) -> Iterator[str]:
-    """Every file of a run, relative to its folder."""
-    yield from sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+def words(name: str) -> str:
+    """The name of a metric as one says it: `max_ratio_c_rome` is `highest, times unedited, C-ROME`."""
+    parts, said = name.split("_"), list[str]()
+    while parts:
+        size = next((size for size in (2, 1) if "_".join(parts[:size]) in WORDS), 0)
+        said.append(WORDS["_".join(parts[:size])] if size else parts[0])
+        parts = parts[size or 1 :]
+    return " ".join(filter(None, said)).removesuffix(",")
+
+
+def read_results(app: Sphinx, config: Config) -> None:
+    """What `results.yaml` says, once for a build."""
+    path = Path(app.srcdir) / "results.yaml"
+    config.results = yaml.safe_load(path.read_text("utf-8")) if path.is_file() else {}
 
 
 def write_files(app: Sphinx, error: Exception | None) -> None:
-    """Write `runs.json`, and copy the runs' files and the table's library into the site."""
+    """Write `runs.json`, and into the site the runs' files, each run as one archive, its tables as CSV too, and the
+    library of the table."""
     if error or app.builder.format != "html":
         return
-    book, site = Path(app.srcdir), Path(app.outdir)
-    runs = read_runs(book)
-    listed = {"runs": [record(run, book) for run in runs]}
+    site = Path(app.outdir)
+    listed = {"runs": [record(run, app.config) for run in app.config.runs.shown]}
     (site / "runs.json").write_text(json.dumps(listed, ensure_ascii=False, indent=1) + "\n", "utf-8")
-    for run in runs:
-        shutil.copytree(book / run.folder, site / run.folder, dirs_exist_ok=True)
+    for run in app.config.runs.shown:
+        folder = site / Path(docname(run)).parent
+        shutil.copytree(run.folder, folder, dirs_exist_ok=True)
+        with ZipFile(folder / f"{run.analysis}-{run.run}.zip", "w", ZIP_DEFLATED) as archive:
+            for path in sorted(run.folder.rglob("*")):
+                archive.write(path, f"{run.analysis}-{run.run}/{path.relative_to(run.folder).as_posix()}")
+        for table in run.folder.glob("data/*.parquet"):
+            pd.read_parquet(table).to_csv(folder / f"data/{table.stem}.csv", index=False)
     shutil.copy(library(), site / "_static" / LIBRARY)
 
 
@@ -136,9 +182,11 @@ def library() -> Path:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    app.setup_extension("runs")
+    app.setup_extension("claims")
+    app.add_config_value("results", {}, "")
     app.add_node(Catalogue, html=(open_table, skip))
     app.add_directive("run-table", RunTable)
+    app.connect("config-inited", read_results)
     app.connect("html-page-context", add_scripts)
     app.connect("build-finished", write_files)
     return {"version": "1", "parallel_read_safe": True}

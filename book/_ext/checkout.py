@@ -8,14 +8,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from runs import Run
-
 from editlib.errors import EditlibError
 from editlib.runs import analyses
+from editlib.runs.manifest import Manifest
 from editlib.runs.reach import code_hash
 
 
-def command(run: Run, root: Path) -> str:
+def command(run: Manifest, root: Path) -> str:
     """The command line that executes a run again; says only the parameters that its profile does not."""
     words = ["editlib", "run", run.analysis, "--profile", run.profile]
     usual = values_of(run.analysis, run.profile, root)
@@ -39,10 +38,9 @@ def typed(value: object) -> str:
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
-def changed(run: Run, root: Path) -> list[str]:
+def changed(run: Manifest, root: Path) -> list[str]:
     """What the run was made with that is otherwise in this checkout: the notebook, the code it computes with."""
-    then = run.manifest["inputs"]
-    return [f"the {name}" for name, now in hashes(run.analysis, root).items() if now != then[name]]
+    return [f"the {name}" for name, now in hashes(run.analysis, root).items() if now != getattr(run.inputs, name)]
 
 
 @cache

@@ -1,6 +1,6 @@
 """Audit the papers' claims in the book: what was published beside what a run measured, with a computed verdict.
 
-`{claims}` reads `claims.yaml`, or the file it is given, relative to the book, and makes a table for each paper:
+`{claims}` makes a table for each paper of what `claims.yaml` has:
 
     - id: B1
       paper: B
@@ -8,47 +8,42 @@
       published: the published value
       source: slides p. 33
       analysis: denominator                     the run is the one that pages quote
-      executed: "{ratio:.3f} in {cases} cases"  over the run's metrics; without a format, as pages write them
+      executed: "{ratio} in {cases} cases"      over the run's metrics, as pages write them; {ratio:%} is in per cent
       holds: ratio <= 1/30 and cases > 0        over the run's metrics
       partly: ratio < 1                         optional: tried where `holds` is false
       verdict_note: why                         optional
+      section: b1                               optional: where the papers' pages speak of it
 
 A claim that no run can test has `untestable: reason` in place of `analysis`, `executed` and `holds`. A run or a metric
 that is not there is a warning, which fails the build: the page cannot show a verdict that nothing stands behind.
+On other pages `{{ audit_b1 }}` names the claims of a section with their verdicts, and leads to their rows.
 """
 
 from __future__ import annotations
 
-import ast
-import operator
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
-from itertools import pairwise
 from pathlib import Path
-from string import Formatter
 from typing import Any
 
 import yaml
 from docutils import nodes
-from runs import Run, escaped, link, quoted, read_runs, spoken
+from formulas import FormulaError, evaluate, fill
+from runs import escaped, link
 from sphinx.application import Sphinx
+from sphinx.config import Config
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
+from editlib.runs.manifest import Manifest
+
 PAPERS = {"A": "The Butterfly Effect of Model Editing", "B": "The Fall of ROME"}
-COLUMNS = {"Claim": 34, "Published": 20, "Executed here": 22, "Verdict": 24}  # widths in per cent
+COLUMNS = {"Claim": 30, "Published": 22, "Executed here": 24, "Verdict": 24}  # widths in per cent
 VERDICTS = (HOLDS, PARTLY, NOT_HERE, UNTESTABLE, UNKNOWN) = (
     "holds here", "holds in part", "not here", "not testable on this model", "not executed",
 )  # fmt: skip
 TESTED_BY = ("analysis", "executed", "holds")
-OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
-    ast.USub: operator.neg, ast.Not: operator.not_, ast.And: operator.and_, ast.Or: operator.or_,
-    ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge,
-    ast.Eq: operator.eq, ast.NotEq: operator.ne,
-}  # fmt: skip
 
 
 class ClaimError(ValueError):
@@ -70,6 +65,7 @@ class Claim:
     partly: str = ""
     verdict_note: str = ""
     untestable: str = ""
+    section: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,120 +105,58 @@ def read_claim(record: Mapping[str, Any]) -> Claim:
 # -- judging -------------------------------------------------------------------------------------------
 
 
-def evaluate(expression: str, metrics: Mapping[str, Any]) -> Any:
-    """The value of an expression of numbers, names of metrics, arithmetic, comparisons, and, or, not.
-
-    Nothing else is understood, so no text can run code. Raises `ClaimError` for anything else, and for a metric that
-    is not there.
-    """
-    try:
-        return value_of(ast.parse(expression.strip(), mode="eval").body, metrics)
-    except SyntaxError as error:
-        raise ClaimError(f"{expression!r} is no expression") from error
-    except ZeroDivisionError as error:
-        raise ClaimError(f"{expression!r} divides by zero") from error
-
-
-def value_of(node: ast.AST, metrics: Mapping[str, Any]) -> Any:
-    """The value of one part of an expression."""
-
-    def value(part: ast.AST) -> Any:
-        return value_of(part, metrics)
-
-    match node:
-        case ast.Constant(value=int() | float() as number):
-            return number
-        case ast.Name(id=name):
-            return number_of(name, metrics)
-        case ast.BinOp(left, sign, right) if type(sign) in OPERATORS:
-            return OPERATORS[type(sign)](value(left), value(right))
-        case ast.UnaryOp(sign, operand) if type(sign) in OPERATORS:
-            return OPERATORS[type(sign)](value(operand))
-        case ast.BoolOp(sign, parts):
-            return reduce(OPERATORS[type(sign)], (bool(value(part)) for part in parts))
-        case ast.Compare(left, signs, others) if all(type(sign) in OPERATORS for sign in signs):
-            pairs = pairwise(map(value, (left, *others)))
-            return all(OPERATORS[type(sign)](*pair) for sign, pair in zip(signs, pairs, strict=True))
-    raise ClaimError(f"{ast.unparse(node)!r} is neither a number, a metric, arithmetic nor a comparison")
-
-
-def number_of(name: str, metrics: Mapping[str, Any]) -> float:
-    """A metric as a number; manifests write those that are not finite as text."""
-    try:
-        return float(metrics[name])
-    except KeyError as error:
-        raise ClaimError(f"no metric {name!r}") from error
-    except ValueError as error:
-        raise ClaimError(f"metric {name!r} is no number but {metrics[name]!r}") from error
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A metric in a template: as its format says, or without one as pages write it."""
-
-    name: str
-    value: Any
-
-    def __format__(self, spec: str) -> str:
-        return format(self.value, spec) if spec else spoken(self.name, self.value)
-
-
-class Template(Formatter):
-    """Fills `{metric}` and `{metric:format}`; looks no further into what it is given."""
-
-    def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, str]:
-        if field_name not in kwargs:
-            raise ClaimError(f"no metric {field_name!r}")
-        value = kwargs[field_name]
-        known = float(value) if value in ("inf", "-inf", "nan") else value
-        return Shown(field_name, escaped(known) if isinstance(known, str) else known), field_name
-
-
-def judge(claim: Claim, run: Run | None) -> Audit:
+def judge(claim: Claim, run: Manifest | None) -> Audit:
     """What a run says of a claim."""
     if claim.untestable:
         return Audit(claim, "–", UNTESTABLE)
     if run is None:
         return Audit(claim, "–", UNKNOWN, f"no run of analysis {claim.analysis!r}")
-    metrics = run.manifest["metrics"]
     try:
-        said = Template().vformat(claim.executed, (), metrics)
-        held, partly = (bool(rule and evaluate(rule, metrics)) for rule in (claim.holds, claim.partly))
-    except (ClaimError, ValueError) as error:
-        return Audit(claim, "–", UNKNOWN, f"{error} in run {run.id} of {claim.analysis}")
+        texts = {name: escaped(value) if isinstance(value, str) else value for name, value in run.metrics.items()}
+        said = fill(claim.executed, texts)
+        held, partly = (bool(rule and evaluate(rule, run.metrics)) for rule in (claim.holds, claim.partly))
+    except (FormulaError, ValueError) as error:
+        return Audit(claim, "–", UNKNOWN, f"{error} in run {run.run} of {claim.analysis}")
     return Audit(claim, f"{said} ({link(run)})", HOLDS if held else PARTLY if partly else NOT_HERE)
+
+
+def judge_all(app: Sphinx, config: Config) -> None:
+    """Judge the claims once for a build; a file that cannot be read is said where its table is to stand."""
+    path = Path(app.srcdir) / "claims.yaml"
+    try:
+        claims = read_claims(path)
+    except (OSError, ClaimError, yaml.YAMLError) as error:
+        config.audits = f"{path.name}: {' '.join(str(error).split())}"
+        return
+    config.audits = [judge(claim, config.runs.quoted.get(claim.analysis)) for claim in claims]
+    said: dict[str, list[str]] = {}
+    for audit in config.audits:
+        name = audit.claim.id
+        said.setdefault(f"audit_{audit.claim.section}", []).append(f"[{name}](#claim-{name.lower()}) {audit.verdict}")
+    joined = {section: ", ".join(verdicts) for section, verdicts in said.items()}
+    config.myst_substitutions = {**config.myst_substitutions, **joined}
 
 
 # -- the page ------------------------------------------------------------------------------------------
 
 
 class Claims(SphinxDirective):
-    """`{claims}` or `{claims} other.yaml`."""
-
-    optional_arguments = 1
+    """`{claims}`."""
 
     def run(self) -> list[nodes.Node]:
-        book = Path(self.env.srcdir)
-        path = book / (self.arguments[0] if self.arguments else "claims.yaml")
-        try:
-            claims = read_claims(path)
-        except (OSError, ClaimError, yaml.YAMLError) as error:
-            raise self.error(f"{path.name}: {' '.join(str(error).split())}") from error
-        runs = quoted(read_runs(book))
-        self.env.note_dependency(str(path))
-        for run in runs.values():
-            self.env.note_dependency(str(book / run.folder / "manifest.json"))
-        audits = [judge(claim, runs.get(claim.analysis)) for claim in claims]
+        audits = self.config.audits
+        if isinstance(audits, str):
+            raise self.error(audits)
+        self.env.note_dependency(str(Path(self.env.srcdir) / "claims.yaml"))
         for audit in audits:
+            name = f"claim-{audit.claim.id.lower()}"
+            self.env.get_domain("std").anonlabels[name] = self.env.docname, name  # type: ignore[attr-defined]
             if audit.problem:
                 where = self.get_location()
                 logging.getLogger(__name__).warning("claim %s: %s", audit.claim.id, audit.problem, location=where)
-        return [*self.parse_text_to_nodes(summary(audits)), *self.tables(audits)]
-
-    def tables(self, audits: Sequence[Audit]) -> list[nodes.Node]:
-        """A table for each paper."""
-        mine = {paper: [audit for audit in audits if audit.claim.paper == paper] for paper in PAPERS}
-        return [self.table(f"Paper {paper}: {PAPERS[paper]}", found) for paper, found in mine.items() if found]
+        by_paper = {paper: [audit for audit in audits if audit.claim.paper == paper] for paper in PAPERS}
+        tables = (self.table(f"Paper {paper}: {PAPERS[paper]}", rows) for paper, rows in by_paper.items() if rows)
+        return [*self.parse_text_to_nodes(summary(audits)), *tables]
 
     def table(self, title: str, audits: Sequence[Audit]) -> nodes.table:
         """The claims of one paper; the first column and row are headers."""
@@ -230,19 +164,21 @@ class Claims(SphinxDirective):
         group = nodes.tgroup("", cols=len(COLUMNS))
         group += [nodes.colspec(colwidth=width, stub=not i) for i, width in enumerate(COLUMNS.values())]
         group += [nodes.thead("", head), nodes.tbody("", *map(self.row, audits))]
-        return nodes.table("", nodes.title("", title), group, classes=["claims"])
+        return nodes.table("", nodes.title("", title), group, classes=["claims", "colwidths-given"])
 
     def row(self, audit: Audit) -> nodes.row:
         claim = audit.claim
         reason = claim.untestable or audit.problem or claim.verdict_note
         cells = (
-            f"{claim.id} · {claim.claim}",
+            f"{claim.id} · {claim.claim}" + (f" [More](#{claim.section})" if claim.section else ""),
             f"{claim.published} ({claim.source})",
             audit.measured,
-            f"**{audit.verdict}**" + (f". {reason}" if reason else ""),
+            reason,
         )
-        entries = [nodes.entry("", *self.parse_text_to_nodes(text)) for text in cells]
-        return nodes.row("", *entries, ids=[f"claim-{claim.id.lower()}"])
+        *others, why = (nodes.entry("", *self.parse_text_to_nodes(text)) for text in cells)
+        badge = nodes.strong("", audit.verdict, classes=["verdict", audit.verdict.replace(" ", "-")])
+        why.insert(0, nodes.paragraph("", "", badge))
+        return nodes.row("", *others, why, ids=[f"claim-{claim.id.lower()}"])
 
 
 def summary(audits: Sequence[Audit]) -> str:
@@ -253,5 +189,8 @@ def summary(audits: Sequence[Audit]) -> str:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
+    app.setup_extension("runs")
+    app.add_config_value("audits", [], "")
     app.add_directive("claims", Claims)
+    app.connect("config-inited", judge_all)
     return {"version": "1", "parallel_read_safe": True}

@@ -9,6 +9,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 FORM = """<form class="compare-form" hidden>
+<div><label for="run-of">Analysis</label><select id="run-of" name="analysis" class="form-select"></select></div>
 <div><label for="run-a">Run A</label><select id="run-a" name="a" class="form-select"></select></div>
 <div><label for="run-b">Run B</label><select id="run-b" name="b" class="form-select"></select></div>
 </form>

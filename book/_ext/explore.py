@@ -33,7 +33,7 @@ from editlib.plot import COLORS, KINDS, MARKERS, METHOD_MARKS, drawable
 
 Marks = Mapping[str, tuple[str, str, int]]  # color, marker and size of each series, the first drawn on top
 
-PICTURE = re.compile(r"(runs/([^/]+)/[^/]+)/figures/([^/]+)\.png$")  # folder, analysis, picture
+PICTURE = re.compile(r"(runs/([^/]+)/[^/]+)/figures/([^/]+)\.(?:png|svg)$")  # folder, analysis, picture
 SHAPES = {"^": "triangle", "v": "inverted_triangle", "o": "circle", "s": "square", "D": "diamond", "P": "plus"}
 RESULTS = ("perplexity_mean", "perplexity_ratio")  # inf and nan are results here, and nothing elsewhere
 FACTS = {"case_id": "Case", "prompt": "Prompt", "target": "Target", "kind": "Subject"}  # of a case, by column
@@ -113,12 +113,12 @@ PLOTS: dict[str, Callable[[Path], Closer]] = {"pilot/scatter": scatter, "sequent
 
 def read(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     """A run's table of edits, with prompts and targets as a reader wants them, and its parameters."""
-    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    parameters = json.loads((folder / "manifest.json").read_text("utf-8"))["parameters"]
     frame = pd.read_parquet(folder / "data/cases.parquet")
     pairs = zip(frame["prompt"], frame["subject"], strict=True)
     prompts = [prompt.replace("{}", subject) if isinstance(prompt, str) else None for prompt, subject in pairs]
     targets = frame["target_true"] + " → " + frame["target_new"]
-    return frame.assign(prompt=pd.Series(prompts, frame.index), target=targets), manifest["parameters"]
+    return frame.assign(prompt=pd.Series(prompts, frame.index), target=targets), parameters
 
 
 def closer(
@@ -238,16 +238,15 @@ def add_levels(plot: figure, rim: float | None) -> None:
 
 
 def add_tools(plot: figure, points: list[DataRenderer], tips: Mapping[str, str]) -> None:
-    """Zoom, pan, reset, a tooltip, and a click; the wheel scrolls the page until it is asked to zoom."""
+    """Zoom, pan, reset, a tooltip, and a click; wheel and drag move the page until they are asked for more."""
     rows = "".join(f"<span>{label}</span><span>@{{{name}}}</span>" for name, label in tips.items())  # Bokeh escapes
     look = "display: grid; grid-template-columns: max-content 1fr; gap: 2px 8px; max-width: min(20rem, 75vw)"
-    box = BoxZoomTool()
     tap = TapTool(renderers=points, mode="replace")
     told = f'<div style="{look}; color: #222">{rows}</div>'
     # above or below a point: on a phone, explore.css can then put it in sight
     hover = HoverTool(renderers=points, tooltips=told, limit=1, attachment="vertical", show_arrow=False)
-    plot.add_tools(box, WheelZoomTool(), PanTool(), ResetTool(), tap, hover)
-    plot.toolbar.active_drag = box
+    plot.add_tools(BoxZoomTool(), WheelZoomTool(), PanTool(), ResetTool(), tap, hover)
+    plot.toolbar.active_drag = None
     plot.toolbar.active_scroll = None
 
 
@@ -294,7 +293,7 @@ def pictures(doctree: nodes.document, page: str) -> Iterator[tuple[nodes.image, 
     for name in PLOTS:
         analysis, picture = name.split("/")
         for cell in doctree.findall(nodes.container) if page.startswith(f"runs/{analysis}/") else ():
-            if cell.get("nb_element") == "cell_code" and f"figures/{picture}.png" in cell.astext():
+            if cell.get("nb_element") == "cell_code" and f"figures/{picture}." in cell.astext():
                 yield from ((image, page.removesuffix("/index"), name) for image in cell.findall(nodes.image))
 
 

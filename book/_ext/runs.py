@@ -1,21 +1,26 @@
 """Executed runs in the book: reading them, and quoting their numbers and figures on pages.
 
-Everything comes from `runs/<analysis>/<run>/manifest.json`. A page quotes a run in three ways:
+Everything comes from the manifests of `runs/<analysis>/<run>/`, which are read once for a build. A page quotes a run in
+three ways:
 
-    {{ pilot_collapsed_first_share }}     a metric or parameter, formatted; {{ pilot_run }} links to the run
+    {{ pilot_collapsed_first_share }}     a metric or parameter, formatted; {{ pilot_run }} links to the run,
+    {{ pilot_some_share_of_one.percent }} and a number that its name does not call a share can be shown in per cent
     ```{run-figure} pilot/scatter         a figure of that run; the first of an analysis also says which run it is
     ```{run-selector} pilot               which run that is and, folded, the others of the analysis
 
 The run quoted for an analysis is its newest published `full` run; without one, its newest run. What a manifest says is
 never trusted as markup: it is escaped before it becomes MyST, and otherwise goes into nodes as text.
+
+A folder that holds no run (left behind by a killed process, or damaged) is left out of the site, and the page of all
+runs says so. With EDITLIB_PUBLISHED_ONLY set, so are local runs: that is how the public site is built.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,116 +33,56 @@ from sphinx.directives.patches import Figure
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
-from editlib.runs.manifest import read_manifest
+from editlib.errors import EditlibError
+from editlib.runs.manifest import NAME, Manifest, read_manifest
+from editlib.text import metric, percent
 
 HINT = "execute one with `editlib run {} --profile quick`"
-FOLDER = re.compile(r"runs/[a-z][a-z0-9-]*/(local-)?[0-9a-f]{12}")
+FIGURE_TYPES = ("svg", "png")
 MARKUP = re.compile(r"""([!-/:-@[-`{-~])""")  # what MyST may read as more than text, all of it punctuation
 LONGEST = 200  # characters of a value that a page shows
 
 
 @dataclass(frozen=True)
-class Run:
-    """One folder of `book/runs`, as its manifest describes it."""
+class Runs:
+    """What `book/runs` holds."""
 
-    folder: str  # relative to the book, e.g. runs/pilot/0123456789ab
-    manifest: dict[str, Any]
-    files: tuple[str, ...]  # what a reader can download, relative to the folder
-
-    @property
-    def local(self) -> bool:
-        return Path(self.folder).name.startswith("local-")
-
-    @property
-    def docname(self) -> str:
-        return f"{self.folder}/index"
-
-    @property
-    def analysis(self) -> str:
-        return str(self.manifest["analysis"])
-
-    @property
-    def id(self) -> str:
-        return str(self.manifest["run"])
-
-    @property
-    def spec(self) -> str:
-        return str(self.manifest["spec"])
-
-    @property
-    def profile(self) -> str:
-        return str(self.manifest["profile"])
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        return dict(self.manifest["parameters"])
-
-    @property
-    def model(self) -> str:
-        """The model that the analysis is about; empty if it is about none."""
-        return str(self.parameters.get("model") or "")
-
-    @property
-    def finished(self) -> str:
-        return str(self.manifest["finished"])
-
-    @property
-    def date(self) -> str:
-        return datetime.fromisoformat(self.finished).strftime("%Y-%m-%d")
-
-    @property
-    def duration(self) -> str:
-        return spoken_duration(float(self.manifest["seconds"]))
+    shown: tuple[Manifest, ...] = ()  # newest first
+    damaged: dict[str, str] = field(default_factory=dict)  # why a folder is no run, by its path in the book
+    quoted: dict[str, Manifest] = field(default_factory=dict)  # the run that pages quote, by analysis
 
 
-def read_runs(book: Path) -> list[Run]:
-    """Every run of the book, newest first."""
-    found = (read_run(path, book) for path in book.glob("runs/*/*/manifest.json"))
-    return sorted((run for run in found if run), key=lambda run: run.finished, reverse=True)
+def read_runs(book: Path, *, published_only: bool = False) -> Runs:
+    """Every run of a book; of folders whose name begins with a dot, nothing is said."""
+    shown, damaged = [], {}
+    for folder in sorted(path for path in book.glob("runs/*/[!.]*") if path.is_dir()):
+        if published_only and folder.name.startswith("local-"):
+            continue
+        try:
+            run = read_manifest(folder)
+            if (folder.parent.name, folder.name.removeprefix("local-")) != (run.analysis, run.run):
+                raise EditlibError(f"its {NAME} is that of run {run.run} of {run.analysis}")
+            if not (folder / "index.ipynb").is_file():
+                raise EditlibError("it has no index.ipynb")
+            shown.append(run)
+        except EditlibError as error:
+            place = folder.relative_to(book).as_posix()
+            damaged[place] = str(error).replace(str(folder), "it")
+    shown.sort(key=lambda run: run.finished, reverse=True)
+    best = sorted(shown, key=lambda run: (run.published, run.profile == "full", run.finished))
+    return Runs(tuple(shown), damaged, {run.analysis: run for run in best})  # the best one is last and stays
 
 
-def read_run(path: Path, book: Path) -> Run | None:
-    """The run of a manifest, or None in a folder that is not named as its manifest says; a build stops at a damaged
-    one."""
-    folder = path.parent.relative_to(book).as_posix()
-    manifest = read_manifest(path.parent).record
-    named = (f"runs/{manifest['analysis']}/{prefix}{manifest['run']}" for prefix in ("", "local-"))
-    if not (FOLDER.fullmatch(folder) and folder in named):
-        return None
-    data = sorted(file.relative_to(path.parent).as_posix() for file in path.parent.glob("data/*.parquet"))
-    about = (name for name in ("ro-crate-metadata.json", "citation.bib") if (path.parent / name).is_file())
-    return Run(folder, manifest, ("index.ipynb", *data, "manifest.json", *about))
+def docname(run: Manifest) -> str:
+    return f"runs/{run.analysis}/{run.folder.name}/index"
 
 
-def quoted(runs: Iterable[Run]) -> dict[str, Run]:
-    """The run that pages quote, by analysis."""
-
-    def rank(run: Run) -> tuple[bool, bool, str]:
-        return not run.local, run.profile == "full", run.finished
-
-    return {run.analysis: run for run in sorted(runs, key=rank)}  # the best one is last and stays
+def model(run: Manifest) -> str:
+    """The model that the analysis is about; empty if it is about none."""
+    return str(run.parameters.get("model") or "")
 
 
 # -- words and numbers ---------------------------------------------------------------------------------
-
-
-def spoken(name: str, value: Any) -> str:
-    """A metric as a reader wants it: shares in per cent, three digits, thousands separated."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return str(value)
-    if name.endswith("_share"):
-        return f"{100 * value:.3g} %"
-    if isinstance(value, int) or abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
-
-
-def spoken_duration(seconds: float) -> str:
-    """`8.1 s`, `2 min 14 s`, `3 h 5 min`."""
-    if seconds < 60:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def clipped(value: object) -> str:
@@ -151,29 +96,50 @@ def escaped(value: object) -> str:
     return MARKUP.sub(r"\\\1", clipped(value))
 
 
-def link(run: Run) -> str:
+class Quoted(str):
+    """A metric or parameter as MyST; a number also in per cent."""
+
+    percent: str
+
+
+def quote(name: str, value: Any) -> Quoted:
+    text = Quoted(escaped(metric(name, value)))
+    if isinstance(value, int | float):
+        text.percent = escaped(percent(value))
+    return text
+
+
+def link(run: Manifest) -> str:
     """A link to a run's page, in MyST."""
-    return f"[{run.id}](/{run.docname}.ipynb)" + " (local, not published)" * run.local
+    return f"[{run.run}](/{docname(run)}.ipynb)" + " (local, not published)" * (not run.published)
 
 
-def page_link(run: Run, text: str = "") -> pending_xref:
+def page_link(run: Manifest, text: str = "") -> pending_xref:
     """A link to a run's page, as a node."""
-    about = {"refdomain": "std", "reftype": "doc", "reftarget": f"/{run.docname}", "refexplicit": True}
-    return pending_xref("", nodes.inline("", text or run.id), refwarn=True, **about)
+    about = {"refdomain": "std", "reftype": "doc", "reftarget": f"/{docname(run)}", "refexplicit": True}
+    return pending_xref("", nodes.inline("", text or run.run), refwarn=True, **about)
 
 
-def substitutions(run: Run) -> dict[str, str]:
+def substitutions(run: Manifest) -> dict[str, str]:
     """What `{{ <analysis>_<name> }}` stands for."""
-    values = {**run.parameters, "profile": run.profile, "date": run.date, **run.manifest["metrics"]}
-    shown = {name: escaped(spoken(name, value)) for name, value in values.items()} | {"run": f"run {link(run)}"}
+    values = {**run.parameters, "profile": run.profile, "date": run.finished[:10], **run.metrics}
+    shown = {name: quote(name, value) for name, value in values.items()} | {"run": f"run {link(run)}"}
     return {f"{run.analysis.replace('-', '_')}_{name}": text for name, text in shown.items()}
 
 
-def add_substitutions(app: Sphinx, config: Config) -> None:
-    runs = quoted(read_runs(Path(app.srcdir)))
-    for run in runs.values():
-        config.myst_substitutions.update(substitutions(run))
-    if not runs:
+# -- once for a build ----------------------------------------------------------------------------------
+
+
+def find_runs(app: Sphinx, config: Config) -> None:
+    """Read the runs, leave out of the site every folder that is not shown, and let pages quote the rest."""
+    book = Path(app.srcdir)
+    config.runs = read_runs(book, published_only=bool(os.environ.get("EDITLIB_PUBLISHED_ONLY")))
+    shown = {run.folder for run in config.runs.shown}
+    left_out = (path.relative_to(book).as_posix() for path in book.glob("runs/*/*") if path not in shown)
+    config.exclude_patterns = [*config.exclude_patterns, *(re.sub(r"([[*?])", r"[\1]", path) for path in left_out)]
+    quoted = (pair for run in config.runs.quoted.values() for pair in substitutions(run).items())
+    config.myst_substitutions = {**config.myst_substitutions, **dict(quoted)}
+    if not config.runs.shown:
         problem = "book/runs holds no run, so pages that quote one cannot be built: %s"
         logging.getLogger(__name__).warning(problem, HINT.format("pilot"))
 
@@ -182,21 +148,20 @@ def add_substitutions(app: Sphinx, config: Config) -> None:
 
 
 class RunFigure(Figure, SphinxDirective):
-    """`{run-figure} pilot/scatter`: figures/scatter.png of the quoted pilot run, with options of `figure`."""
+    """`{run-figure} pilot/scatter`: the figure of that name of the quoted pilot run, with options of `figure`."""
 
     def run(self) -> list[nodes.Node]:
         analysis, name = self.arguments[0].split("/")
-        book = Path(self.env.srcdir)
-        runs = read_runs(book)
-        run = quoted(runs).get(analysis)
-        path = f"{run.folder}/figures/{name}.png" if run else ""
-        if not (run and (book / path).is_file()):
-            raise self.error(f"no run of {analysis!r} has figures/{name}.png: {HINT.format(analysis)}")
-        self.arguments[0] = f"/{path}"
+        run = self.config.runs.quoted.get(analysis)
+        files = (f"figures/{name}.{kind}" for kind in FIGURE_TYPES) if run else ()
+        file = next((file for file in files if file in run.outputs), None)
+        if not file:
+            raise self.error(f"no run of {analysis!r} has a figure {name!r}: {HINT.format(analysis)}")
+        self.arguments[0] = f"/runs/{analysis}/{run.folder.name}/{file}"
         selected = self.env.temp_data.setdefault("runs_selected", set())  # of this page
         first = analysis not in selected
         selected.add(analysis)
-        return [*super().run(), *([selector(run, runs)] if first else [])]
+        return [*super().run(), *([selector(run, self.config.runs.shown)] if first else [])]
 
 
 class RunSelector(SphinxDirective):
@@ -205,18 +170,17 @@ class RunSelector(SphinxDirective):
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        runs = read_runs(Path(self.env.srcdir))
-        run = quoted(runs).get(self.arguments[0])
+        run = self.config.runs.quoted.get(self.arguments[0])
         if run is None:
             raise self.error(f"there is no run of {self.arguments[0]!r}: {HINT.format(self.arguments[0])}")
         self.env.temp_data.setdefault("runs_selected", set()).add(run.analysis)
-        return [selector(run, runs)]
+        return [selector(run, self.config.runs.shown)]
 
 
-def selector(run: Run, runs: Iterable[Run]) -> nodes.Node:
+def selector(run: Manifest, runs: Iterable[Manifest]) -> nodes.Node:
     """One line about a run; folded below it the analysis' other runs, newest of each model first."""
     others = [other for other in runs if other.analysis == run.analysis and other is not run]
-    newest = {other.model: other for other in reversed(others)}.values()
+    newest = {model(other): other for other in reversed(others)}.values()
     ordered = sorted(others, key=lambda other: other not in newest)
     line = nodes.paragraph("", "", nodes.Text("Shown here: run "), page_link(run), nodes.Text(about(run)))
     items = [nodes.list_item("", nodes.paragraph("", "", page_link(o), nodes.Text(about(o)))) for o in ordered]
@@ -225,15 +189,16 @@ def selector(run: Run, runs: Iterable[Run]) -> nodes.Node:
     return nodes.container("", line, *folded, classes=["run-selector"])
 
 
-def about(run: Run) -> str:
+def about(run: Manifest) -> str:
     """What tells a run from others of its analysis."""
-    told = (clipped(run.model), run.profile, run.date, "local, not published" * run.local)
+    told = (clipped(model(run)), clipped(run.profile), run.finished[:10], "local, not published" * (not run.published))
     return "".join(f" · {text}" for text in told if text)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app.setup_extension("folds")
+    app.add_config_value("runs", Runs(), "")
     app.add_directive("run-figure", RunFigure)
     app.add_directive("run-selector", RunSelector)
-    app.connect("config-inited", add_substitutions)
+    app.connect("config-inited", find_runs)
     return {"version": "1", "parallel_read_safe": True}

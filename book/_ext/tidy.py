@@ -1,10 +1,15 @@
-"""Three repairs of what other extensions write into the pages."""
+"""Repairs of what other extensions write into the pages."""
 
 from __future__ import annotations
 
+import logging
+from html import escape
 from typing import Any
 
+from docutils import nodes
+from myst_parser.config.main import MdParserConfig
 from sphinx.application import Sphinx
+from sphinx.writers.html5 import HTML5Translator
 
 
 def drop_thebe(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
@@ -30,8 +35,40 @@ def name_factories(app: Sphinx, *event: Any) -> tuple[str | None, str | None]:
     return signature and signature.replace("<factory>", "..."), returns
 
 
+def describe(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
+    """Tell search engines and link previews what a page is about: its title, and its first paragraph."""
+    if page == app.config.root_doc:
+        context["docstitle"] = ""  # it is this page's title already
+    if doctree is None:
+        return
+    about = next((text for part in doctree.findall(nodes.paragraph) if (text := " ".join(part.astext().split()))), "")
+    told = {"og:title": app.env.titles[page].astext(), "og:site_name": app.config.html_title, "og:type": "article"}
+    tags = [f'<meta property="{name}" content="{escape(str(value))}" />' for name, value in told.items()]
+    tags += [
+        f'<meta {name}="{key}" content="{escape(about[:200])}" />'
+        for name, key in (("name", "description"), ("property", "og:description"))
+    ]
+    context["metatags"] = context.get("metatags", "") + "\n".join(tags)
+
+
+def is_short(record: logging.LogRecord) -> bool:
+    """MyST says its whole configuration, with the name of every number that a page can quote."""
+    return not any(isinstance(part, MdParserConfig) for part in record.args or ())
+
+
+def show_formula(translator: HTML5Translator, node: nodes.Element) -> None:
+    """A formula as text: what draws formulas would be fetched from another server."""
+    inline = isinstance(node, nodes.math)
+    translator.body.append(translator.starttag(node, "code" if inline else "pre", "", CLASS="math"))
+    translator.body.append(escape(node.astext()) + ("</code>" if inline else "</pre>\n"))
+    raise nodes.SkipNode
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("html-page-context", drop_thebe, priority=900)
     app.connect("html-page-context", name_toggles, priority=900)
+    app.connect("html-page-context", describe, priority=900)
     app.connect("autodoc-process-signature", name_factories)
+    logging.getLogger("sphinx.myst_parser.sphinx_ext.main").addFilter(is_short)
+    app.add_html_math_renderer("text", (show_formula, None), (show_formula, None))
     return {"version": "1", "parallel_read_safe": True}

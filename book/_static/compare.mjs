@@ -1,4 +1,4 @@
-// Two runs side by side, from runs.json and the two manifests. Data only ever becomes text, never markup.
+// Two runs of one analysis side by side, from runs.json and the two manifests. Data only ever becomes text, never markup.
 const form = document.querySelector(".compare-form");
 const status = document.getElementById("compare-status");
 const answer = document.getElementById("comparison");
@@ -14,12 +14,6 @@ const clipped = (value) => {
   const text = typeof value === "string" ? value : JSON.stringify(value) ?? "–";
   if (/^[0-9a-f]{40,}$/.test(text)) return `${text.slice(0, 12)}…`;
   return text.length > 200 ? `${text.slice(0, 200)}… (${text.length} characters)` : text;
-};
-
-const spoken = (name, value) => {
-  if (typeof value !== "number") return value === undefined ? "–" : clipped(value);
-  if (name.endsWith("_share")) return `${Number((100 * value).toPrecision(3))} %`;
-  return Number.isInteger(value) || Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(3)));
 };
 
 const table = (caption, head, rows) => {
@@ -41,58 +35,52 @@ const flat = (value, prefix = "") =>
   Object.entries(value ?? {}).flatMap(([key, inner]) =>
     inner && typeof inner === "object" && !Array.isArray(inner) ? flat(inner, `${prefix}${key}.`) : [[`${prefix}${key}`, inner]]);
 
-const differing = (a, b) => {
+const differences = (title, a, b) => {
   const [left, right] = [new Map(flat(a)), new Map(flat(b))];
-  return [...new Set([...left.keys(), ...right.keys()])]
+  const rows = [...new Set([...left.keys(), ...right.keys()])]
     .filter((name) => JSON.stringify(left.get(name)) !== JSON.stringify(right.get(name)))
     .map((name) => [name, clipped(left.get(name)), clipped(right.get(name))]);
-};
-
-const differences = (title, a, b) => {
-  const rows = differing(a, b);
   return rows.length ? table(`${title}: ${rows.length} ${rows.length === 1 ? "difference" : "differences"}`, ["", "A", "B"], rows) : make("p", `${title}: the same.`);
 };
 
-const interval = (metrics, name) => {
-  const [low, high] = [metrics[`${name}_low`], metrics[`${name}_high`]];
-  const value = spoken(name, metrics[name]);
-  return low === undefined || high === undefined ? value : `${value} [${spoken(name, low)}, ${spoken(name, high)}]`;
+const change = (a, b) => {
+  if (typeof a !== "number" || typeof b !== "number") return "differ";
+  return (b - a).toLocaleString("en", { maximumSignificantDigits: 3, signDisplay: "exceptZero" }).replace("-", "−");
 };
 
+// The numbers that the book's verdicts rest on, then the others on request; those that are the same are only counted.
 const numbers = (a, b) => {
-  const names = Object.keys(a).filter((name) => name in b);
-  const bound = (name) => /_(low|high)$/.test(name) && names.includes(name.replace(/_(low|high)$/, ""));
-  const rows = names.filter((name) => !bound(name)).map((name) => {
-    const number = typeof a[name] === "number" && typeof b[name] === "number";
-    const same = a[name] === b[name];
-    const sign = number && b[name] > a[name] ? "+" : "";
-    return { same, cells: [name, interval(a, name), interval(b, name), same ? "same" : number ? sign + spoken(name, b[name] - a[name]) : "differ"] };
-  });
-  if (!rows.length) return [make("p", "The runs have no headline number in common.")];
-  const [changed, equal] = [rows.filter((row) => !row.same), rows.filter((row) => row.same)];
+  const other = new Map(b.map((entry) => [entry.name, entry]));
+  const common = a.filter(({ name }) => other.has(name));
+  const changed = common.filter(({ name, text }) => text !== other.get(name).text);
+  const rows = (leading) => changed.filter((entry) => entry.leading === leading)
+    .map(({ name, words, value, text }) => [words, clipped(text), clipped(other.get(name).text), change(value, other.get(name).value)]);
+  const [first, rest] = [rows(true), rows(false)];
   const head = ["", "A", "B", "B − A"];
-  const parts = [changed.length ? table(`Headline numbers: ${changed.length} of ${rows.length} changed`, head, changed.map((row) => row.cells)) : make("p", `All ${rows.length} headline numbers are the same.`)];
-  if (equal.length && changed.length) parts.push(make("details", null, make("summary", `${equal.length} are the same`), table("Headline numbers that are the same", head.slice(0, 2), equal.map((row) => row.cells.slice(0, 2)))));
+  const parts = [make("p", changed.length ? `${changed.length} of ${common.length} numbers differ.` : `All ${common.length} numbers are the same.`)];
+  if (first.length) parts.push(table("What the book says of this analysis", head, first));
+  if (rest.length) parts.push(make("details", null, make("summary", `${rest.length} more`), table("Further numbers", head, rest)));
   return parts;
 };
 
 const figures = (a, b) => {
-  const names = (run) => run.files.filter((file) => /\/figures\/[^/]+\.png$/.test(file)).map((file) => file.split("/").pop());
-  const common = names(a).filter((name) => names(b).includes(name));
-  return common.map((name) => {
-    const pair = make("div", null, ...[["A", a], ["B", b]].map(([side, run]) => {
+  const named = (run) => new Map(run.files.filter((file) => /\/figures\/[^/]+\.(png|svg)$/.test(file)).map((file) => [file.split("/").pop(), file]));
+  const [left, right] = [named(a), named(b)];
+  return [...left.keys()].filter((name) => right.has(name)).map((name) => {
+    const pair = make("div", null, ...[["A", a, left], ["B", b, right]].map(([side, run, files]) => {
       const image = make("img");
-      image.src = run.files.find((file) => file.endsWith(`/figures/${name}`));
-      image.alt = `Figure ${name.replace(".png", "")} of run ${side}, ${run.run}; described on the run's page`;
+      image.src = files.get(name);
+      image.alt = `Figure ${name} of run ${side}, ${run.run}; described on the run's page`;
       image.loading = "lazy";
       return make("figure", null, image, make("figcaption", `${side} · ${run.run}`));
     }));
     pair.className = "compare-pair";
-    return make("section", null, make("h3", name.replace(".png", "")), pair);
+    return make("section", null, make("h3", name.replace(/\.\w+$/, "")), pair);
   });
 };
 
-const label = (run) => [run.analysis, clipped(run.model ?? ""), run.profile, run.started.slice(0, 10), run.run].filter(Boolean).join(" · ");
+// What tells a run from others of its analysis; the longest part last, where a phone may cut it.
+const label = (run) => [run.profile, run.started.slice(0, 10), run.run, run.published ? "" : "local", clipped(run.model ?? "")].filter(Boolean).join(" · ");
 
 const link = (side, run) => {
   const anchor = make("a", label(run));
@@ -108,11 +96,8 @@ const json = async (address) => {
 
 const show = async (a, b) => {
   const [left, right] = await Promise.all([a, b].map((run) => json(run.page.replace("index.html", "manifest.json"))));
-  const verdict = a.run === b.run ? "This is one run, twice." : a.spec === b.spec
-    ? "Same spec: both were asked the same, so differences come from machine and environment."
-    : "Different specs: not the same was asked. What differs is listed below.";
   answer.replaceChildren(
-    link("A", a), link("B", b), make("h2", "Numbers"), ...numbers(a.metrics, b.metrics),
+    link("A", a), link("B", b), make("h2", "Numbers"), ...numbers(a.numbers, b.numbers),
     make("h2", "What was asked, with what"),
     differences("Parameters", left.parameters, right.parameters),
     differences("Inputs", left.inputs, right.inputs),
@@ -120,28 +105,41 @@ const show = async (a, b) => {
     differences("Hardware and time", { ...left.hardware, seconds: left.seconds }, { ...right.hardware, seconds: right.seconds }),
     make("h2", "Figures"), ...figures(a, b),
   );
-  status.textContent = verdict;
+  status.textContent = a.spec === b.spec
+    ? "Same spec: both were asked the same, so differences come from machine and environment."
+    : "Different specs: not the same was asked. What differs is listed below.";
 };
 
 const start = async () => {
   const { runs } = await json("runs.json");
   const asked = new URLSearchParams(location.search);
+  const { analysis, a, b } = form.elements;
+  const of = (name) => runs.filter((run) => run.analysis === name);
   const find = (id) => runs.find((run) => run.run === id);
-  const a = find(asked.get("a")) ?? runs[0];
-  const b = find(asked.get("b")) ?? runs.find((run) => run.analysis === a.analysis && run !== a) ?? runs[1] ?? a;
-  const sorted = [...runs].sort((one, other) => label(one).localeCompare(label(other)));
-  for (const [select, chosen] of [[form.elements.a, a], [form.elements.b, b]]) {
-    select.append(...sorted.map((run) => new Option(label(run), run.run)));
-    select.value = chosen.run;
-    select.addEventListener("change", update);
-  }
-  form.hidden = false;
-  await update();
-  async function update() {
-    const [one, other] = [find(form.elements.a.value), find(form.elements.b.value)];
+  const names = [...new Set(runs.map((run) => run.analysis))].sort();
+  analysis.append(...names.map((name) => new Option(`${name} (${of(name).length})`, name)));
+
+  // Fill in the runs of the chosen analysis; the second is another than the first, if there is one.
+  const choose = (one, other) => {
+    const several = of(analysis.value);
+    for (const select of [a, b]) select.replaceChildren(...several.map((run) => new Option(label(run), run.run)));
+    a.value = (several.includes(one) ? one : several[0]).run;
+    b.value = (several.includes(other) ? other : several.find((run) => run.run !== a.value) ?? several[0]).run;
+    return update();
+  };
+  const update = async () => {
+    const [one, other] = [find(a.value), find(b.value)];
     history.replaceState(null, "", `?a=${one.run}&b=${other.run}`);
-    await show(one, other).catch(() => { status.textContent = "A manifest could not be read; is the site complete?"; });
-  }
+    if (one !== other) return show(one, other).catch(() => { status.textContent = "A manifest could not be read; is the site complete?"; });
+    answer.replaceChildren(link("A and B", one));
+    status.textContent = of(analysis.value).length > 1 ? "This is one run, twice. Choose another." : `This is the only run of ${analysis.value}. Execute another to compare it with.`;
+  };
+  analysis.addEventListener("change", () => choose());
+  for (const select of [a, b]) select.addEventListener("change", update);
+  const first = find(asked.get("a"));
+  analysis.value = first?.analysis ?? names.find((name) => of(name).length > 1) ?? names[0];
+  form.hidden = false;
+  await choose(first, find(asked.get("b")));
 };
 
 start().catch(() => {

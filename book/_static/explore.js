@@ -63,7 +63,8 @@
       this.chosen = null;
       this.plot = element("div", { class: "explore-plot" });
       this.panel = element("div", { class: "explore-case" });
-      root.append(this.controls(), this.plot, this.panel);
+      this.note = element("p", { class: "explore-note", role: "status" });
+      root.append(this.controls(), this.note, this.plot, this.panel);
     }
 
     async draw() {
@@ -171,6 +172,8 @@
       if (id === null || views.includes(this.view)) this.ring();
       else this.show(views[0]);
       this.panel.replaceChildren(...(id === null ? [] : this.told(id)));
+      this.note.textContent = id === null ? "" : `Case ${id} is described below the plot.`;
+      if (id !== null) this.panel.scrollIntoView({ block: "nearest" });
     }
 
     ring() {
@@ -180,7 +183,7 @@
       this.source("chosen").data = this.columns(mine);
     }
 
-    /** Everything there is about a case. */
+    /** Everything there is about a case: what it is, and a table with a column for each of its edits. */
     told(id) {
       const { table } = this;
       const rows = rowsWhere(table, (row) => value(table, "case_id", row) === id);
@@ -188,13 +191,12 @@
       for (const [name, label] of Object.entries(table.facts)) {
         if (name !== "case_id") facts.append(element("dt", {}, label), element("dd", {}, told(table, name, rows[0])));
       }
-      const columns = Object.entries({ ...table.edit, ...table.measures }).filter(([name]) => rows.some((row) => value(table, name, row) !== null));
-      const head = columns.map(([, label]) => element("th", { scope: "col" }, label));
-      const body = rows.map((row) => element("tr", {}, ...columns.map(([name], i) => (
-        element(i ? "td" : "th", i ? {} : { scope: "row" }, told(table, name, row))))));
+      const lines = Object.entries({ ...table.edit, ...table.measures }).filter(([name]) => rows.some((row) => value(table, name, row) !== null));
+      const [head, ...body] = lines.map(([name, label], i) => element("tr", {}, element("th", { scope: i ? "row" : "col" }, label),
+        ...rows.map((row) => element(i ? "td" : "th", i ? {} : { scope: "col" }, told(table, name, row)))));
       const edits = element("div", { class: "explore-edits", tabindex: 0, role: "region", "aria-label": `Edits of case ${id}` },
-        element("table", {}, element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...body)));
-      const parts = [element("p", { class: "explore-title", role: "status" }, `Case ${id}`), facts, edits];
+        element("table", {}, element("thead", {}, head), element("tbody", {}, ...body)));
+      const parts = [element("p", { class: "explore-title" }, `Case ${id}`), facts, edits];
       if (this.run) parts.push(element("p", {}, element("a", { href: this.run }, "The run behind this")));
       return parts;
     }
