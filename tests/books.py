@@ -2,15 +2,15 @@
 
 import functools
 import http.server
+import io
 import json
-import os
+import re
 import shutil
-import subprocess
-import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -18,15 +18,15 @@ from axe_playwright_python.sync_playwright import Axe
 from places import ROOT
 from playwright.sync_api import Page
 
-from editlib.runs.manifest import Manifest, read_manifest
+from editlib.runs.manifest import Manifest, hash_files, read_manifest, write
 
 SERIOUS = ("serious", "critical")
-PAGES = ("runs.md", "compare.md", "references.md", "references.bib")
+PAGES = ("runs.md", "compare.md", "references.md", "references.bib", "results.yaml")
 
 
-def published(analysis: str = "*") -> list[Manifest]:
-    """The published runs of the checkout."""
-    folders = sorted(path.parent for path in (ROOT / "book/runs").glob(f"{analysis}/[0-9a-f]*/manifest.json"))
+def published(analysis: str = "*", root: Path = ROOT) -> list[Manifest]:
+    """The published runs of a checkout."""
+    folders = sorted(path.parent for path in (root / "book/runs").glob(f"{analysis}/[0-9a-f]*/manifest.json"))
     return [read_manifest(folder) for folder in folders]
 
 
@@ -40,18 +40,43 @@ def small(folder: Path) -> Path:
         shutil.copytree(ROOT / "book" / name, folder / "book" / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in PAGES:
         shutil.copy(ROOT / "book" / name, folder / "book")
-    chapters = [{"file": "runs", "sections": [{"glob": "runs/*/*/index"}]}, {"file": "compare"}, {"file": "references"}]
+    (folder / "book/claims.yaml").write_text("[]\n")
+    chapters = [{"file": "runs"}, {"file": "compare"}, {"file": "references"}]
     (folder / "book/_toc.yml").write_text(json.dumps({"format": "jb-book", "root": "index", "chapters": chapters}))
     (folder / "book/index.md").write_text("# Start\n")
     return Path(shutil.copytree(runs[0].folder, folder / "book/runs/pilot" / runs[0].run))
 
 
-def build(folder: Path, **environment: str) -> Path:
-    """The HTML of the book in a folder, built with these variables set."""
-    command = f"{Path(sys.executable).with_name('jupyter-book')} build book/ -W -n --keep-going".split()
-    built = subprocess.run(command, cwd=folder, capture_output=True, text=True, env={**os.environ, **environment})
-    assert built.returncode == 0, built.stdout[-3000:] + built.stderr[-3000:]
+def rewritten(folder: Path, *, local: bool = False, **changes: object) -> Manifest:
+    """The run of a folder with changes to its manifest, under the id that it then has."""
+    record = json.loads((folder / "manifest.json").read_text("utf-8")) | changes
+    run = write(record | {"outputs": hash_files(folder)}, folder).run
+    return read_manifest(folder.rename(folder.with_name("local-" * local + run)))
+
+
+def warned(folder: Path) -> str:
+    """Build the book in a folder, in this process; what it warns of."""
+    from jupyter_book.sphinx import build_sphinx
+
+    said = io.StringIO()
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(said):
+        warnings.simplefilter("ignore")  # of the libraries' own code
+        result = build_sphinx(
+            folder / "book", folder / "_build/html", noconfig=True, path_config=folder / "_config.yml",
+            confoverrides={"nitpicky": True, "latex_individualpages": False}, keep_going=True,
+        )  # fmt: skip
+    return said.getvalue() + (str(result) if result else "")
+
+
+def build(folder: Path) -> Path:
+    """The HTML of the book in a folder, built without a warning."""
+    assert (problems := warned(folder)) == "", problems[-3000:]
     return folder / "_build/html"
+
+
+def text_of(page: Path) -> str:
+    """What a page says, without its markup."""
+    return re.sub("<[^>]+>", "", page.read_text("utf-8"))
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from books import build, served
+from books import build, published, rewritten, served
 from places import ROOT
 from playwright.sync_api import Browser, Error, Page, sync_playwright
+
+from editlib.runs.manifest import Manifest
 
 CHROMIUM = Path(shutil.which("chromium") or "/usr/bin/chromium")
 FLAGS = (  # the first two for containers, the rest keep the browser itself off the network
@@ -23,15 +25,32 @@ def missing(what: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The HTML of the book with its published runs only, so that local runs cannot decide a test."""
-    if not list((ROOT / "book/runs").glob("*/[0-9a-f]*/manifest.json")):
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The book with its published runs only, so that local runs cannot decide a test, and with an older run of one of
+    their specs: one number is another, and where its interval is one can be told by the middle of a name only."""
+    if not published():
         missing("no published run under book/runs")
     folder = tmp_path_factory.mktemp("site")
     shutil.copy(ROOT / "_config.yml", folder)
     shutil.copytree(ROOT / "notebooks", folder / "notebooks")  # run pages compare with them
     shutil.copytree(ROOT / "book", folder / "book", ignore=shutil.ignore_patterns("local-*", "__pycache__"))
-    return build(folder)
+    run = published("key-geometry", folder)[0]
+    older = shutil.copytree(run.folder, run.folder.with_name("older"))
+    metrics = {**run.metrics, "auc_control": 0.5, "auc_low_control": 0.25, "auc_high_control": 0.75}
+    rewritten(older, metrics=metrics, started="2026-01-01T00:00:00Z", finished="2026-01-01T00:01:00Z")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def runs(sources: Path) -> list[Manifest]:
+    """The runs of the site."""
+    return published(root=sources)
+
+
+@pytest.fixture(scope="session")
+def site(sources: Path) -> Path:
+    """The HTML of the book."""
+    return build(sources)
 
 
 @pytest.fixture(scope="session")

@@ -1,32 +1,37 @@
 """The page of all runs: a table that sorts, filters and searches, the same for machines, and links from pages."""
 
+import importlib
 import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from books import eventually, published, violations
+import yaml
+from books import ROOT, eventually, published, violations
 from playwright.sync_api import Browser, Page
+
+from editlib.runs import analyses
+from editlib.runs.manifest import Manifest
 
 SHOWN = ".runs-table tbody tr"
 
 
-def runs_of(page: Page) -> list[str]:
+def shown(page: Page) -> list[str]:
     """Ids in the order of the rows."""
     return page.locator(f"{SHOWN} a").all_inner_texts()
 
 
-def test_table_lists_every_run_and_links_to_its_page(page: Page) -> None:
+def test_table_lists_every_run_and_links_to_its_page(page: Page, runs: list[Manifest]) -> None:
     page.goto("runs.html")
-    assert sorted(runs_of(page)) == sorted(run.run for run in published())
+    assert sorted(shown(page)) == sorted(run.run for run in runs)
     for link in page.locator(f"{SHOWN} a").evaluate_all("(links) => links.map((link) => link.href)"):
         assert page.request.head(link).ok, link
 
 
-def test_runs_of_one_spec_stand_together_and_are_marked(page: Page) -> None:
+def test_runs_of_one_spec_stand_together_and_are_marked(page: Page, runs: list[Manifest]) -> None:
     page.goto("runs.html")
-    counts = Counter(run.spec for run in published())
+    counts = Counter(run.spec for run in runs)
     rows = page.locator(SHOWN).all()
     specs = [row.locator("td").last.locator("code").inner_text() for row in rows]
     assert [spec for spec, before in zip(specs, ["", *specs], strict=False) if spec != before] == list(
@@ -40,49 +45,72 @@ def test_runs_of_one_spec_stand_together_and_are_marked(page: Page) -> None:
 
 
 @pytest.mark.parametrize("name", ["Analysis", "Profile", "Model"])
-def test_filter_keeps_the_rows_of_one_value_by_keyboard(page: Page, name: str) -> None:
+def test_filter_keeps_the_rows_of_one_value_by_keyboard(page: Page, name: str, runs: list[Manifest]) -> None:
     page.goto("runs.html")
     select = page.get_by_label(name, exact=True)
     select.focus()
     page.keyboard.press("ArrowDown")
     wanted = select.input_value()
     column = {"Analysis": "analysis", "Profile": "profile"}.get(name)
-    told = {run.run: getattr(run, column) if column else run.parameters.get("model") for run in published()}
+    told = {run.run: getattr(run, column) if column else run.parameters.get("model") for run in runs}
     kept = sorted(run for run, value in told.items() if value == wanted)
     assert wanted and kept
-    eventually(lambda: sorted(runs_of(page)), kept)
+    eventually(lambda: sorted(shown(page)), kept)
     eventually(page.get_by_role("status").inner_text, f"{len(kept)} shown")
 
 
-def test_address_may_name_the_filter(page: Page) -> None:
+def test_address_may_name_the_filter(page: Page, runs: list[Manifest]) -> None:
     page.goto("runs.html?analysis=pilot")
-    eventually(lambda: sorted(runs_of(page)), sorted(run.run for run in published("pilot")))
+    eventually(lambda: sorted(shown(page)), sorted(run.run for run in runs if run.analysis == "pilot"))
 
 
-def test_search_looks_at_every_column(page: Page) -> None:
+def test_address_says_what_is_shown(page: Page, runs: list[Manifest]) -> None:
     page.goto("runs.html")
-    run = published()[0]
+    page.get_by_label("Profile", exact=True).select_option("full")
+    page.get_by_label("Search").last.fill("key")
+    page.locator(".runs-table th", has_text="Duration").get_by_role("button").press("Enter")
+    eventually(lambda: page.url.partition("?")[2], "profile=full&search=key&sort=duration")
+    rows = shown(page)
+    assert 1 < len(rows) < len(runs)
+    page.reload()
+    eventually(lambda: shown(page), rows)
+    assert page.get_by_label("Search").last.input_value() == "key"
+
+
+def test_every_row_says_what_came_out(page: Page, runs: list[Manifest]) -> None:
+    page.goto("runs.html?analysis=pilot")
+    run = next(run for run in runs if run.analysis == "pilot")
+    cells = page.locator(SHOWN).locator("td").all_inner_texts()
+    found = f"{run.metrics['collapsed_first']} of {run.metrics['cases_first']} edits of one-token subjects"
+    assert found in cells[1] and cells[2] == f"{run.metrics['cases']:,}"
+    page.goto("runs.html")
+    assert "" not in page.locator(SHOWN).locator("td:nth-child(3)").all_inner_texts()
+
+
+def test_search_looks_at_every_column(page: Page, runs: list[Manifest]) -> None:
+    page.goto("runs.html")
+    run = runs[0]
     page.get_by_label("Search").last.fill(run.run)
-    eventually(lambda: runs_of(page), [run.run])
+    eventually(lambda: shown(page), [run.run])
 
 
-def test_headers_sort_by_what_they_mean(page: Page) -> None:
+def test_headers_sort_by_what_they_mean(page: Page, runs: list[Manifest]) -> None:
     page.goto("runs.html")
-    seconds = {run.run: run.seconds for run in published()}
+    seconds = {run.run: run.seconds for run in runs}
     header = page.locator(".runs-table th", has_text="Duration")
     for order, reverse in (("ascending", False), ("descending", True)):
         header.get_by_role("button").press("Enter")
         eventually(lambda: header.get_attribute("aria-sort"), order)
-        eventually(lambda: [seconds[run] for run in runs_of(page)], sorted(seconds.values(), reverse=reverse))
+        eventually(lambda: [seconds[run] for run in shown(page)], sorted(seconds.values(), reverse=reverse))
 
 
-def test_table_needs_no_script(browser: Browser, address: str) -> None:
+def test_table_needs_no_script(browser: Browser, address: str, runs: list[Manifest]) -> None:
     context = browser.new_context(base_url=address, java_script_enabled=False)
     page = context.new_page()
     page.goto("runs.html")
-    assert sorted(runs_of(page)) == sorted(run.run for run in published())
+    assert sorted(shown(page)) == sorted(run.run for run in runs)
     assert page.locator(".runs-table caption").is_visible()
-    assert page.locator(".runs-table th[scope=col]").count() == 8
+    assert page.locator(".runs-table th[scope=col]").count() == 9
     context.close()
 
 
@@ -103,11 +131,12 @@ def test_no_serious_accessibility_problem(browser: Browser, address: str, scheme
     page.close()
 
 
-def test_machines_read_the_same(page: Page, site: Path) -> None:
+def test_machines_read_the_same(page: Page, site: Path, runs: list[Manifest]) -> None:
     told = {run["run"]: run for run in json.loads((site / "runs.json").read_text("utf-8"))["runs"]}
-    assert told.keys() == {run.run for run in published()}
-    for run in published():
+    assert told.keys() == {run.run for run in runs}
+    for run in runs:
         record = told[run.run]
+        assert record["numbers"] and all(entry["words"] and entry["text"] for entry in record["numbers"])
         assert {name: record[name] for name in ("analysis", "title", "profile", "spec", "started", "seconds")} == {
             name: run.record[name] for name in ("analysis", "title", "profile", "spec", "started", "seconds")
         }
@@ -121,16 +150,34 @@ def test_machines_read_the_same(page: Page, site: Path) -> None:
     assert page.request.get(link).body() == (site / "runs.json").read_bytes()
 
 
-def test_page_that_quotes_an_analysis_leads_to_its_other_runs(page: Page) -> None:
-    page.goto("butterfly-effect.html")
-    place = page.locator(".run-selector", has=page.locator("a[href*='runs/pilot/']"))
+def test_page_that_quotes_an_analysis_leads_to_its_other_runs(page: Page, runs: list[Manifest]) -> None:
+    page.goto("fall-of-rome.html")
+    place = page.locator(".run-selector", has=page.locator("a[href*='runs/key-geometry/']"))
     assert place.count() == 1, "once, however many figures there are"
-    others = place.locator("details li a").all_text_contents()
-    runs = {run.run: run for run in published("pilot")}
-    assert {*others, place.locator("a").first.inner_text()} == runs.keys()
-    models = [runs[run].parameters["model"] for run in others]
-    assert len(set(models[: len(set(models))])) == len(set(models)), "the newest of each model comes first"
-    if others:
-        place.locator("summary").press("Enter")
-        place.locator("details li a").first.press("Enter")
-        page.locator(".run-header").wait_for()
+    newest, older = sorted((run for run in runs if run.analysis == "key-geometry"), key=lambda run: run.finished)[::-1]
+    assert place.locator("a").first.inner_text() == newest.run
+    assert place.locator("details li a").all_text_contents() == [older.run]
+    place.locator("summary").press("Enter")
+    place.locator("details li a").first.press("Enter")
+    page.locator(".run-header").wait_for()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("max_ratio_collapse_c_rome", "highest, times unedited, collapse C-ROME"),
+        ("rho_one_edit_testbed_choice", "Spearman's ρ one edit choice"),
+        ("auc_one_token", "AUC one token"),
+    ],
+)
+def test_metrics_are_named_in_words(monkeypatch: pytest.MonkeyPatch, name: str, said: str) -> None:
+    monkeypatch.syspath_prepend(ROOT / "book/_ext")
+    assert importlib.import_module("catalogue").words(name) == said
+
+
+def test_every_analysis_has_a_result_that_its_runs_fill(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "book/_ext")
+    catalogue = importlib.import_module("catalogue")
+    results = yaml.safe_load((ROOT / "book/results.yaml").read_text("utf-8"))
+    assert sorted(results) == analyses.names(ROOT)
+    assert [run.run for run in published() if not catalogue.outcome(run, results)[1]] == []

@@ -1,22 +1,21 @@
 """The page on which readers put two runs side by side."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from books import published, violations
+from books import eventually, violations
 from playwright.sync_api import Browser, Page
 
 from editlib.runs.manifest import Manifest
 
 
 @pytest.fixture(scope="module")
-def pair(site: Path) -> tuple[Manifest, Manifest]:
-    """Two runs, of one analysis if there are."""
-    runs = published()
-    return next(
-        ((a, b) for a in runs for b in runs if a.run != b.run and a.analysis == b.analysis), (runs[0], runs[-1])
-    )
+def pair(runs: list[Manifest]) -> tuple[Manifest, Manifest]:
+    """Two runs of one spec that differ in one number."""
+    a, b = (run for run in runs if run.analysis == "key-geometry")
+    return a, b
 
 
 def compared(page: Page, a: Manifest, b: Manifest) -> str:
@@ -33,36 +32,47 @@ def test_address_names_the_runs(page: Page, pair: tuple[Manifest, Manifest]) -> 
 
 def test_reader_chooses_by_keyboard(page: Page, pair: tuple[Manifest, Manifest]) -> None:
     a, b = pair
-    compared(page, a, a)
-    assert page.get_by_role("status").inner_text() == "This is one run, twice."
+    page.goto(f"compare.html?a={a.run}&b={a.run}")
+    eventually(page.get_by_role("status").inner_text, "This is one run, twice. Choose another.")
     page.get_by_label("Run B").focus()
     page.keyboard.press(
         "ArrowDown" if page.get_by_label("Run B").evaluate("(s) => s.selectedIndex") == 0 else "ArrowUp"
     )
     page.wait_for_function("!document.querySelector('#compare-status').textContent.startsWith('This is one')")
-    assert page.url.partition("&b=")[2] == page.get_by_label("Run B").input_value() != a.run
+    assert page.url.partition("&b=")[2] == page.get_by_label("Run B").input_value() == b.run
+
+
+def test_runs_of_one_analysis_are_offered(page: Page, runs: list[Manifest], pair: tuple[Manifest, Manifest]) -> None:
+    compared(page, *pair)
+    offered = page.get_by_label("Run B").locator("option").evaluate_all("(all) => all.map((one) => one.value)")
+    assert sorted(offered) == sorted(run.run for run in pair)
+    page.get_by_label("Analysis").select_option("pilot")
+    eventually(
+        page.get_by_role("status").inner_text, "This is the only run of pilot. Execute another to compare it with."
+    )
+    assert page.get_by_label("Run A").input_value() in {run.run for run in runs if run.analysis == "pilot"}
 
 
 def test_says_what_differs_and_nothing_else(page: Page, pair: tuple[Manifest, Manifest]) -> None:
-    a, b = pair
-    said = compared(page, a, b)
-    names = a.parameters.keys() | b.parameters.keys()
-    differing = {name for name in names if a.parameters.get(name, "–") != b.parameters.get(name, "–")}
-    table = page.locator(".compare-table", has_text="Parameters:")
-    assert (
-        set(table.locator("tbody th").all_inner_texts()) == differing if differing else "Parameters: the same." in said
-    )
-    assert page.get_by_role("status").inner_text().startswith("Same spec" if a.spec == b.spec else "Different specs")
+    said = compared(page, *pair)
+    for same in ("Parameters", "Inputs", "Environment", "Hardware and time"):
+        assert f"{same}: the same." in said
+    assert page.get_by_role("status").inner_text().startswith("Same spec")
 
 
 def test_numbers_stand_side_by_side_with_their_difference(page: Page, pair: tuple[Manifest, Manifest]) -> None:
-    a, b = pair
-    compared(page, a, b)
-    both = a.metrics.keys() & b.metrics.keys()
-    folded = {n for n in both for e in ("_low", "_high") if n.endswith(e) and n.removesuffix(e) in both}
-    shown = page.locator(".compare-table", has_text="Headline").locator("tbody th").all_text_contents()
-    changed = {name for name in both - folded if a.metrics[name] != b.metrics[name]}
-    assert set(shown) == (both - folded if changed else set())
+    """One number differs; `auc_low_control` and `auc_high_control` are the ends of its interval, and no rows."""
+    a, b = sorted(pair, key=lambda run: -float(run.metrics["auc_control"]))
+    said = compared(page, a, b)
+    row = page.locator(".compare-table").first.locator("tbody tr")
+    assert row.locator("th, td").all_inner_texts() == [
+        "AUC control",
+        "0.994 [0.988, 0.998]",
+        "0.500 [0.250, 0.750]",
+        "−0.494",
+    ]
+    assert row.count() == 1 and re.search(r"1 of \d+ numbers differ\.", said)
+    assert "auc_low" not in said and "AUC low" not in said
 
 
 def test_figures_stand_side_by_side(page: Page, pair: tuple[Manifest, Manifest]) -> None:
@@ -80,7 +90,21 @@ def test_run_page_leads_here(page: Page, pair: tuple[Manifest, Manifest]) -> Non
     page.goto(f"runs/{pair[0].analysis}/{pair[0].run}/index.html")
     page.get_by_role("link", name="compare with another run").click()
     page.locator("#comparison h2").first.wait_for()
-    assert page.get_by_label("Run A").input_value() == pair[0].run != page.get_by_label("Run B").input_value()
+    assert [page.get_by_label(label).input_value() for label in ("Run A", "Run B")] == [run.run for run in pair]
+
+
+def test_names_of_runs_are_whole_on_a_phone(page: Page, pair: tuple[Manifest, Manifest]) -> None:
+    page.set_viewport_size({"width": 375, "height": 800})
+    compared(page, *pair)
+    select = page.get_by_label("Run A")
+    assert pair[0].run in select.locator("option").first.inner_text()
+    wide = """(select) => {
+        const context = document.createElement("canvas").getContext("2d"), style = getComputedStyle(select);
+        context.font = style.font;
+        const label = select.selectedOptions[0].textContent, upto = label.indexOf(select.value) + select.value.length;
+        return context.measureText(label.slice(0, upto)).width <= select.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
+    }"""
+    assert select.evaluate(wide)
 
 
 def test_opened_as_a_file_it_says_what_to_do(browser: Browser, site: Path) -> None:

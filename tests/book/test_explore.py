@@ -9,8 +9,9 @@ from types import ModuleType
 
 import pandas as pd
 import pytest
+from books import eventually
 from places import ROOT
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect
 
 BUDGET = 1_500_000  # bytes of a page before interaction
 LABELS = {
@@ -29,6 +30,7 @@ RANGES = """(root) => {
   const { x_range: x, y_range: y } = Bokeh.index.roots.find((found) => root.contains(found.el)).model;
   return [x.start, x.end, y.start, y.end];
 }"""
+IN_SIGHT = "(part) => { const { top, bottom } = part.getBoundingClientRect(); return top < innerHeight && bottom > 0; }"
 SHOWN = """(root, name) => {
   const { document } = Bokeh.index.roots.find((found) => root.contains(found.el)).model;
   return document.get_model_by_name(name).data.y;
@@ -114,6 +116,7 @@ def test_a_box_zooms_in_and_reset_zooms_out(page: Page) -> None:
     row = worst(root)
     x, y = place(root, row["kind"], row)
     before = root.evaluate(RANGES)
+    root.locator("[title='Box Zoom']").click()
     page.mouse.move(x - 40, y - 5)
     page.mouse.down()
     page.mouse.move(x + 40, y + 60, steps=4)
@@ -131,9 +134,12 @@ def test_a_click_opens_the_case(page: Page) -> None:
     page.mouse.click(*place(root, row["kind"], row))
     panel = root.locator(".explore-case")
     panel.get_by_text(f"Case {row['case_id']}", exact=True).wait_for()
-    arms = panel.locator("tbody th").all_inner_texts()
-    assert len(arms) >= 3 and row["arm"] in arms  # by every method
-    assert {"Perplexity", "Denominator", "Efficacy"} <= set(panel.locator("thead th").all_inner_texts())
+    label, *arms = panel.locator("thead th").all_inner_texts()
+    assert label == "Edited by" and len(arms) >= 3 and row["arm"] in arms  # by every method
+    assert {"Perplexity", "Denominator", "Efficacy"} <= set(panel.locator("tbody th").all_inner_texts())
+    assert "below the plot" in root.locator(".explore-note").inner_text()
+    eventually(lambda: panel.evaluate(IN_SIGHT), True)
+    assert panel.locator(".explore-edits").evaluate("(box) => box.scrollWidth <= box.clientWidth")
     with page.expect_navigation():
         panel.get_by_role("link").click()
     assert f"runs/pilot/{str(page.url).split('/')[-2]}/" in page.url and page.locator(".run-header").is_visible()
@@ -200,6 +206,22 @@ def test_a_phone_has_room_for_it(page: Page) -> None:
     assert box and box["x"] >= 0 and box["x"] + box["width"] <= 375
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
     assert root.locator(".bk-Figure").evaluate("(plot) => plot.getBoundingClientRect().right") <= 375
+
+
+def test_a_finger_that_moves_over_the_plot_scrolls_the_page(browser: Browser, address: str) -> None:
+    size: ViewportSize = {"width": 375, "height": 800}
+    context = browser.new_context(base_url=address, viewport=size, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    root = explored(page)
+    root.locator(".bk-Figure").scroll_into_view_if_needed()
+    ranges, before = root.evaluate(RANGES), page.evaluate("scrollY")
+    box = root.locator(".bk-Figure").bounding_box()
+    assert box
+    swipe = {"x": box["x"] + box["width"] / 2, "y": box["y"] + 200, "yDistance": -150, "gestureSourceType": "touch"}
+    context.new_cdp_session(page).send("Input.synthesizeScrollGesture", swipe)
+    eventually(lambda: page.evaluate("scrollY") > before + 100, True)
+    assert root.evaluate(RANGES) == ranges
+    context.close()
 
 
 def test_without_javascript_there_is_the_picture(browser: Browser, address: str) -> None:
@@ -272,9 +294,11 @@ def test_data_of_plots_is_small(site: Path) -> None:
 
 def test_icons_are_still_there(page: Page) -> None:
     page.goto("butterfly-effect.html")
-    page.locator("svg.fa-magnifying-glass").first.wait_for(state="attached")
-    icons = page.locator("svg[data-icon]").evaluate_all("(icons) => icons.map((icon) => icon.innerHTML)")
-    assert icons and all("<path" in icon and "<animate" not in icon for icon in icons)  # an unknown one blinks
+    page.evaluate("document.fonts.ready")
+    drawn = """(icons) => icons.map((icon) => getComputedStyle(icon, "::before").content)"""
+    icons = page.locator("button i[class*='fa-']").evaluate_all(drawn)
+    assert len(icons) > 3 and "none" not in icons
+    assert page.evaluate("document.fonts.check('900 16px \"Font Awesome 6 Free\"')")
 
 
 # -- results that are no numbers, and texts that are no texts ------------------------------------------

@@ -1,22 +1,29 @@
 """The page of a run: what was executed, how to repeat and cite it, its files."""
 
+import importlib
 import json
 import re
 import shlex
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from zipfile import ZipFile
 
+import pandas as pd
 import pytest
-from books import ROOT, build, eventually, published, small, violations
+from books import ROOT, build, eventually, rewritten, small, text_of, violations, warned
+from lxml import html
 from playwright.sync_api import Browser, Page
 
 from editlib.runs import analyses, citation
-from editlib.runs.manifest import Manifest, write
+from editlib.runs.manifest import Manifest, read_manifest
 
 
 @pytest.fixture(scope="module")
-def run(site: Path) -> Manifest:
-    return published("pilot")[0]
+def run(runs: list[Manifest]) -> Manifest:
+    return next(run for run in runs if run.analysis == "pilot")
 
 
 def address_of(run: Manifest) -> str:
@@ -62,12 +69,37 @@ def test_downloads_are_the_files_of_the_run(page: Page, run: Manifest) -> None:
     names = [link.partition(f"/{run.run}/")[2] for link in links]
     wanted = {"index.ipynb", "manifest.json", "ro-crate-metadata.json", "citation.bib", "data/cases.parquet"}
     assert wanted <= set(names)
+    made = {"data/cases.csv", "data/tasks.csv", f"pilot-{run.run}.zip"}
+    assert made == set(names) - {"data/tasks.parquet"} - wanted
     for name, link in zip(names, links, strict=True):
-        assert page.request.get(link).body() == (run.folder / name).read_bytes(), name
+        if name not in made:
+            assert page.request.get(link).body() == (run.folder / name).read_bytes(), name
 
 
-def test_command_asks_for_the_same_parameters(page: Page, site: Path) -> None:
-    for run in published():
+def test_a_saved_file_names_its_run(page: Page, run: Manifest) -> None:
+    page.goto(address_of(run))
+    named = {"Data: cases.parquet": f"{run.run}-cases.parquet", "BibTeX": f"{run.run}-citation.bib",
+             "Notebook": f"pilot-{run.run}.ipynb", "cases.csv": f"{run.run}-cases.csv"}  # fmt: skip
+    for text, name in named.items():
+        with page.expect_download() as saved:
+            page.get_by_role("link", name=text, exact=True).click()
+        assert saved.value.suggested_filename == name
+
+
+def test_tables_as_csv_and_the_whole_folder_as_one_file(site: Path, run: Manifest, tmp_path: Path) -> None:
+    folder = site / f"runs/pilot/{run.run}"
+    table = pd.read_csv(folder / "data/cases.csv")
+    pd.testing.assert_series_equal(
+        table["denominator"], pd.read_parquet(run.folder / "data/cases.parquet")["denominator"]
+    )
+    with ZipFile(folder / f"pilot-{run.run}.zip") as archive:
+        archive.extractall(tmp_path)
+    (inside,) = tmp_path.iterdir()
+    assert read_manifest(inside.rename(tmp_path / run.run)).difference() is None
+
+
+def test_command_asks_for_the_same_parameters(page: Page, runs: list[Manifest]) -> None:
+    for run in runs:
         words = shlex.split(opened(page, run).locator(".run-again pre").first.inner_text())
         assert words[:5] == ["editlib", "run", run.analysis, "--profile", run.profile]
         given = dict(zip(words[6::3], words[7::3], strict=True))
@@ -77,8 +109,29 @@ def test_command_asks_for_the_same_parameters(page: Page, site: Path) -> None:
         assert [name for name in given if usual[name] == run.parameters[name]] == []
 
 
-def test_runs_of_one_spec_link_to_each_other(page: Page, site: Path) -> None:
-    runs = published()
+def test_title_and_model_are_those_of_the_manifest(page: Page, runs: list[Manifest]) -> None:
+    run = next(run for run in runs if run.analysis == "performance")  # its notebook's heading names another model
+    page.goto(address_of(run))
+    assert (
+        page.locator("article h1").inner_text().removesuffix("#") == f"{run.title} · full · {run.parameters['model']}"
+    )
+    assert page.locator(".run-header dd").first.locator("code").first.inner_text() == run.parameters["model"]
+
+
+def test_runs_are_found_in_the_catalogue_and_not_in_the_way(page: Page, runs: list[Manifest], run: Manifest) -> None:
+    page.goto("runs.html")
+    assert page.locator("nav.bd-links a[href*='runs/']").count() == 0
+    for link in page.locator(".prev-next-area a").evaluate_all("(links) => links.map((link) => link.href)"):
+        assert "/runs/" not in link
+    page.goto(address_of(run))
+    assert page.locator(".prev-next-area a").count() == 0
+    page.goto("search.html?q=collapse")
+    page.locator("#search-results li a").nth(5).wait_for()
+    hits = page.locator("#search-results li a").evaluate_all("(links) => links.map((link) => link.href)")
+    assert [hit for hit in hits[:10] if "/runs/" in hit] == []
+
+
+def test_runs_of_one_spec_link_to_each_other(page: Page, runs: list[Manifest]) -> None:
     for run in runs:
         page.goto(address_of(run))
         linked = page.locator(".run-header a.reference.internal").all_inner_texts()
@@ -129,37 +182,109 @@ def test_keyboard_leads_from_the_landing_page_to_a_run(page: Page) -> None:
 # -- what depends on the checkout ----------------------------------------------------------------------
 
 
-def page_of(site: Path) -> str:
-    """The HTML of the only run's page."""
-    return next(iter(site.glob("runs/pilot/*/index.html"))).read_text("utf-8")
+def page_of(site: Path) -> Path:
+    """The only run's page."""
+    return next(iter(site.glob("runs/pilot/*/index.html")))
 
 
-def test_known_address_gives_links_to_the_source_and_launch_buttons(tmp_path: Path) -> None:
-    commit = json.loads((small(tmp_path) / "manifest.json").read_text("utf-8"))["git"]["commit"]
-    github = {"GITHUB_SERVER_URL": "https://github.com", "GITHUB_REPOSITORY": "someone/some-project"}
-    html = page_of(build(tmp_path, **github))
+def test_known_address_gives_links_to_the_source_and_launch_buttons(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = read_manifest(small(tmp_path)).git.commit
+    monkeypatch.setenv("GITHUB_SERVER_URL", "https://github.com")
+    monkeypatch.setenv("GITHUB_REPOSITORY", "someone/some-project")
+    html = page_of(build(tmp_path)).read_text("utf-8")
     assert f'href="https://github.com/someone/some-project/blob/{commit}/notebooks/pilot.py"' in html
     assert "https://colab.research.google.com/github/someone/some-project/blob/main/book/runs/pilot/" in html
     assert re.search(r"https://mybinder\.org/v2/gh/someone/some-project/main\?urlpath=lab/tree/book/runs/pilot/", html)
 
 
-def test_unknown_address_gives_a_command_and_no_link_to_anywhere(tmp_path: Path) -> None:
-    commit = json.loads((small(tmp_path) / "manifest.json").read_text("utf-8"))["git"]["commit"]
-    html = page_of(build(tmp_path, GITHUB_SERVER_URL="", GITHUB_REPOSITORY=""))
-    assert f"git show {commit}:notebooks/pilot.py" in re.sub("<[^>]+>", "", html)
-    assert "colab" not in html and "mybinder" not in html and "blob/" not in html
+def test_unknown_address_gives_a_command_and_no_link_to_anywhere(site: Path, run: Manifest) -> None:
+    page = site / address_of(run)
+    assert f"git show {run.git.commit}:notebooks/pilot.py" in text_of(page)
+    assert not re.search("colab|mybinder|blob/", page.read_text("utf-8"))
 
 
 @pytest.mark.parametrize("older", [(), ("notebook",), ("notebook", "code")])
-def test_page_says_what_changed_since(tmp_path: Path, older: tuple[str, ...]) -> None:
-    folder = small(tmp_path)
-
+def test_page_says_what_changed_since(checkout: ModuleType, run: Manifest, older: tuple[str, ...]) -> None:
     plan = analyses.plan("pilot", root=ROOT)
-    record = json.loads((folder / "manifest.json").read_text("utf-8"))
-    record["inputs"] |= {name: plan.inputs[name] for name in ("notebook", "code")} | {name: "0" * 64 for name in older}
-    folder.rename(folder.with_name(write(record, folder).run))
-    html = page_of(build(tmp_path))
-    said = re.search('<p class="run-older">(.*?)</p>', html)
-    assert bool(said) == bool(older)
-    if said:
-        assert ("notebook" in said[1], "package" in said[1]) == ("notebook" in older, "code" in older)
+    now = {name: plan.inputs[name] for name in ("notebook", "code")}
+    inputs = replace(run.inputs, **now | dict.fromkeys(older, "0" * 64))
+    said = checkout.changed(replace(run, inputs=inputs), ROOT)
+    assert said == ["the notebook", "the package's code"][: len(older)]
+
+
+@pytest.fixture
+def checkout(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(ROOT / "book/_ext")
+    return importlib.import_module("checkout")
+
+
+def test_older_code_is_said_on_the_page(site: Path, runs: list[Manifest]) -> None:
+    """The runs of the book may be newer or older than the code; what a page says is what `changed` finds."""
+    for run in runs:
+        now = analyses.plan(run.analysis, root=ROOT).inputs
+        page = (site / address_of(run)).read_text("utf-8")
+        assert ('<p class="run-older">' in page) == (
+            run.inputs.notebook != now["notebook"] or run.inputs.code != now["code"]
+        )
+
+
+# -- folders that are no runs, and runs that pages cannot show -------------------------------------------
+
+
+def test_what_is_no_run_never_breaks_the_book(tmp_path: Path) -> None:
+    folder = small(tmp_path)
+    others = {".staging-deadbeef": None, "local-0123456789ab": None, "0123456789ab": "{", "local-[a]": "{}"}
+    for name, manifest in others.items():
+        other = folder.with_name(name)
+        other.mkdir()
+        shutil.copy(folder / "index.ipynb", other)
+        if manifest is not None:
+            (other / "manifest.json").write_text(manifest)
+    shutil.copytree(folder, folder.with_name("f" * 12))  # named otherwise than its manifest says
+    site = build(tmp_path)
+    assert [page.parent.name for page in site.glob("runs/*/*/*.html")] == [folder.name]
+    said = text_of(site / "runs.html")
+    assert "4 folders could not be read" in said and "staging" not in said
+    assert all(f"runs/pilot/{name}" in said for name in ("local-0123456789ab", "0123456789ab", "local-[a]", "f" * 12))
+    assert str(tmp_path) not in said
+
+
+def test_local_runs_can_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = small(tmp_path)
+    local = rewritten(shutil.copytree(folder, folder.with_name("copy")), local=True, seconds=1.0)
+    monkeypatch.setenv("EDITLIB_PUBLISHED_ONLY", "1")
+    site = build(tmp_path)
+    assert {page.name for page in site.glob("runs/pilot/*")} == {folder.name}
+    assert local.run not in (site / "runs.html").read_text("utf-8") + (site / "runs.json").read_text("utf-8")
+
+
+def test_outputs_that_need_a_script_are_named_and_nothing_is_fetched(tmp_path: Path) -> None:
+    """JSON, LaTeX, a plot of Plotly, pictures of another server, formulas in prose."""
+    folder = small(tmp_path)
+    path = folder / "index.ipynb"
+    notebook = json.loads(path.read_text("utf-8"))
+    elsewhere = "https://elsewhere.example/a"
+    shown: list[dict[str, Any]] = [
+        {"application/json": {"a": 1}, "text/plain": "<IPython.core.display.JSON object>"},
+        {"text/latex": "$\\frac12$"},
+        {"application/vnd.plotly.v1+json": {"data": []}, "text/html": f"<script src='{elsewhere}.js'></script>"},
+        {"text/html": f"<p>one</p><img src={elsewhere}.png>"},
+        {"text/markdown": f"![two]({elsewhere}.png) and ${{math}}`x`"},
+    ]
+    cell = next(cell for cell in notebook["cells"] if cell.get("outputs"))
+    cell["outputs"] += [{"output_type": "display_data", "metadata": {}, "data": data} for data in shown]
+    prose = f"![three]({elsewhere}.png)\n\n```{{math}}\n\\frac12\n```\n\n{{math}}`y^2`\n"
+    notebook["cells"].append({"cell_type": "markdown", "metadata": {}, "id": "prose", "source": prose})
+    path.write_text(json.dumps(notebook), "utf-8")
+    run = rewritten(folder, local=True)
+    assert warned(tmp_path) == ""
+    page = tmp_path / "_build/html/runs/pilot" / run.folder.name / "index.html"
+    tree = html.parse(page)
+    assert [link for link in tree.xpath("//@src") if "//" in link] == []
+    assert "mathjax" not in page.read_text("utf-8").lower()
+    said = text_of(page)
+    for form in ("application/json", "text/latex", "application/vnd.plotly.v1+json"):
+        assert f"(The notebook has this as {form}, which a page cannot show.)" in said
+    assert "y^2" in said and "frac12" in said

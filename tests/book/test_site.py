@@ -1,9 +1,12 @@
 """The built book in a real browser."""
 
+import re
+from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import urldefrag
 
 import pytest
+from lxml import html
 from playwright.sync_api import Browser, Page
 
 SHOWN = "(image) => image.complete && image.naturalWidth > 0"
@@ -46,6 +49,81 @@ def test_navigation_leads_to_every_page(page: Page) -> None:
         response = page.goto(target)
         assert response is not None and response.ok, target
         assert page.locator("article h1").is_visible(), target
+
+
+@pytest.mark.parametrize("width", [375, 1400])
+def test_pictures_keep_their_shape(page: Page, site: Path, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    shape = """(images) => Promise.all(images.map(async (image) => {
+        image.loading = "eager";
+        await image.decode();
+        return (image.clientWidth / image.clientHeight) / (image.naturalWidth / image.naturalHeight) - 1;
+    }))"""
+    seen = 0
+    for name in pages(site):
+        page.goto(name)
+        shapes = page.locator("article img").evaluate_all(shape)
+        assert [off for off in shapes if abs(off) >= 0.02] == [], name
+        seen += len(shapes)
+    assert seen > 40
+
+
+def test_pictures_are_as_they_were_made_in_the_dark(page: Page) -> None:
+    page.emulate_media(color_scheme="dark")
+    page.goto("index.html")
+    look = "(image) => [getComputedStyle(image).filter, getComputedStyle(image).backgroundColor]"
+    assert page.locator("article figure img").first.evaluate(look) == ["none", "rgb(255, 255, 255)"]
+
+
+def test_audit_is_read_on_a_phone(page: Page) -> None:
+    page.set_viewport_size({"width": 375, "height": 800})
+    page.goto("claim-audit.html")
+    tops = "(row) => [...row.querySelectorAll('.verdict, th, td:nth-child(2)')].map((part) => part.getBoundingClientRect().top)"
+    for row in page.locator("table.claims tbody tr").all():
+        claim, published, verdict = row.evaluate(tops)
+        assert verdict < claim < published
+    assert page.locator("table.claims th.stub p").first.evaluate("(text) => text.clientWidth") > 250
+    assert page.evaluate("document.documentElement.scrollHeight") < 20_000
+
+
+def test_claim_is_the_widest_column_of_the_audit(page: Page) -> None:
+    page.set_viewport_size({"width": 1400, "height": 800})
+    page.goto("claim-audit.html")
+    claim, *others = (
+        page.locator("table.claims")
+        .first.locator("thead th")
+        .evaluate_all("(all) => all.map((one) => one.clientWidth)")
+    )
+    assert claim >= max(others)
+
+
+def test_papers_and_audit_lead_to_each_other(page: Page) -> None:
+    page.goto("butterfly-effect.html")
+    page.locator("article a[href$='claim-audit.html#claim-a5']").first.click()
+    row = page.locator("tr#claim-a5")
+    assert row.get_by_role("link", name="More").evaluate("(link) => link.href").endswith("butterfly-effect.html#a4")
+    assert row.evaluate("(row) => row.matches(':target')")
+
+
+def test_head_of_a_page_tells_what_it_is(page: Page, site: Path) -> None:
+    for name in ("index.html", "methods.html"):
+        page.goto(name)
+        assert page.locator("meta[name=viewport]").count() == 1
+        for tag in ("name=description", "property='og:title'", "property='og:description'"):
+            assert len(str(page.locator(f"meta[{tag}]").get_attribute("content"))) > 10
+    page.goto("index.html")
+    assert page.title() == "When one edit breaks a model"
+    assert f"Version {version('editlib')}" in page.locator("footer").last.inner_text()
+
+
+def test_numbers_are_written_one_way(site: Path) -> None:
+    """No hyphen for a minus, no per cent sign without its space."""
+    for name in ("index", "butterfly-effect", "fall-of-rome", "across", "claim-audit", "performance", "methods"):
+        prose = html.parse(site / f"{name}.html").getroot().xpath("//article")[0]
+        for code in prose.xpath("//pre | //code | //script | //style"):
+            code.drop_tree()
+        text = prose.text_content()
+        assert re.findall(r"[\s(\[]-\d[\d.]*|\d%", text) == [], name
 
 
 @pytest.mark.parametrize("width", [375, 1280])
