@@ -58,12 +58,12 @@ def warned(folder: Path) -> str:
     """Build the book in a folder, in this process; what it warns of."""
     from jupyter_book.sphinx import build_sphinx
 
-    said = io.StringIO()
+    said, suffixes = io.StringIO(), {".rst": "restructuredtext"}  # Sphinx would add to those of later builds too
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(said):
         warnings.simplefilter("ignore")  # of the libraries' own code
         result = build_sphinx(
             folder / "book", folder / "_build/html", noconfig=True, path_config=folder / "_config.yml",
-            confoverrides={"nitpicky": True, "latex_individualpages": False}, keep_going=True,
+            confoverrides={"nitpicky": True, "latex_individualpages": False, "source_suffix": suffixes}, keep_going=True,
         )  # fmt: skip
     return said.getvalue() + (str(result) if result else "")
 

@@ -26,7 +26,7 @@ from editlib.runs.manifest import Manifest
 from editlib.text import duration, metric
 
 ACTIVE = re.compile(
-    r"<\s*/?(script|iframe|object|embed|form|base|meta|link|style)\b|<[^>]*\son\w+\s*=|javascript:"
+    r"<\s*/?(script|iframe|object|embed|form|base|meta|link)\b|<[^>]*\son\w+\s*=|javascript:|@import|url\s*\("
     r"|<[^>]*\s(src|srcset|poster|data|background|href)\s*=\s*[\"']?\s*(https?:)?//",  # of another server
     re.I,
 )
@@ -45,8 +45,11 @@ def drop_unshown(app: Sphinx, page: str, source: list[str]) -> None:
     for cell in notebook["cells"]:
         for output in (output for output in cell.get("outputs", ()) if "data" in output):
             data = output["data"]
-            output["data"] = {form: data[form] for form in SHOWN if form in data}
-            if unshown := sorted(data.keys() - set(SHOWN)):
+            active = ACTIVE.search("".join(data.get("text/html", "")))
+            output["data"] = {
+                form: data[form] for form in SHOWN if form in data and not (active and form == "text/html")
+            }
+            if unshown := sorted(data.keys() - output["data"].keys()):
                 plain = "".join(data.get("text/plain", ""))
                 said = f"{plain}\n(The notebook has this as {', '.join(unshown)}, which a page cannot show.)".lstrip()
                 output["data"]["text/plain"] = said

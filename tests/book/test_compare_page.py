@@ -1,6 +1,5 @@
 """The page on which readers put two runs side by side."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +46,8 @@ def test_runs_of_one_analysis_are_offered(page: Page, runs: list[Manifest], pair
     offered = page.get_by_label("Run B").locator("option").evaluate_all("(all) => all.map((one) => one.value)")
     assert sorted(offered) == sorted(run.run for run in pair)
     page.get_by_label("Analysis").select_option("pilot")
-    eventually(
-        page.get_by_role("status").inner_text, "This is the only run of pilot. Execute another to compare it with."
-    )
+    only = "This is the only run of pilot. Execute another to compare it with."
+    eventually(page.get_by_role("status").inner_text, only)
     assert page.get_by_label("Run A").input_value() in {run.run for run in runs if run.analysis == "pilot"}
 
 
@@ -64,15 +62,11 @@ def test_numbers_stand_side_by_side_with_their_difference(page: Page, pair: tupl
     """One number differs; `auc_low_control` and `auc_high_control` are the ends of its interval, and no rows."""
     a, b = sorted(pair, key=lambda run: -float(run.metrics["auc_control"]))
     said = compared(page, a, b)
-    row = page.locator(".compare-table").first.locator("tbody tr")
-    assert row.locator("th, td").all_inner_texts() == [
-        "AUC control",
-        "0.994 [0.988, 0.998]",
-        "0.500 [0.250, 0.750]",
-        "−0.494",
-    ]
-    assert row.count() == 1 and re.search(r"1 of \d+ numbers differ\.", said)
-    assert "auc_low" not in said and "AUC low" not in said
+    assert "1 of " in said and "numbers differ." in said
+    page.locator("#comparison summary").press("Enter")  # no verdict rests on it, so it is folded
+    rows = page.locator("#comparison details tbody tr")
+    told = ["AUC control", "0.994 [0.988, 0.998]", "0.500 [0.250, 0.750]", "−0.494"]
+    assert [row.locator("th, td").all_inner_texts() for row in rows.all()] == [told]
 
 
 def test_figures_stand_side_by_side(page: Page, pair: tuple[Manifest, Manifest]) -> None:
@@ -96,15 +90,14 @@ def test_run_page_leads_here(page: Page, pair: tuple[Manifest, Manifest]) -> Non
 def test_names_of_runs_are_whole_on_a_phone(page: Page, pair: tuple[Manifest, Manifest]) -> None:
     page.set_viewport_size({"width": 375, "height": 800})
     compared(page, *pair)
-    select = page.get_by_label("Run A")
-    assert pair[0].run in select.locator("option").first.inner_text()
-    wide = """(select) => {
-        const context = document.createElement("canvas").getContext("2d"), style = getComputedStyle(select);
-        context.font = style.font;
-        const label = select.selectedOptions[0].textContent, upto = label.indexOf(select.value) + select.value.length;
-        return context.measureText(label.slice(0, upto)).width <= select.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
+    fits = """(select) => {
+        const label = select.selectedOptions[0].textContent, style = getComputedStyle(select);
+        const context = Object.assign(document.createElement("canvas").getContext("2d"), { font: style.font });
+        const room = select.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
+        return context.measureText(label.slice(0, label.indexOf(select.value) + select.value.length)).width <= room;
     }"""
-    assert select.evaluate(wide)
+    for label in ("Run A", "Run B"):
+        assert page.get_by_label(label).evaluate(fits)
 
 
 def test_opened_as_a_file_it_says_what_to_do(browser: Browser, site: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +27,7 @@ RUN_PAGE = "runs/pilot/*/index.html"
 
 @pytest.fixture(scope="session")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A site whose only run says evil things wherever text is free."""
+    """A site whose runs say evil things wherever text is free."""
     place = tmp_path_factory.mktemp("hostile")
     folder = small(place)
     notebook = json.loads((folder / "index.ipynb").read_text("utf-8"))
@@ -50,6 +51,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     record["inputs"]["models"] |= {EVIL["image"]: "0" * 64}
     record["hardware"]["cpu"] = EVIL["script"]
     record["git"]["commit"] = "$(touch evil)" + EVIL["quotes"]
+    rewritten(shutil.copytree(folder, folder.with_name("older")), **record | {"seconds": 1.0})  # to compare with
     rewritten(folder, **record)
     return build(place)
 

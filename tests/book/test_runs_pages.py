@@ -285,6 +285,6 @@ def test_outputs_that_need_a_script_are_named_and_nothing_is_fetched(tmp_path: P
     assert [link for link in tree.xpath("//@src") if "//" in link] == []
     assert "mathjax" not in page.read_text("utf-8").lower()
     said = text_of(page)
-    for form in ("application/json", "text/latex", "application/vnd.plotly.v1+json"):
+    for form in ("application/json", "text/latex", "application/vnd.plotly.v1+json, text/html", "text/html"):
         assert f"(The notebook has this as {form}, which a page cannot show.)" in said
     assert "y^2" in said and "frac12" in said
