@@ -62,8 +62,8 @@ def warned(folder: Path) -> str:
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(said):
         warnings.simplefilter("ignore")  # of the libraries' own code
         result = build_sphinx(
-            folder / "book", folder / "_build/html", noconfig=True, path_config=folder / "_config.yml",
-            confoverrides={"nitpicky": True, "latex_individualpages": False, "source_suffix": suffixes}, keep_going=True,
+            folder / "book", folder / "_build/html", noconfig=True, path_config=folder / "_config.yml", keep_going=True,
+            confoverrides={"nitpicky": True, "latex_individualpages": False, "source_suffix": suffixes},
         )  # fmt: skip
     return said.getvalue() + (str(result) if result else "")
 

@@ -34,7 +34,8 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 from editlib.errors import EditlibError
-from editlib.runs.manifest import NAME, Manifest, read_manifest
+from editlib.runs.folders import run_folders
+from editlib.runs.manifest import NAME, Manifest, read_manifest, symbolic_link
 from editlib.text import metric, percent
 
 HINT = "execute one with `editlib run {} --profile quick`"
@@ -55,10 +56,12 @@ class Runs:
 def read_runs(book: Path, *, published_only: bool = False) -> Runs:
     """Every run of a book; of folders whose name begins with a dot, nothing is said."""
     shown, damaged = [], {}
-    for folder in sorted(path for path in book.glob("runs/*/[!.]*") if path.is_dir()):
+    for folder in run_folders(book.parent):
         if published_only and folder.name.startswith("local-"):
             continue
         try:
+            if link := symbolic_link(folder):
+                raise EditlibError(f"{link} stands for a file elsewhere")
             run = read_manifest(folder)
             if (folder.parent.name, folder.name.removeprefix("local-")) != (run.analysis, run.run):
                 raise EditlibError(f"its {NAME} is that of run {run.run} of {run.analysis}")

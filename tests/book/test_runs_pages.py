@@ -19,6 +19,7 @@ from playwright.sync_api import Browser, Page
 
 from editlib.runs import analyses, citation
 from editlib.runs.manifest import Manifest, read_manifest
+from editlib.runs.plan import plan
 
 
 @pytest.fixture(scope="module")
@@ -207,11 +208,11 @@ def test_unknown_address_gives_a_command_and_no_link_to_anywhere(site: Path, run
 
 @pytest.mark.parametrize("older", [(), ("notebook",), ("notebook", "code")])
 def test_page_says_what_changed_since(checkout: ModuleType, run: Manifest, older: tuple[str, ...]) -> None:
-    plan = analyses.plan("pilot", root=ROOT)
-    now = {name: plan.inputs[name] for name in ("notebook", "code")}
-    inputs = replace(run.inputs, **now | dict.fromkeys(older, "0" * 64))
-    said = checkout.changed(replace(run, inputs=inputs), ROOT)
-    assert said == ["the notebook", "the package's code"][: len(older)]
+    inputs = plan("pilot", root=ROOT).inputs
+    now = {name: inputs[name] for name in ("notebook", "code")}
+    then = replace(run, inputs=replace(run.inputs, **now | dict.fromkeys(older, "0" * 64)))
+    said = checkout.changed(then, ROOT)
+    assert said == [f"the {name}" for name in older]
 
 
 @pytest.fixture
@@ -223,7 +224,7 @@ def checkout(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_older_code_is_said_on_the_page(site: Path, runs: list[Manifest]) -> None:
     """The runs of the book may be newer or older than the code; what a page says is what `changed` finds."""
     for run in runs:
-        now = analyses.plan(run.analysis, root=ROOT).inputs
+        now = plan(run.analysis, root=ROOT).inputs
         page = (site / address_of(run)).read_text("utf-8")
         assert ('<p class="run-older">' in page) == (
             run.inputs.notebook != now["notebook"] or run.inputs.code != now["code"]
@@ -243,11 +244,14 @@ def test_what_is_no_run_never_breaks_the_book(tmp_path: Path) -> None:
         if manifest is not None:
             (other / "manifest.json").write_text(manifest)
     shutil.copytree(folder, folder.with_name("f" * 12))  # named otherwise than its manifest says
+    (shutil.copytree(folder, folder.with_name("e" * 12)) / "figures/elsewhere.png").symlink_to("/etc/hostname")
     site = build(tmp_path)
     assert [page.parent.name for page in site.glob("runs/*/*/*.html")] == [folder.name]
     said = text_of(site / "runs.html")
-    assert "4 folders could not be read" in said and "staging" not in said
-    assert all(f"runs/pilot/{name}" in said for name in ("local-0123456789ab", "0123456789ab", "local-[a]", "f" * 12))
+    assert "5 folders could not be read" in said and "staging" not in said
+    assert all(
+        f"runs/pilot/{name}" in said for name in ("local-0123456789ab", "0123456789ab", "local-[a]", "f" * 12, "e" * 12)
+    )
     assert str(tmp_path) not in said
 
 
