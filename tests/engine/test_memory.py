@@ -8,6 +8,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from editlib.data.request import EditRequest
+from editlib.editing.change import LowRank
 from editlib.editing.edit import Edit
 from editlib.editing.session import Session
 from editlib.engine import memory
@@ -75,14 +76,14 @@ def wide(tokenizer: PreTrainedTokenizerFast) -> LanguageModel:
 def by_edit(lm: LanguageModel, texts: list[str]) -> Perplexity:
     """Of an edit that changes nothing, by the engine, beside others."""
     name, (out, into) = f"{lm.layout.name(0)}.weight", lm.weight(0).shape
-    edit = Edit("none", (ASK,), {name: (torch.zeros(out, 1), torch.ones(into, 1))}, {}, lm.fingerprint)
+    edit = Edit("none", (ASK,), {name: LowRank(torch.zeros(out, 1), torch.ones(into, 1))}, {}, lm.fingerprint)
     return Session(lm).perplexities([edit] * 3, texts)[1]
 
 
 def by_written_weights(lm: LanguageModel, texts: list[str]) -> Perplexity:
     """Of an edit of another weight that changes nothing, from its block on."""
     name = f"{lm.layout.blocks}.1.attn.c_proj"
-    edit = Edit("none", (ASK,), {f"{name}.weight": (torch.zeros(8, 1), torch.ones(8, 1))}, {}, lm.fingerprint)
+    edit = Edit("none", (ASK,), {f"{name}.weight": LowRank(torch.zeros(8, 1), torch.ones(8, 1))}, {}, lm.fingerprint)
     return Session(lm).perplexities([edit], texts)[0]
 
 

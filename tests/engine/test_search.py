@@ -243,7 +243,7 @@ def test_edits_of_other_weights_are_written_and_measured_from_there_on(double: L
     flip = type(double.model.get_submodule(weight)).__name__ == "Conv1D"
     out, into = (shape[1], shape[0]) if flip else (shape[0], shape[1])
     left, right = torch.randn(out, 1).double() * 0.1, torch.randn(into, 1).double() * 0.1
-    edit = Edit("by hand", (REQUESTS[0],), {f"{weight}.weight": (left, right)}, {}, double.fingerprint)
+    edit = Edit("by hand", (REQUESTS[0],), {f"{weight}.weight": LowRank(left, right)}, {}, double.fingerprint)
     (found,) = Session(double).perplexities([edit], TEXTS)
     with edit.applied(double):
         assert found.per_sentence == pytest.approx(perplexity(double, TEXTS).per_sentence, rel=1e-8)

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
+from editlib import data
 from editlib.data.datasets import Case
 from editlib.data.request import EditRequest
 from editlib.editing.methods import compute
@@ -22,7 +23,9 @@ from editlib.editing.stats import Stats
 from editlib.engine.perplexity import perplexity
 from editlib.engine.prefixes import prefix_contexts
 from editlib.errors import EditlibError
+from editlib.measuring.scores import continuation, target_probability
 from editlib.models.language_model import LanguageModel
+from editlib.models.loading import load as testbed
 from editlib.sweeps.parts import Parts
 from editlib.sweeps.rows import SEQUENTIAL
 from editlib.sweeps.sequential import sequence
@@ -288,3 +291,87 @@ def test_a_killed_sequence_loses_and_repeats_nothing(gpt2: LanguageModel, texts:
     assert same(table, pd.read_parquet(tmp_path / "whole"))
     assert table["step"].tolist() == [*range(31)] * 2 and table["error"].isna().all()
     assert hits >= 1  # else it was not disturbed
+
+
+# What may be asked for
+
+
+def test_every_edit_is_tested_again_at_the_end(
+    own: LanguageModel, cases: list[Case], texts: list[str], tmp_path: Path
+) -> None:
+    search = {"rome": replace(SEARCH, covariance=False, steps=12)}
+    options = {"methods": search, "texts": texts, "retest": True, "answers": True, "progress": False}
+    found = dict[int, tuple[float, str]]()
+
+    def at_end(_: str) -> None:
+        for case in cases:
+            request = case.request
+            found[case.case_id] = target_probability(own, request, request.target_new), continuation(own, request.text)
+
+    table = sequence(own, cases, at_end=at_end, out=tmp_path / "out", **options)
+    then, now = (table[table["retest"] == again].dropna(subset="case_id") for again in (False, True))
+    assert then["step"].tolist() == now["step"].tolist() == [1, 2, 3, 4, 5]
+    assert now["case_id"].tolist() == [case.case_id for case in cases] and not now["measured"].any()
+    assert now["target_probability"].tolist() == pytest.approx([p for p, _ in found.values()], rel=1e-5)
+    assert now["answer"].tolist() == [answer for _, answer in found.values()]
+    for rows in (then, now):
+        assert rows["efficacy_em_tf"].between(0, 1).all()
+    last = then.iloc[-1], now.iloc[-1]  # nothing came after it
+    assert last[0]["target_probability"] == pytest.approx(last[1]["target_probability"], rel=1e-5)
+    assert last[0]["efficacy_em_ar"] == last[1]["efficacy_em_ar"] and last[0]["answer"] == last[1]["answer"]
+    summed = sequence_module.summary(table)
+    assert summed["edits"].tolist() == [5] and summed["failed"].tolist() == [0]
+    found.clear()
+    again = sequence(own, cases, at_end=at_end, out=tmp_path / "out", resume=True, **options)
+    assert not found and same(again, table)
+    (tmp_path / "out" / "part-00003.parquet").unlink()  # the retest alone; the weights before it are gone
+    assert same(sequence(own, cases, out=tmp_path / "out", resume=True, **options), table)
+
+
+def test_a_sequence_with_a_failed_edit_is_run_again_on_request(
+    own: LanguageModel, cases: list[Case], texts: list[str], tmp_path: Path
+) -> None:
+    solve = Rome.solve
+
+    def failing(*arguments: object) -> object:
+        if arguments[2] == [cases[2].request]:
+            raise ValueError("a cable was pulled")
+        return solve(*arguments)  # type: ignore[arg-type]
+
+    options = {"methods": {"rome": replace(SEARCH, covariance=False)}, "texts": texts, "progress": False}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Rome, "solve", failing)
+        broken = sequence(own, cases, out=tmp_path / "out", **options)
+    assert broken["error"].notna().sum() == 1
+    assert same(sequence(own, cases, out=tmp_path / "out", resume=True, **options), broken)
+    whole = sequence(own, cases, **options)
+    assert same(sequence(own, cases, out=tmp_path / "out", resume=True, retry_failed=True, **options), whole)
+
+
+def test_weights_are_read_once_for_all_parts_that_follow(
+    gpt2: LanguageModel, cases: list[Case], texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, read, reads = Parts.write, sequence_module.load_file, list[Path]()
+
+    def stopping(parts: Parts, number: int, rows: pd.DataFrame) -> pd.DataFrame:
+        if number == 1:
+            raise KeyboardInterrupt
+        return write(parts, number, rows)
+
+    options = {"methods": {"rome": replace(SEARCH, covariance=False)}, "texts": texts, "out": tmp_path / "out"}
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Parts, "write", stopping)
+        sequence(gpt2, cases, progress=False, **options)
+    monkeypatch.setattr(sequence_module, "load_file", lambda path: (reads.append(path), read(path))[1])
+    sequence(gpt2, cases, resume=True, progress=False, **options)
+    assert len(reads) == 1
+
+
+def test_an_editor_is_read_once_for_a_whole_sequence(texts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    mend = importlib.import_module("editlib.editing.methods.mend")
+    load, loads = mend.load_editor, list[object]()
+    monkeypatch.setattr(mend, "load_editor", lambda *given: (loads.append(given), load(*given))[1])
+    lm = testbed("testbed/anchored")
+    chosen = data.cases("testbed")[:3]
+    table = sequence(lm, chosen, methods="mend", texts=data.texts("testbed-ppl-50")[:3], progress=False)
+    assert table["error"].isna().all() and len(loads) == 1

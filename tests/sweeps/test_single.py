@@ -2,7 +2,9 @@
 
 import importlib
 import math
+import pickle
 from dataclasses import replace
+from pathlib import Path
 from weakref import ref
 
 import killed
@@ -22,7 +24,9 @@ from editlib.editing.session import Session
 from editlib.editing.stats import second_moments_of
 from editlib.engine.perplexity import perplexity
 from editlib.errors import EditlibError
+from editlib.measuring.scores import continuation
 from editlib.models.language_model import LanguageModel
+from editlib.sweeps.parts import Parts, collect
 from editlib.sweeps.single import sweep
 
 sweep_module = importlib.import_module("editlib.sweeps.single")
@@ -326,3 +330,116 @@ def test_unknown_methods_no_cases_and_no_texts_are_refused(gpt2: LanguageModel, 
 
 def test_names_shared_by_a_module_and_its_function_are_the_function() -> None:
     assert all(callable(getattr(editlib, name)) for name in ("sweep", "perplexity", "trace"))
+
+
+# What may be asked for
+
+
+def test_answers_are_kept_if_wanted(gpt2: LanguageModel, cases: list[Case], texts: list[str]) -> None:
+    search = replace(SEARCH, covariance=False, steps=15)
+    table = sweep(gpt2, cases, methods={"rome": search}, texts=texts, answers=True, progress=False)
+    for case, (_, row) in zip(cases, table.iterrows(), strict=True):
+        assert row["answer_before"] == continuation(gpt2, case.request.text)
+        with compute(gpt2, case.request, method="rome", hparams=search).applied(gpt2):
+            assert row["answer"] == continuation(gpt2, case.request.text)
+    assert (table["answer"] != table["answer_before"]).any()
+
+
+def test_a_memory_too_small_is_no_cases_fault_whatever_says_so(
+    gpt2: LanguageModel, cases: list[Case], texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:83] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(Rome, "solve", full)
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
+        sweep(gpt2, cases, methods={"rome": replace(SEARCH, covariance=False)}, texts=texts, progress=False)
+
+
+def test_failed_rows_are_made_again_on_request_and_the_others_stay(
+    gpt2: LanguageModel, texts: list[str], tmp_path: Path
+) -> None:
+    variants = {name: replace(params, covariance=False) for name, params in VARIANTS.items()}
+    options = {"methods": variants, "texts": texts, "out": tmp_path / "out", "per_sentence": True, "progress": False}
+    chosen, solve, edited = killed.cases(5), Rome.solve, list[str]()
+
+    def failing(*arguments: object) -> object:
+        if arguments[2] == [chosen[3].request] and arguments[3].keys == "prefixed":  # type: ignore[attr-defined]
+            raise ValueError("a cable was pulled")
+        return solve(*arguments)  # type: ignore[arg-type]
+
+    def counted(*arguments: object) -> object:
+        edited.append(arguments[2][0].subject)  # type: ignore[index]
+        return solve(*arguments)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep_module, "PART", 2)
+        patch.setattr(Rome, "solve", failing)
+        broken = sweep(gpt2, chosen, **options)
+        assert broken["error"].notna().tolist() == [i == 7 for i in range(10)]
+        patch.setattr(Rome, "solve", counted)
+        still = sweep(gpt2, chosen, resume=True, **options)
+        assert not edited and still["error"].notna().sum() == 1
+        mended = sweep(gpt2, chosen, resume=True, retry_failed=True, **options)
+        assert edited == [chosen[3].request.subject] * 2
+    assert mended["error"].isna().all() and mended["method"].tolist() == broken["method"].tolist()
+    others = mended.drop(index=7)
+    pd.testing.assert_frame_equal(others, broken.drop(index=7), check_exact=True)
+    options["out"] = None
+    whole = sweep(gpt2, chosen, **options)
+    assert mended["perplexity_mean"][7] == pytest.approx(whole["perplexity_mean"][7], rel=1e-4)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "out"), mended, check_exact=True)
+
+
+def test_parts_can_be_run_by_others_and_collected(
+    gpt2: LanguageModel, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process gets the plan, a session of its own and a number."""
+    monkeypatch.setattr(sweep_module, "PART", 2)
+    variants = {name: replace(params, covariance=False) for name, params in VARIANTS.items()}
+    plan = sweep_module.plan_sweep(Session(gpt2), killed.cases(5), methods=variants, texts=texts)
+    sent = pickle.loads(pickle.dumps(plan))
+    parts = Parts.of(tmp_path / "out", plan.record, plan.columns, resume=False)
+    with parts.working():
+        for number in (2, 0, 1):
+            parts.write(number, sweep_module.run_part(Session(gpt2), sent, number))
+    whole = sweep(gpt2, killed.cases(5), methods=variants, texts=texts, progress=False)
+    pd.testing.assert_frame_equal(
+        collect(tmp_path / "out").drop(columns="seconds"), whole.drop(columns="seconds"), check_exact=True
+    )
+    again = sweep(gpt2, killed.cases(5), methods=variants, texts=texts, out=tmp_path / "out", resume=True)
+    pd.testing.assert_frame_equal(again, collect(tmp_path / "out"))
+
+
+def test_rows_say_how_many_tokens_their_second_moments_are_of(
+    gpt2: LanguageModel, cases: list[Case], texts: list[str], corpus: list[str]
+) -> None:
+    options = {"texts": texts, "corpus": corpus, "moment_tokens": 640, "progress": False}
+    variants = {"rome": SEARCH, "without": replace(SEARCH, covariance=False)}
+    table = sweep(gpt2, cases[:1], methods=variants, **options)
+    assert table["moment_tokens"].tolist() == [640, pd.NA]
+    edit = compute(gpt2, cases[0].request, method="rome", hparams=SEARCH, corpus=corpus, moment_tokens=640)
+    assert edit.diagnostics["moment_tokens"] == 640
+    assert edit.diagnostics["moment_tokens_per_dimension"] == pytest.approx(640 / 24)
+
+
+def test_a_single_request_and_records_are_cases(gpt2: LanguageModel, cases: list[Case], texts: list[str]) -> None:
+    search = {"rome": replace(SEARCH, covariance=False)}
+    record = {"prompt": "{} is located in", "subject": "Zen", "target_new": "Ostrel", "target_true": "Quint"}
+    tables = [
+        sweep(gpt2, given, methods=search, texts=texts, progress=False)
+        for given in (cases[0].request, [record], pd.DataFrame([record]))
+    ]
+    for table in tables:
+        assert table["case_id"].tolist() == [0] and table["error"].isna().all()
+        pd.testing.assert_frame_equal(table.drop(columns="seconds"), tables[0].drop(columns="seconds"))
+
+
+def test_code_that_changed_is_another_sweep(
+    gpt2: LanguageModel, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"methods": {"rome": replace(SEARCH, covariance=False)}, "texts": texts, "out": tmp_path / "out"}
+    sweep(gpt2, killed.cases(1), progress=False, **options)
+    monkeypatch.setattr("editlib.sweeps.plan.code_hash", lambda: "of tomorrow")
+    with pytest.raises(EditlibError, match="holds a sweep that differs in its code; choose another"):
+        sweep(gpt2, killed.cases(1), progress=False, resume=True, **options)

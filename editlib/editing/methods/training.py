@@ -145,7 +145,10 @@ def split(cases: Sequence[Case], recipe: MendRecipe) -> tuple[list[Case], list[C
 
 def digest(cases: Sequence[Case]) -> str:
     """sha256 of the cases themselves, wherever they were read from."""
-    return hashlib.sha256(json.dumps([asdict(case) for case in cases]).encode()).hexdigest()
+    records = [asdict(case) for case in cases]
+    for record in records:  # a separator that is not given is as before there were any
+        record["request"] = {name: v for name, v in record["request"].items() if name != "separator" or v is not None}
+    return hashlib.sha256(json.dumps(records).encode()).hexdigest()
 
 
 def edited_layers(lm: LanguageModel, recipe: MendRecipe) -> range:

@@ -1,5 +1,6 @@
 """Presets are found by a model's type and shape, and hold the published values."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from transformers import AutoConfig
 import editlib as el
 from editlib.editing.methods import METHODS, Params, hparams_for
 from editlib.editing.methods.presets import PRESETS, preset_of
+from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
 
 
@@ -76,3 +78,55 @@ def test_a_flavour_takes_a_lineages_settings_as_a_whole(gpt2: LanguageModel, fla
 def test_without_flavour_the_covariance_and_the_correct_objective_are_used(gpt2: LanguageModel) -> None:
     assert hparams_for(gpt2, "rome").covariance
     assert hparams_for(gpt2, "ft").objective == "teacher-forced"
+
+
+# Settings from files
+
+
+@pytest.fixture
+def with_folder(gpt2: LanguageModel, tmp_path: Path) -> LanguageModel:
+    """A model whose folder may hold settings."""
+    return LanguageModel(gpt2.model, gpt2.tokenizer, folder=tmp_path)
+
+
+def test_what_is_nearer_to_the_user_wins(with_folder: LanguageModel, tmp_path: Path) -> None:
+    assert hparams_for(with_folder, "rome").clamp == 4
+    own = {"rome": {"layer": 0, "clamp": 1, "steps": 1}, "c-rome": {"steps": 2}}
+    (tmp_path / "editlib.json").write_text(json.dumps(own))
+    rome, consistent = hparams_for(with_folder, "rome"), hparams_for(with_folder, "c-rome")
+    assert (rome.layer, rome.clamp, rome.steps) == (0, 1, 1)
+    assert (consistent.layer, consistent.clamp, consistent.steps) == (0, 1, 2)  # its family's, then its own
+    given = tmp_path / "mine.json"
+    given.write_text(json.dumps({"rome": {"clamp": 2, "covariance": True}}))
+    rome = hparams_for(with_folder, "rome", preset=given)
+    assert (rome.layer, rome.clamp, rome.covariance) == (0, 2, True)
+    rome = hparams_for(with_folder, "rome", preset=str(given), flavour="yang-2024", clamp=3)
+    assert (rome.layer, rome.clamp, rome.covariance, rome.steps) == (0, 3, False, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "cannot be read: .*No such file"),
+        ("{", "cannot be read"),
+        ("[1]", "cannot be read"),
+        ('{"rome": 3}', "cannot be read"),
+        ('{"rom": {}}', r"method 'rom' is unknown; did you mean rome\?"),
+        ('{"rome": {"lyer": 1}}', r"rome's hyper-parameter 'lyer' is unknown; did you mean layer\?"),
+    ],
+)
+def test_bad_settings_are_refused_with_their_file(
+    gpt2: LanguageModel, tmp_path: Path, text: str | None, said: str
+) -> None:
+    path = tmp_path / "mine.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(EditlibError, match=f"mine.json.* ?{said}") as caught:
+        hparams_for(gpt2, "rome", preset=path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bad_value_in_a_file_is_refused(with_folder: LanguageModel, tmp_path: Path) -> None:
+    (tmp_path / "editlib.json").write_text('{"rome": {"steps": 0}}')
+    with pytest.raises(EditlibError, match="^hyper-parameter steps=0 of rome"):
+        hparams_for(with_folder, "rome")
