@@ -256,7 +256,7 @@ def test_another_familys_edit_is_the_same_with_and_without_the_engine(
     assert lm.layout.name(1) == down
     session, params = Session(lm), hparams_for(lm, "rome", steps=3, covariance=False)
     edit = solve(session, "rome", [ask], params)
-    found, expected = session.target(down, ask, params), plainpath.target(lm, down, ask, CONTEXTS, params)
+    (found,), expected = session.targets(down, [ask], params), plainpath.target(lm, down, ask, CONTEXTS, params)
     torch.testing.assert_close(found.value, expected.value, rtol=1e-3, atol=1e-4)
     key, value = alone(lm, list(encode(start_tokenizer, ask.prompt, ask.subject).ids), 1)
     last = encode(start_tokenizer, ask.prompt, ask.subject).last
