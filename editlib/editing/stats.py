@@ -149,7 +149,7 @@ def needed_moments(
     tokens: int | None = None,
     window: int = WINDOW,
 ) -> Needed:
-    """See without running the model that `second_moments_of` will have what it needs; raises `EditlibError` as it does."""
+    """See without running the model that `second_moments_of` has what it needs; raises `EditlibError` as it does."""
     width = max(lm.weight(layer).shape[1] for layer in layers)
     least = TOKENS_PER_DIMENSION * width
     wanted = tokens or -(-max(least, LEAST_TOKENS) // window) * window
