@@ -201,6 +201,8 @@ def about(run: Manifest) -> str:
 def setup(app: Sphinx) -> dict[str, Any]:
     app.setup_extension("folds")
     app.add_config_value("runs", Runs(), "")
+    for name in ("myst_parser.sphinx_ext.main", "myst_nb.sphinx_ext"):  # both print every substitution there is
+        logging.getLogger(name).setLevel("WARNING")
     app.add_directive("run-figure", RunFigure)
     app.add_directive("run-selector", RunSelector)
     app.connect("config-inited", find_runs)
