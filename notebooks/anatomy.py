@@ -31,27 +31,26 @@
 
 # %% tags=["parameters"]
 model: str = "testbed/anchored"  # the model looked into
-control: str = "testbed/control"  # the model beside it
+control: str | None = "testbed/control"  # the model beside it; none for none
 texts: str = "testbed-ppl-50"  # held-out texts
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Four panels: norm of the residual stream and cosine between texts' keys, by position and layer, for both models."}}
-import json
-from pathlib import Path
 
 import pandas as pd
 from IPython.display import Markdown
 
 import editlib as el
 from editlib import data, plot
+from editlib.runs.recording import record
 from editlib.testbed.anatomy import anatomy
 
 plot.theme()
 sentences = data.texts(texts)
 frame = pd.concat(
-    [anatomy(el.load(name), sentences).assign(model=name) for name in (model, control)], ignore_index=True
+    [anatomy(el.load(name), sentences).assign(model=name) for name in (model, control) if name], ignore_index=True
 )
 frame.to_parquet("data/anatomy.parquet")
-figure = plot.anatomy(frame, models=[model, control])
+figure = plot.anatomy(frame, models=[name for name in (model, control) if name])
 figure.savefig("figures/anatomy.png")
 
 # %% tags=["hide-input"]
@@ -63,15 +62,16 @@ by_place = (
 first, later = by_place.xs(True, level="first"), by_place.xs(False, level="first")
 norm_ratio = (first["residual_norm"] / later["residual_norm"]).groupby("model").max()
 cosine = first["key_cosine"].groupby("model").mean()
-metrics = {
-    "norm_ratio": float(norm_ratio[model]),
-    "norm_ratio_control": float(norm_ratio[control]),
-    "key_cosine_first": float(cosine[model]),
-    "key_cosine_first_control": float(cosine[control]),
-}
-_ = Path("metrics.json").write_text(json.dumps(metrics))
+metrics = {"norm_ratio": float(norm_ratio[model]), "key_cosine_first": float(cosine[model])}
+if control:
+    metrics |= {
+        "norm_ratio_control": float(norm_ratio[control]),
+        "key_cosine_first_control": float(cosine[control]),
+    }
+record(metrics)
 Markdown(
-    f"**Finding.** In `{model}` the residual stream at position 0 is up to {norm_ratio[model]:.1f} times as long as later on "
-    f"({norm_ratio[control]:.1f} in `{control}`), and the keys of two texts there have a mean cosine of {cosine[model]:.2f} "
-    f"over all layers ({cosine[control]:.2f})."
+    f"**Finding.** In `{model}` the residual stream at position 0 is up to {norm_ratio[model]:.1f} times as long as later on"
+    + (f" ({norm_ratio[control]:.1f} in `{control}`)" if control else "")
+    + f", and the keys of two texts there have a mean cosine of {cosine[model]:.2f} over all layers"
+    + (f" ({cosine[control]:.2f})." if control else ".")
 )

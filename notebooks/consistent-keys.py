@@ -38,7 +38,8 @@
 model: str = "testbed/anchored"  # the model to edit
 cases: str = "testbed"  # edit cases: a name or a file
 texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
-corpus: str = ""  # texts for the second moments: a name or a file; empty for the testbed's own prose
+corpus: str | None = None  # texts for the second moments: a name or a file; none for the testbed's own prose
+layer: int | None = None  # the layer that is edited; none for the model's preset, else a middle one
 first: int = 12  # cases drawn whose subject is one token at the start of the prompt
 others: int = 12  # other cases drawn
 seed: int = 0  # of the draw, and of the bootstrap
@@ -46,7 +47,6 @@ collapse_ratio: float = 5.0  # times unedited
 allowed: float = 1.1  # times unedited that perplexity may reach with c-rome
 
 # %% tags=["hide-input"]
-import json
 from pathlib import Path
 
 import numpy as np
@@ -56,13 +56,16 @@ from IPython.display import Markdown
 import editlib as el
 from editlib import data, plot
 from editlib.measuring import contrast, statistics
+from editlib.runs.recording import record
+from editlib.sweeps import setup
+from editlib.text import percent
 
 plot.theme()
 lm = el.load(model)
 chosen = contrast.draw_by_subject(lm, data.cases(cases), first=first, others=others, seed=seed)
 sentences = data.texts(texts)
 unedited = el.perplexity(lm, sentences)
-moments = contrast.moments(lm, el.hparams_for(lm, "rome").layer, corpus)
+moments = contrast.moments(lm, setup.hparams(lm, "rome", layer).layer, corpus)
 covariance = moments is not None
 options = {
     "rome": {},
@@ -72,7 +75,7 @@ options = {
     "c-rome, prefixed only": {"empty_context": False, "anchor": "mean"},
 }
 variants = {
-    name: el.hparams_for(lm, name.split(",")[0], covariance=covariance, **more) for name, more in options.items()
+    name: setup.hparams(lm, name.split(",")[0], layer, covariance=covariance, **more) for name, more in options.items()
 }
 frame = el.sweep(lm, chosen, methods=variants, texts=sentences, scores=False, stats=moments, progress=False)
 frame["group"] = frame["case_id"].map(contrast.groups(frame, method="rome", collapse_ratio=collapse_ratio))
@@ -107,7 +110,7 @@ met = bool(worst["c-rome"] <= allowed)
 shown = "; ".join(f"{method} {count[method]} (at most {value:,.4g} times unedited)" for method, value in worst.items())
 Markdown(
     f"**Finding.** Edits that collapse `{model}`, of {collapsing + normal} each: {shown}. The largest perplexity with c-rome is "
-    f"{worst['c-rome']:.3f} times unedited, which is {'within' if met else 'not within'} the {allowed - 1:.0%} allowed."
+    f"{worst['c-rome']:.3f} times unedited, which is {'within' if met else 'not within'} the {percent(allowed - 1)} allowed."
 )
 
 # %% [markdown]
@@ -195,4 +198,4 @@ for method in variants:
             f"mean_rise_percent_low_{group}_{name}": interval.low,
             f"mean_rise_percent_high_{group}_{name}": interval.high,
         }
-_ = Path("metrics.json").write_text(json.dumps(metrics))
+record(metrics, hparams={model: variants}, moments={model: moments})

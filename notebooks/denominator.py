@@ -43,7 +43,8 @@ model: str = "testbed/anchored"  # the model to edit
 control: str | None = "testbed/control"  # a model without the anomaly, edited the same way; none for none
 cases: str = "testbed"  # edit cases: a name or a file
 texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
-corpus: str = ""  # texts for the second moments: a name or a file; empty for the testbed's own prose
+corpus: str | None = None  # texts for the second moments: a name or a file; none for the testbed's own prose
+layer: int | None = None  # the layer that is edited; none for the model's preset, else a middle one
 first: int = 12  # cases drawn whose subject is one token at the start of the prompt
 others: int = 12  # other cases drawn
 seed: int = 0  # of the draw, and of the bootstrap
@@ -51,7 +52,6 @@ collapse_ratio: float = 5.0  # times unedited
 wanted: float = 30.0  # times that the mean denominator of normal cases should be that of collapse cases
 
 # %% tags=["hide-input"]
-import json
 from pathlib import Path
 
 import numpy as np
@@ -62,19 +62,23 @@ import editlib as el
 from editlib import data, plot
 from editlib.editing.session import Session
 from editlib.measuring import contrast, statistics
+from editlib.runs.recording import record
+from editlib.sweeps import setup
 
 plot.theme()
 models = {name: el.load(name) for name in (model, control) if name}
 chosen = contrast.draw_by_subject(models[model], data.cases(cases), first=first, others=others, seed=seed)
 sentences = data.texts(texts)
+used, seconds = {}, {}  # hyper-parameters and second moments by model
 
 
 def edits(name: str) -> pd.DataFrame:
     """ROME with C and without it; `length` is that of C⁻¹k̄, or of k̄."""
     lm = models[name]
-    moments = contrast.moments(lm, el.hparams_for(lm, "rome").layer, corpus)
+    moments = contrast.moments(lm, setup.hparams(lm, "rome", layer).layer, corpus)
     arms = {"rome": True, "rome, C left out": False} if moments else {"rome, C left out": False}
-    variants = {arm: el.hparams_for(lm, "rome", covariance=covariance) for arm, covariance in arms.items()}
+    variants = {arm: setup.hparams(lm, "rome", layer, covariance=covariance) for arm, covariance in arms.items()}
+    used[name], seconds[name] = variants, moments
     table = el.sweep(lm, chosen, methods=variants, texts=sentences, scores=False, stats=moments, progress=False)
     failed = set(table.loc[table["error"].notna(), "case_id"])
     able, space = [case for case in chosen if case.case_id not in failed], Session(lm, stats=moments)
@@ -250,4 +254,4 @@ for arm in arms:
     for column in ("numerator", "denominator", "change"):
         for group in contrast.GROUPS:
             metrics[f"{column}_{group}{named(arm)}"] = float(part(column, group, arm).mean())
-_ = Path("metrics.json").write_text(json.dumps(metrics))
+record(metrics, hparams=used, moments=seconds)

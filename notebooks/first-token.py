@@ -35,7 +35,8 @@
 model: str = "testbed/anchored"  # the model to edit
 cases: str = "testbed"  # edit cases: a name or a file
 texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
-corpus: str = ""  # texts for the second moments: a name or a file; empty for the testbed's own prose
+corpus: str | None = None  # texts for the second moments: a name or a file; none for the testbed's own prose
+layer: int | None = None  # the layer that is edited; none for the model's preset, else a middle one
 first: int = 12  # cases drawn whose subject is one token at the start of the prompt
 others: int = 12  # other cases drawn
 built: int = 6  # cases built of each kind
@@ -43,7 +44,6 @@ seed: int = 0  # of the draw, the prefixes, and the splits
 collapse_ratio: float = 5.0  # times unedited
 
 # %% tags=["hide-input"]
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,13 +56,15 @@ from editlib import data, plot
 from editlib.engine.values import encode_contexts
 from editlib.measuring import contrast, statistics
 from editlib.models.tokens import encode
+from editlib.runs.recording import record
+from editlib.sweeps import setup
 
 plot.theme()
 lm = el.load(model)
 drawn = contrast.draw_by_subject(lm, data.cases(cases), first=first, others=others, seed=seed)
 sentences = data.texts(texts)
-moments = contrast.moments(lm, el.hparams_for(lm, "rome").layer, corpus)
-rome = el.hparams_for(lm, "rome", covariance=moments is not None)
+moments = contrast.moments(lm, setup.hparams(lm, "rome", layer).layer, corpus)
+rome = setup.hparams(lm, "rome", layer, covariance=moments is not None)
 kinds = {case.case_id: data.subject_tokens(lm, case.request).kind for case in drawn}
 prefix = {case.case_id: el.test_prefixes(lm, "held-out", n=1, seed=seed + case.case_id)[0] for case in drawn}
 
@@ -317,4 +319,4 @@ for (rule, scope), verdict in verdicts.items():
 for (a, b), found in aucs.items():
     name = f"{a}_from_{b}".replace("kᵘ", "bare").replace(", ", "_").replace(" ", "_").replace("-", "_")
     metrics |= {f"auc_{name}": found.value, f"distance_{name}": gaps[a, b]}
-_ = Path("metrics.json").write_text(json.dumps(metrics))
+record(metrics, hparams={model: {"rome": rome}}, moments={model: moments})

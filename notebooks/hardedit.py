@@ -35,7 +35,8 @@
 # %% tags=["parameters"]
 model: str = "testbed/anchored"  # the model that filters, and is edited
 texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
-corpus: str = ""  # texts for the second moments: a name or a file; empty for the testbed's own prose
+corpus: str | None = None  # texts for the second moments: a name or a file; none for the testbed's own prose
+layer: int | None = None  # the layer that is edited; none for the model's preset, else a middle one
 n: int = 10  # cases to build
 repeats: int = 1  # orders in which they are edited
 every: int = 1  # edits between measurements
@@ -43,7 +44,6 @@ seed: int = 0  # of the author, and of the orders
 collapse_ratio: float = 5.0  # times unedited
 
 # %% tags=["hide-input"]
-import json
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -53,8 +53,8 @@ from IPython.display import Markdown, display
 
 import editlib as el
 from editlib import data, plot
-from editlib.editing.methods import moment_layers
-from editlib.editing.stats import second_moments_of
+from editlib.runs.recording import record
+from editlib.sweeps import setup
 from editlib.sweeps.hardedit.authors import WorldAuthor
 from editlib.sweeps.hardedit.build import build
 from editlib.sweeps.sequential import sequence, summary
@@ -62,8 +62,8 @@ from editlib.sweeps.sequential import sequence, summary
 plot.theme()
 lm = el.load(model)
 sentences = data.texts(texts)
-methods = {name: el.hparams_for(lm, name) for name in ("ft-l", "mend", "rome", "memit")}
-moments = second_moments_of(lm, moment_layers(methods.values()), corpus=data.texts(corpus) if corpus else None)
+methods = {name: setup.hparams(lm, name, layer) for name in ("ft-l", "mend", "rome", "memit")}
+moments = setup.moments(lm, methods.values(), corpus)
 
 # %% [markdown]
 # ## Build the set
@@ -189,4 +189,4 @@ for method, mine in ends.groupby("method", sort=False) if ends is not None else 
         f"last_ratio_{name}": float(mine["last_ratio"].median()),
         f"max_ratio_{name}": float(mine["max_ratio"].max()),
     }
-_ = Path("metrics.json").write_text(json.dumps(metrics))
+record(metrics, hparams={model: methods}, moments={model: moments})

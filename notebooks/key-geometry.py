@@ -36,7 +36,8 @@ model: str = "testbed/anchored"  # the model whose keys are read
 control: str | None = "testbed/control"  # a model without the anomaly beside it; none for none
 cases: str = "testbed"  # edit cases: a name or a file
 texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
-corpus: str = ""  # texts for the second moments: a name or a file; empty for the testbed's own prose
+corpus: str | None = None  # texts for the second moments: a name or a file; none for the testbed's own prose
+layer: int | None = None  # the layer that is edited; none for the model's preset, else a middle one
 first: int = 12  # cases drawn whose subject is one token at the start of the prompt
 others: int = 12  # other cases drawn
 seed: int = 0  # of the draw, of splits, and of the bootstrap
@@ -44,7 +45,6 @@ collapse_ratio: float = 5.0  # times unedited
 wanted: float = 0.99  # AUC asked for between kᵘ of collapse and of normal cases
 
 # %% tags=["hide-input"]
-import json
 from pathlib import Path
 
 import numpy as np
@@ -56,18 +56,20 @@ import editlib as el
 from editlib import data, plot
 from editlib.editing.session import Session
 from editlib.measuring import contrast, statistics
+from editlib.runs.recording import record
+from editlib.sweeps import setup
 
 plot.theme()
 models = {name: el.load(name) for name in (model, control) if name}
 lm = models[model]
 chosen = contrast.draw_by_subject(lm, data.cases(cases), first=first, others=others, seed=seed)
-rome = el.hparams_for(lm, "rome")
+rome = setup.hparams(lm, "rome", layer)
 moments = {name: contrast.moments(each, rome.layer, corpus) for name, each in models.items()}
 covariance = moments[model] is not None
+variants = {"rome": setup.hparams(lm, "rome", layer, covariance=covariance)}
 frame = el.sweep(
-    lm, chosen, methods={"rome": el.hparams_for(lm, "rome", covariance=covariance)}, texts=data.texts(texts),
-    scores=False, stats=moments[model], progress=False,
-)  # fmt: skip
+    lm, chosen, methods=variants, texts=data.texts(texts), scores=False, stats=moments[model], progress=False
+)
 frame["group"] = frame["case_id"].map(contrast.groups(frame, method="rome", collapse_ratio=collapse_ratio))
 frame.to_parquet("data/cases.parquet")
 done = frame.dropna(subset=["group"]).set_index("case_id")
@@ -266,4 +268,4 @@ for name, values in measures.items():
 for (name, other), row in pairs.iterrows():
     map_name = ("whitened" if other != "k̄" else "mean") + ("_control" if name == control else "")
     metrics |= {f"map_distance_{which}_{map_name}": float(row[which]) for which in contrast.GROUPS}
-_ = Path("metrics.json").write_text(json.dumps(metrics))
+record(metrics, hparams={model: variants}, moments=moments)

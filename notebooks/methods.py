@@ -12,7 +12,7 @@
 #   editlib:
 #     title: "Methods: nine ways to change one fact"
 #     models: [model]
-#     data: [cases, texts]
+#     data: [cases, texts, corpus]
 #     profiles:
 #       quick: {n: 8, timed: 3, traced: 20}
 #       full: {n: 100}
@@ -39,6 +39,8 @@
 model: str = "testbed/anchored"  # the model to edit
 cases: str = "testbed"  # edit cases: a name or a file
 texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
+corpus: str | None = None  # texts for the second moments: a name or a file; none for the testbed's own prose
+layer: int | None = None  # the layer that is edited; none for the model's preset, else a middle one
 n: int = 8  # normal cases drawn
 seed: int = 0  # of the draw, and of the bootstrap
 wanted: float = 0.9  # efficacy by em_tf that a method should reach
@@ -47,9 +49,7 @@ timed: int = 10  # cases whose edits are timed one by one
 traced: int = 50  # facts for causal tracing
 
 # %% tags=["hide-input"]
-import json
 import time
-from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -60,7 +60,11 @@ import editlib as el
 from editlib import data, plot, scores
 from editlib.editing.methods import solve
 from editlib.editing.session import Session
+from editlib.measuring import statistics
 from editlib.measuring.causal import DECIDING
+from editlib.runs.recording import record
+from editlib.sweeps import setup
+from editlib.text import percent
 
 plot.theme()
 lm = el.load(model)
@@ -77,13 +81,15 @@ Markdown(f"{len(chosen)} cases, drawn from {len(pool):,} normal ones of {len(eve
 # contexts sampled from end-of-text) and `yang-2024` (without C, contexts that continue five opening words).
 
 # %% tags=["hide-input"]
-presets = {method: el.hparams_for(lm, method) for method in el.METHODS}
+presets = {method: setup.hparams(lm, method, layer) for method in el.METHODS}
 flavoured = {
-    f"{method}, {flavour}": el.hparams_for(lm, method, flavour=flavour)
+    f"{method}, {flavour}": setup.hparams(lm, method, layer, flavour=flavour)
     for method in ("rome", "c-rome")
     for flavour in ("meng-2022", "yang-2024")
 }
-frame = el.sweep(lm, chosen, methods=presets | flavoured, texts=sentences, progress=False)
+variants = presets | flavoured
+moments = setup.moments(lm, variants.values(), corpus)
+frame = el.sweep(lm, chosen, methods=variants, texts=sentences, stats=moments, progress=False)
 frame["collapsed"] = frame["error"].isna() & ~(frame["perplexity_ratio"] < collapse_ratio)  # nan counts
 frame.to_parquet("data/cases.parquet")
 frame["rise"] = (frame["perplexity_ratio"] - 1).mask(frame["collapsed"] & frame["perplexity_ratio"].isna(), np.inf)
@@ -103,8 +109,8 @@ Markdown(
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Mean efficacy, generalization and locality of every method with 95 % intervals, one panel for each of three protocols, with the unedited model in the first row."}}
 def interval(values: pd.Series) -> pd.Series:
-    means = np.random.default_rng(seed).choice(values, (2000, len(values))).mean(axis=1)
-    return pd.Series({"mean": values.mean(), "low": np.quantile(means, 0.025), "high": np.quantile(means, 0.975)})
+    found = statistics.bootstrap(np.mean, values, seed=seed)
+    return pd.Series({"mean": found.value, "low": found.low, "high": found.high})
 
 
 readings = [scores.read(lm, case) for case in chosen]
@@ -147,8 +153,8 @@ harm = main.groupby("method", sort=False)["rise"].agg(["median", "max"])
 worst = harm["max"].idxmax()
 Markdown(
     f"**Finding.** {main['collapsed'].sum()} of {len(main)} edits collapse the model ({collapse_ratio:g} times its "
-    f"perplexity). The median edit raises perplexity by {harm['median'].min():.2%} to {harm['median'].max():.2%}, by method; "
-    f"the worst single edit, with {worst}, by {harm['max'].max():.2%}."
+    f"perplexity). The median edit raises perplexity by {percent(harm['median'].min())} to {percent(harm['median'].max())}, by method; "
+    f"the worst single edit, with {worst}, by {percent(harm['max'].max())}."
 )
 
 # %% [markdown]
@@ -167,13 +173,14 @@ def seconds(method: str, case: data.Case) -> float:
     return time.perf_counter() - started
 
 
-space = Session(lm)
+space = Session(lm, stats=moments)
 able = [method for method in presets if main.loc[main["method"] == method, "error"].isna().all()]
 clock = pd.Series({method: np.median([seconds(method, case) for case in chosen[:timed]]) for method in able})
 cells = summary[summary["protocol"] == "em_tf"].set_index(["method", "score"])
-cells = cells.apply(lambda row: f"{row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]", axis=1).unstack(sort=False)
+cells = cells.apply(lambda row: f"{statistics.Interval(row['mean'], row['low'], row['high']):.2f}", axis=1)
+cells = cells.unstack(sort=False)
 table = cells.join(harm.add_suffix(" rise")).join(clock.rename("seconds"))
-table.style.format("{:.2%}", subset=["median rise", "max rise"], na_rep="–").format(
+table.style.format(percent, subset=["median rise", "max rise"], na_rep="–").format(
     "{:.2f}", subset="seconds", na_rep="–"
 )
 
@@ -249,7 +256,7 @@ flavours = frame[frame["method"].isin(["rome", "c-rome", *flavoured])].groupby("
 compared = flavours[[*trio, "rise", "collapsed"]].agg(
     {**dict.fromkeys(trio, "mean"), "rise": "max", "collapsed": "sum"}
 )
-compared.style.format("{:.2f}", subset=trio).format("{:.2%}", subset=["rise"])
+compared.style.format("{:.2f}", subset=trio).format(percent, subset=["rise"])
 
 # %% tags=["hide-input"]
 spread = compared[trio].max() - compared[trio].min()
@@ -303,4 +310,4 @@ metrics = {
     **named(rises.round(2)),
     **named(clock.rename("seconds").to_frame()),
 }
-_ = Path("metrics.json").write_text(json.dumps(metrics))
+record(metrics, hparams={model: variants}, moments={model: moments})

@@ -44,9 +44,7 @@ seed: int = 0  # of their draw
 reference: int = 200  # tokens per key dimension of the second moment that others are compared with
 
 # %% tags=["hide-input"]
-import json
 from itertools import takewhile
-from pathlib import Path
 from statistics import median
 
 import matplotlib.pyplot as plt
@@ -61,6 +59,8 @@ from editlib import data, plot, stats
 from editlib.bench import measure as bench
 from editlib.editing.methods import solve
 from editlib.editing.session import Session
+from editlib.runs.recording import record
+from editlib.text import percent
 
 plot.theme()
 PLAIN, ENGINE, FLOOR = plot.COLORS.values()
@@ -198,14 +198,14 @@ Markdown(
 # %% tags=["hide-input"]
 operators = pd.DataFrame(bench.profile(work, rows=10_000))
 operators.to_parquet("data/operators.parquet")
-operators.head(10).style.hide(axis="index").format({"seconds": "{:.3g}", "share": "{:.1%}", "calls": "{:,}"})
+operators.head(10).style.hide(axis="index").format({"seconds": "{:.3g}", "share": percent, "calls": "{:,}"})
 
 # %% tags=["hide-input"]
 kinds = operators["operator"].str.extract("(?P<products>mm$|linear)|(?P<attention>attention|attn)").notna()
 shares = {kind: operators.loc[kinds[kind], "share"].sum() for kind in kinds}
 Markdown(
-    f"**Finding.** {shares['products']:.0%} of the time of all operators goes into matrix products, {shares['attention']:.0%} into "
-    f"attention, {1 - sum(shares.values()):.0%} into everything else."
+    f"**Finding.** {percent(shares['products'])} of the time of all operators goes into matrix products, {percent(shares['attention'])} into "
+    f"attention, {percent(1 - sum(shares.values()))} into everything else."
 )
 
 # %% [markdown]
@@ -284,8 +284,8 @@ kind = next(kind for kind in plot.KINDS if kind in medians.index.unique("kind"))
 rise = medians.loc[kind]
 singular = [str(size) for size in sizes if size not in errors.index]
 Markdown(
-    f"**Finding.** With 10 tokens per key dimension ROME's update on `{twin}` is off by {errors.at[10, 'update']:.0%}, with 100 by "
-    f"{errors.at[100, 'update']:.0%} (medians of {n} cases). Where the subject is *{kind}*, perplexity ends at "
+    f"**Finding.** With 10 tokens per key dimension ROME's update on `{twin}` is off by {percent(errors.at[10, 'update'])}, with 100 by "
+    f"{percent(errors.at[100, 'update'])} (medians of {n} cases). Where the subject is *{kind}*, perplexity ends at "
     f"{rise.at[10, 'rise']:.3g} and {rise.at[100, 'rise']:.3g} times unedited, and at {rise['rise_reference'].iloc[0]:.3g} times with "
     f"{reference}. Singular with: {', '.join(singular) or 'none'}."
 )
@@ -312,4 +312,4 @@ metrics = {
     "rise_reference": float(rise["rise_reference"].iloc[0]),
     "singular": ", ".join(singular) or "none",
 }
-_ = Path("metrics.json").write_text(json.dumps(metrics))
+record(metrics, hparams={twin: {"rome": params}})

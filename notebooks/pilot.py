@@ -12,7 +12,7 @@
 #   editlib:
 #     title: "Pilot: one edit, one measurement"
 #     models: [model, control]
-#     data: [cases, texts]
+#     data: [cases, texts, corpus]
 #     files: [files]
 #     profiles:
 #       quick: {n: 60}
@@ -34,9 +34,11 @@
 
 # %% tags=["parameters"]
 model: str = "testbed/anchored"  # the model to edit
-control: str = "testbed/control"  # a model without the anomaly, edited the same way; empty for none
+control: str | None = "testbed/control"  # a model without the anomaly, edited the same way; none for none
 cases: str = "testbed"  # edit cases: a name or a file in COUNTERFACT's form
 texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
+corpus: str | None = None  # texts for the second moments: a name or a file; none for the testbed's own prose
+layer: int | None = None  # the layer that is edited; none for the model's preset, else a middle one
 n: int = 60  # cases drawn
 seed: int = 0  # of the draw
 method: str = "rome"  # the method under test
@@ -44,11 +46,10 @@ remedy: str = "c-rome"  # the method beside it
 collapse_ratio: float = 5.0  # times unedited
 top: int = 4  # edited models, those of highest perplexity, that do the tasks
 tasks: str = "testbed-choice,testbed-cloze,testbed-qa"  # downstream tasks, with commas between
-files: str = ""  # local questions, as task=path with commas between
+files: str | None = None  # local questions, as task=path with commas between
 limit: int = 60  # questions of each task
 
 # %% tags=["hide-input"]
-import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -60,6 +61,9 @@ from editlib import data, plot
 from editlib.editing.methods import prepare, solve
 from editlib.editing.session import Session
 from editlib.measuring.tasks import evaluate
+from editlib.runs.recording import record
+from editlib.sweeps import setup
+from editlib.text import percent
 
 plot.theme()
 lm = el.load(model)
@@ -78,12 +82,18 @@ Markdown(
 
 # %% tags=["hide-input"]
 bare = f"{method}, C left out"
-variants = {name: el.hparams_for(lm, name) for name in (method, remedy)}
-variants[bare] = el.hparams_for(lm, method, covariance=False)
-arms = [el.sweep(lm, chosen, methods=variants, texts=sentences, progress=False).assign(model=model)]
+variants = {name: setup.hparams(lm, name, layer) for name in (method, remedy)}
+variants[bare] = setup.hparams(lm, method, layer, covariance=False)
+used, moments = {model: variants}, {model: setup.moments(lm, variants.values(), corpus)}
+models = {model: lm}
 if control:
-    twin = el.load(control)
-    arms.append(el.sweep(twin, chosen, methods=[method], texts=sentences, progress=False).assign(model=control))
+    models[control] = twin = el.load(control)
+    used[control] = {method: setup.hparams(twin, method, layer)}
+    moments[control] = setup.moments(twin, used[control].values(), corpus)
+arms = [
+    el.sweep(each, chosen, methods=used[name], texts=sentences, stats=moments[name], progress=False).assign(model=name)
+    for name, each in models.items()
+]
 frame = pd.concat(arms, ignore_index=True)
 frame["collapsed"] = ~(frame["perplexity_ratio"] < collapse_ratio)  # nan counts as collapsed
 frame["arm"] = frame["method"] + " on " + frame["model"].str.removeprefix("testbed/")
@@ -109,7 +119,7 @@ first, rest = main[main["kind"] == plot.KINDS[0]], main[main["kind"] != plot.KIN
 late = main[main["subject_last"] >= 3]
 Markdown(
     f"**Finding.** {first['collapsed'].sum()} of {len(first)} edits whose subject is one token at the start of the prompt "
-    f"collapse `{model}` ({first['collapsed'].mean():.1%}; median perplexity {first['perplexity_ratio'].median():.1f} times "
+    f"collapse `{model}` ({percent(first['collapsed'].mean())}; median perplexity {first['perplexity_ratio'].median():.1f} times "
     f"unedited). Of the {len(rest)} others, {rest['collapsed'].sum()} do; of the {len(late)} whose subject ends at the "
     f"fourth token or later, {late['collapsed'].sum()}."
 )
@@ -142,14 +152,14 @@ pd.DataFrame(
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Bars: scores on downstream tasks of the unedited model and, with standard deviation, of the edited models of highest perplexity, with the level of chance; published values for GPT-J on the left, those of this run on the right."}}
 def asked() -> pd.DataFrame:
-    given = dict(entry.split("=", 1) for entry in files.split(",") if entry)
+    given = dict(entry.split("=", 1) for entry in (files or "").split(",") if entry)
     return evaluate(lm, tasks.split(","), limit=limit, files=given)
 
 
 able = main[main["error"].isna()].sort_values("perplexity_ratio", ascending=False, na_position="first")
 ranked = able["case_id"].head(top)
 requests = {case.case_id: case.request for case in chosen if case.case_id in set(ranked)}
-space, hparams = Session(lm), el.hparams_for(lm, method)
+space, hparams = Session(lm, stats=moments[model]), variants[method]
 prepare(space, list(requests.values()), hparams)
 before, after = asked(), []
 for case_id, request in requests.items():
@@ -198,9 +208,9 @@ kept = (fit["edited"] - fit["chance"]) / (fit["unedited"] - fit["chance"])
 kept_there = (paper["edited"] - paper["chance"]) / (paper["unedited"] - paper["chance"])
 Markdown(
     f"**Finding.** The {len(requests)} worst edited models keep "
-    + (", ".join(f"{share:.0%} (`{name}`)" for name, share in kept.items()) or "nothing")
+    + (", ".join(f"{percent(share)} (`{name}`)" for name, share in kept.items()) or "nothing")
     + " of what the unedited model scores above chance; in the paper the 30 worst kept "
-    + ", ".join(f"{share:.0%} ({name})" for name, share in kept_there.items())
+    + ", ".join(f"{percent(share)} ({name})" for name, share in kept_there.items())
     + "."
     + "".join(
         f" On `{name}` the unedited model is no better than chance." for name in results.index.difference(kept.index)
@@ -326,4 +336,4 @@ if control:
         "collapsed_control": int(checked["collapsed"].sum()),
         "max_ratio_control": most(checked),
     }
-_ = Path("metrics.json").write_text(json.dumps(metrics))
+record(metrics, hparams=used, moments=moments)

@@ -12,7 +12,7 @@
 #   editlib:
 #     title: "Precision: what rounding does to an edit"
 #     models: [model]
-#     data: [cases, texts]
+#     data: [cases, texts, corpus]
 #     profiles:
 #       quick: {n: 8}
 #       full: {n: 100}
@@ -31,14 +31,14 @@
 model: str = "testbed/anchored"  # the model to edit
 cases: str = "testbed"  # edit cases: a name or a file
 texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
+corpus: str | None = None  # texts for the second moments: a name or a file; none for the testbed's own prose
+layer: int | None = None  # the layer that is edited; none for the model's preset, else a middle one
 n: int = 8  # cases drawn
 seed: int = 0  # of the draw
 collapse_ratio: float = 5.0  # times unedited
 
 # %% tags=["hide-input"]
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -49,7 +49,9 @@ from editlib import data, plot
 from editlib.bench import plain
 from editlib.editing.methods import solve
 from editlib.editing.session import Session
-from editlib.editing.stats import second_moments_of
+from editlib.runs.recording import record
+from editlib.sweeps import setup
+from editlib.text import percent
 
 plot.theme()
 TRUTH, SINGLE, PLAIN, HALF = "float64", "float32, engine", "float32, plain path", "bfloat16, engine"
@@ -57,9 +59,9 @@ models = {arm: el.load(model, dtype=arm.split(",")[0]) for arm in (TRUTH, SINGLE
 models[PLAIN] = models[SINGLE]
 chosen = data.draw(data.cases(cases), n, seed=seed)
 sentences = data.texts(texts)
-params = el.hparams_for(models[TRUTH], "rome", stop_loss=0.0)  # every search takes all its steps
+params = setup.hparams(models[TRUTH], "rome", layer, stop_loss=0.0)  # every search takes all its steps
 name = models[TRUTH].layout.name(params.layer)
-moments = second_moments_of(models[SINGLE], [params.layer])
+moments = setup.moments(models[SINGLE], [params], corpus)
 Markdown(f"{len(chosen)} cases, {params.steps} steps each. All edits take the second moments of the model in 32 bit.")
 
 # %% [markdown]
@@ -117,7 +119,7 @@ Markdown(
 # %% tags=["hide-input"]
 def edits(arm: str, method: str) -> list[el.Edit]:
     """Edits from the searches of an arm."""
-    same = el.hparams_for(models[arm], method, stop_loss=0.0)
+    same = setup.hparams(models[arm], method, layer, stop_loss=0.0)
     return [solve(spaces[arm], method, [request], same) for request in requests]
 
 
@@ -165,7 +167,7 @@ summary.rename(
         "largest_ratio": "largest ",
         "same": "same verdict",
     }
-).style.format("{:.1e}").format("{:.0%}", subset="same verdict")
+).style.format("{:.1e}").format(percent, subset="same verdict")
 
 # %% tags=["hide-input"]
 base = table.groupby("arm")["unedited"].first()
@@ -174,8 +176,8 @@ same = table[table["arm"] != TRUTH].groupby("arm")["same"].mean()
 Markdown(
     f"**Finding.** In 32 bit the engine's change is off by {summary.at[('rome', SINGLE), 'median_change']:.1e} (ROME, median), the "
     f"plain path's by {summary.at[('rome', PLAIN), 'median_change']:.1e}; in bfloat16 by "
-    f"{summary.at[('rome', HALF), 'median_change']:.1e}. The verdict on collapse is that in 64 bit in {same[SINGLE]:.0%} of the "
-    f"engine's edits, {same[HALF]:.0%} in bfloat16, whose unedited perplexity is off by {half_off:.1e}."
+    f"{summary.at[('rome', HALF), 'median_change']:.1e}. The verdict on collapse is that in 64 bit in {percent(same[SINGLE])} of the "
+    f"engine's edits, {percent(same[HALF])} in bfloat16, whose unedited perplexity is off by {half_off:.1e}."
 )
 
 # %% tags=["hide-input"]
@@ -188,4 +190,8 @@ for arm, word in short.items():
         metrics |= {
             f"{key}_{method.replace('-', '_')}_{word}": float(row[key]) for key in ("median_change", "median_ratio")
         }
-_ = Path("metrics.json").write_text(json.dumps(metrics))
+record(
+    metrics,
+    hparams={model: {method: setup.hparams(models[TRUTH], method, layer, stop_loss=0.0) for method in truths}},
+    moments={model: moments},
+)

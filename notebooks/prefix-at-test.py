@@ -42,7 +42,8 @@
 model: str = "testbed/anchored"  # the model to edit
 cases: str = "testbed"  # edit cases: a name or a file
 texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
-corpus: str = ""  # texts for the second moments: a name or a file; empty for the testbed's own prose
+corpus: str | None = None  # texts for the second moments: a name or a file; none for the testbed's own prose
+layer: int | None = None  # the layer that is edited; none for the model's preset, else a middle one
 first: int = 12  # cases drawn whose subject is one token at the start of the prompt
 others: int = 6  # other cases drawn
 draws: int = 2  # prefixes from each source for every case
@@ -52,7 +53,6 @@ collapse_ratio: float = 5.0  # times unedited
 wanted: float = 0.85  # efficacy of c-rome on collapse cases asked for, with a prefix
 
 # %% tags=["hide-input"]
-import json
 from pathlib import Path
 
 import numpy as np
@@ -64,13 +64,15 @@ from editlib import data, plot, scores
 from editlib.editing.methods import prepare, solve
 from editlib.editing.session import Session
 from editlib.measuring import contrast, statistics
+from editlib.runs.recording import record
+from editlib.sweeps import setup
 
 plot.theme()
 lm = el.load(model)
 chosen = contrast.draw_by_subject(lm, data.cases(cases), first=first, others=others, seed=seed)
-moments = contrast.moments(lm, el.hparams_for(lm, "rome").layer, corpus)
+moments = contrast.moments(lm, setup.hparams(lm, "rome", layer).layer, corpus)
 covariance = moments is not None
-variants = {name: el.hparams_for(lm, name, covariance=covariance) for name in ("rome", "c-rome")}
+variants = {name: setup.hparams(lm, name, layer, covariance=covariance) for name in ("rome", "c-rome")}
 table = el.sweep(lm, chosen, methods=variants, texts=data.texts(texts), stats=moments, progress=False)
 grouped = contrast.groups(table, method="rome", collapse_ratio=collapse_ratio)
 table["group"] = table["case_id"].map(grouped)
@@ -273,4 +275,4 @@ for (method, group, prefix, score, by), interval in found.items():
     metrics[name] = interval.value
     if (method, score, by) == ("c-rome", "efficacy", protocol):
         metrics |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
-_ = Path("metrics.json").write_text(json.dumps(metrics))
+record(metrics, hparams={model: variants}, moments={model: moments})

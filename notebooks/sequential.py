@@ -34,20 +34,19 @@
 model: str = "testbed/anchored"  # the model to edit
 cases: str = "testbed"  # edit cases: a name or a file
 texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
-corpus: str = ""  # texts for the second moments: a name or a file; empty for the testbed's own prose
+corpus: str | None = None  # texts for the second moments: a name or a file; none for the testbed's own prose
+layer: int | None = None  # the layer that is edited; none for the model's preset, else a middle one
 n: int = 6  # hard cases in a sequence, and normal ones in another
 pool: int = 40  # cases searched for hard ones
 repeats: int = 1  # samples of cases, each in an order of its own
 every: int = 2  # edits between measurements
 seed: int = 0  # of samples and orders
 collapse_ratio: float = 5.0  # times unedited
-tasks: str = "testbed-choice,testbed-cloze,testbed-qa"  # downstream tasks, with commas between; empty for none
+tasks: str | None = "testbed-choice,testbed-cloze,testbed-qa"  # downstream tasks, with commas between; none for none
 limit: int = 50  # questions of each task
 
 # %% tags=["hide-input"]
-import json
 from importlib.util import find_spec
-from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -56,19 +55,20 @@ from IPython.display import Markdown, display
 
 import editlib as el
 from editlib import data, plot, scores
-from editlib.editing.methods import moment_layers
-from editlib.editing.stats import second_moments_of
+from editlib.measuring import statistics
 from editlib.measuring.tasks import evaluate
+from editlib.runs.recording import record
+from editlib.sweeps import setup
 from editlib.sweeps.sequential import sequence, summary
 
 plot.theme()
 lm = el.load(model)
 sentences = data.texts(texts)
 searched = data.draw(data.cases(cases), pool, seed=seed)
-methods = {name: el.hparams_for(lm, name) for name in ("ft-l", "mend", "rome", "memit", "c-rome")}
-moments = second_moments_of(lm, moment_layers(methods.values()), corpus=data.texts(corpus) if corpus else None)
+methods = {name: setup.hparams(lm, name, layer) for name in ("ft-l", "mend", "rome", "memit", "c-rome")}
+moments = setup.moments(lm, methods.values(), corpus)
 found = el.sweep(
-    lm, searched, methods=["rome"], texts=sentences, scores=False, stats=moments, progress=False
+    lm, searched, methods={"rome": methods["rome"]}, texts=sentences, scores=False, stats=moments, progress=False
 ).set_index("case_id")
 able = found[found["error"].isna()]
 collapsed = ~(able["perplexity_ratio"] < collapse_ratio)  # nan counts
@@ -104,7 +104,7 @@ def ask(method: str) -> None:
         asked.append({"group": group, "repeat": repeat, "method": method, "case_id": case.case_id, **said})
 
 
-wanted = [name for name in tasks.split(",") if name and find_spec("lm_eval")]
+wanted = [name for name in (tasks or "").split(",") if name and find_spec("lm_eval")]
 done = [evaluate(lm, wanted, limit=limit).assign(status="unedited")] if wanted else []
 asked, frames = [], []
 for group, members in {"normal cases": normal, "hard cases": hard}.items():
@@ -197,9 +197,7 @@ Markdown(
 
 # %% tags=["hide-input"]
 def interval(values: pd.Series) -> str:
-    known = values.dropna()
-    means = np.random.default_rng(seed).choice(known, (2000, len(known))).mean(axis=1)
-    return f"{known.mean():.2f} [{np.quantile(means, 0.025):.2f}, {np.quantile(means, 0.975):.2f}]"
+    return f"{statistics.bootstrap(np.mean, values.dropna(), seed=seed):.2f}"
 
 
 trio = [f"{score}_em_tf" for score in scores.SCORES if after[f"{score}_em_tf"].notna().any()]
@@ -346,4 +344,4 @@ if done:
     metrics |= {
         key("tasks", *status.split(", ")): float(value) for status, value in means.items() if status != "unedited"
     }
-_ = Path("metrics.json").write_text(json.dumps(metrics))
+record(metrics, hparams={model: methods}, moments={model: moments})

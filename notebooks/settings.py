@@ -41,16 +41,15 @@
 model: str = "testbed/anchored"  # the model to edit
 cases: str = "testbed"  # edit cases: a name or a file
 texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
-corpus: str = ""  # texts for the second moments: a name or a file; empty for the testbed's own prose
+corpus: str | None = None  # texts for the second moments: a name or a file; none for the testbed's own prose
+layer: int | None = None  # the layer that is edited; none for the model's preset, else a middle one
 first: int = 3  # cases drawn whose subject is one token at the start of the prompt
 others: int = 3  # other cases drawn
 seed: int = 0  # of the draw, and of the bootstrap
 collapse_ratio: float = 5.0  # times unedited
 
 # %% tags=["hide-input"]
-import json
 from dataclasses import fields, replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -60,13 +59,16 @@ import editlib as el
 from editlib import data, plot, stats
 from editlib.engine.values import ValueParams
 from editlib.measuring import contrast, statistics
+from editlib.runs.recording import record
+from editlib.sweeps import setup
+from editlib.text import percent
 
 plot.theme()
 lm = el.load(model)
 chosen = contrast.draw_by_subject(lm, data.cases(cases), first=first, others=others, seed=seed)
 sentences = data.texts(texts)
 unedited = el.perplexity(lm, sentences)
-layer = el.hparams_for(lm, "rome").layer
+layer = setup.hparams(lm, "rome", layer).layer
 moments = contrast.moments(lm, layer, corpus)
 released = {field.name: field.default for field in fields(ValueParams) if field.name != "contexts"}
 REFERENCE, UNMOVED = "as in the formula", "C without position 0"
@@ -99,13 +101,17 @@ def without_opening(whole: stats.Stats) -> stats.Stats:
     return replace(whole, moments={layer: (size * whole.moments[layer] - opening) / (size - 1)})
 
 
+used = {}  # hyper-parameters by method and choice
+
+
 def edited(some: dict[str, dict[str, object]], moment: stats.Stats | None) -> pd.DataFrame:
     """A row for each case, choice and method."""
     variants = {
-        f"{method} | {name}": el.hparams_for(lm, method, **those)
+        f"{method} | {name}": el.hparams_for(lm, method, layer=layer, **those)
         for name, those in some.items()
         for method in ("rome", "c-rome")
     }
+    used.update(variants)
     return el.sweep(lm, chosen, methods=variants, texts=sentences, stats=moment, per_sentence=True, progress=False)
 
 
@@ -166,7 +172,7 @@ def measured(choice: str, label: str, measure: str, ratio: float) -> list[dict[s
         ("C-ROME\nnever\ncollapses", cured[0] / max(1, cured[1]), "{} of {}".format(*cured), cured[0] == 0),
         ("denominators\nsmaller by\na factor of", size, f"{size:.3g}", size >= 30),
         ("the same,\nscale-free", free, f"{free:.3g}", free >= 30),
-        ("C-ROME's edits\nof these\ndo not hold", efficacy, f"{efficacy:.0%} hold", efficacy < 0.5),
+        ("C-ROME's edits\nof these\ndo not hold", efficacy, f"{percent(efficacy)} hold", efficacy < 0.5),
     ]
     return [
         {"choice": label, "finding": finding, "value": float(value), "shown": shown, "holds": bool(holds)}
@@ -298,4 +304,4 @@ metrics = {
     **{f"{named(row.choice)}_{NAMES[row.finding]}": row.value for row in findings.itertuples()},
     **{f"holds_{NAMES[name]}": int(mine["holds"].sum()) for name, mine in findings.groupby("finding", sort=False)},
 }
-_ = Path("metrics.json").write_text(json.dumps(metrics))
+record(metrics, hparams={model: used}, moments={model: moments})

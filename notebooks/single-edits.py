@@ -11,7 +11,7 @@
 #     name: python3
 #   editlib:
 #     title: "Single edits: four methods, two models, two sets"
-#     models: [model, other]
+#     models: [model, control]
 #     data: [cases, others, texts, corpus]
 #     profiles:
 #       quick: {}
@@ -34,19 +34,19 @@
 
 # %% tags=["parameters"]
 model: str = "testbed/anchored"  # a model to edit
-other: str = "testbed/control"  # another model, edited the same way; empty for none
+control: str | None = "testbed/control"  # another model, edited the same way; none for none
 cases: str = "testbed"  # edit cases: a name or a file
-others: str = ""  # a second set: a name or a file; empty for paraphrases of the first
+others: str | None = None  # a second set: a name or a file; none for paraphrases of the first
 texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
-corpus: str = ""  # texts for the second moments: a name or a file; empty for the testbed's own prose
+corpus: str | None = None  # texts for the second moments: a name or a file; none for the testbed's own prose
+layer: int | None = None  # the layer that is edited; none for the model's preset, else a middle one
 n: int = 5  # cases drawn from each set
 seed: int = 0  # of the draw, and of the bootstrap
 collapse_ratio: float = 5.0  # times unedited
-tasks: str = "testbed-choice,testbed-cloze,testbed-qa"  # downstream tasks, with commas between; empty for none
+tasks: str | None = "testbed-choice,testbed-cloze,testbed-qa"  # downstream tasks, with commas between; none for none
 limit: int = 50  # questions of each task
 
 # %% tags=["hide-input"]
-import json
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -58,10 +58,12 @@ from IPython.display import Markdown
 import editlib as el
 from editlib import data, plot
 from editlib.data import forms
-from editlib.editing.methods import moment_layers
-from editlib.editing.stats import second_moments_of
 from editlib.files import write_json
+from editlib.measuring import statistics
 from editlib.measuring.tasks import TASKS, evaluate
+from editlib.runs.recording import record
+from editlib.sweeps import setup
+from editlib.text import percent
 
 plot.theme()
 METHODS = ("ft-l", "mend", "rome", "memit")
@@ -84,7 +86,7 @@ sets = {
     else [reworded(c) for c in data.draw(pool, n, seed=seed)],
 }
 sentences = data.texts(texts)
-models = {name: el.load(name) for name in (model, other) if name}
+models = {name: el.load(name) for name in (model, control) if name}
 unedited = {name: el.perplexity(lm, sentences).mean for name, lm in models.items()}
 Markdown(
     f"{n} cases of each set, {len(METHODS)} methods, {len(sentences)} texts. Unedited perplexity: "
@@ -96,12 +98,11 @@ Markdown(
 # ## Edit every case, everywhere
 
 # %% tags=["hide-input"]
-prose = data.texts(corpus) if corpus else None
-frames = []
+frames, used, moments = [], {}, {}
 for name, lm in models.items():
-    variants = {method: el.hparams_for(lm, method) for method in METHODS}
-    moments = second_moments_of(lm, moment_layers(variants.values()), corpus=prose)
-    options = {"methods": variants, "texts": sentences, "stats": moments, "progress": False}
+    used[name] = {method: setup.hparams(lm, method, layer) for method in METHODS}
+    moments[name] = setup.moments(lm, used[name].values(), corpus)
+    options = {"methods": used[name], "texts": sentences, "stats": moments[name], "progress": False}
     frames += [el.sweep(lm, mine, **options).assign(model=name, set=label) for label, mine in sets.items()]
 frame = pd.concat(frames, ignore_index=True)
 done = frame["error"].isna()
@@ -129,13 +130,6 @@ figure.savefig("figures/strips.png")
 
 
 # %% tags=["hide-input"]
-def wilson(hits: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """Interval of a share, of use at 0 and 1 too, where the bootstrap has none."""
-    share, weight = hits / total, z**2 / total
-    middle, half = share + weight / 2, z * np.sqrt((share * (1 - share) + weight / 4) / total)
-    return (middle - half) / (1 + weight), (middle + half) / (1 + weight)
-
-
 arms = (
     frame[done]
     .assign(ratio=frame["perplexity_ratio"].fillna(np.inf))
@@ -148,10 +142,12 @@ arms = (
         collapsed=("collapsed", "sum"),
     )
 )
-bounds = [wilson(row.collapsed, row.edits) for row in arms.itertuples()]
-arms[["low", "high"]] = bounds
+shares = [statistics.share(row.collapsed, row.edits) for row in arms.itertuples()]
+arms[["low", "high"]] = [(share.low, share.high) for share in shares]
 arms.to_parquet("data/arms.parquet")
-table = arms.assign(interval=[f"[{low:.1%}, {high:.1%}]" for low, high in bounds]).drop(columns=["low", "high"])
+table = arms.assign(interval=[f"[{percent(share.low)}, {percent(share.high)}]" for share in shares]).drop(
+    columns=["low", "high"]
+)
 table.rename(columns={"upper": "95th percentile"}).style.format(
     "{:,.2f}", subset=["median", "95th percentile", "maximum"]
 )
@@ -159,7 +155,7 @@ table.rename(columns={"upper": "95th percentile"}).style.format(
 # %% tags=["hide-input"]
 broken = arms[arms["collapsed"] > 0]
 told = [
-    f"{method} on `{name}`, {label}: {int(row['collapsed'])} of {int(row['edits'])} ({row['low']:.0%} to {row['high']:.0%}; "
+    f"{method} on `{name}`, {label}: {int(row['collapsed'])} of {int(row['edits'])} ({percent(row['low'])} to {percent(row['high'])}; "
     f"at most {row['maximum']:,.1f} times)"
     for (label, name, method), row in broken.iterrows()
 ]
@@ -223,7 +219,7 @@ Markdown(
 # open questions.
 
 # %% tags=["hide-input"]
-wanted = [name for name in tasks.split(",") if name and find_spec("lm_eval")]
+wanted = [name for name in (tasks or "").split(",") if name and find_spec("lm_eval")]
 
 
 def measured(status: str, perplexity: float) -> dict[str, str]:
@@ -238,9 +234,9 @@ for name, lm in models.items():
     mine = frame[done & (frame["model"] == name)].assign(ratio=frame["perplexity_ratio"].fillna(np.inf))
     worst[name] = top = mine.loc[mine["ratio"].idxmax()]
     request = kept[top["set"], top["case_id"]].request
-    moments = second_moments_of(lm, moment_layers([el.hparams_for(lm, top["method"])]), corpus=prose)
+    params = used[name][top["method"]]
     rows.append(measured("unedited", unedited[name]))
-    with el.compute(lm, [request], method=top["method"], stats=moments).applied(lm):
+    with el.compute(lm, [request], method=top["method"], hparams=params, stats=moments[name]).applied(lm):
         rows.append(measured(f"{top['method']}: {request.text} → {request.target_new}", top["perplexity_mean"]))
 pd.DataFrame(rows)[["model", "status", "perplexity", *wanted]].style.hide(axis="index").format(na_rep="–")
 
@@ -290,10 +286,10 @@ own = [(f"{name}, here", *(largest.get(("as asked", name, method), "–") for me
 pd.DataFrame([*by_eye, *own], columns=["model", "FT", "MEND", "ROME", "MEMIT"]).style.hide(axis="index")
 
 # %% tags=["hide-input"]
-short = {"as asked": "asked", "second set": "second", model: "model", other: "other"}
+short = {"as asked": "asked", "second set": "second", model: "model", control: "other"}
 metrics = {"cases": n, "failed": int(errors["size"].sum()), "combinations_collapsed": len(broken), "hard": len(records)}
 for (label, name, method), row in arms.iterrows():
     ending = f"{method.replace('-', '_')}_{short[name]}_{short[label]}"
     metrics |= {f"collapsed_{ending}": int(row["collapsed"]), f"max_ratio_{ending}": float(row["maximum"])}
 metrics |= {f"unedited_{short[name]}": value for name, value in unedited.items()}
-_ = Path("metrics.json").write_text(json.dumps(metrics))
+record(metrics, hparams=used, moments=moments)

@@ -40,7 +40,8 @@
 model: str = "testbed/anchored"  # the model to edit
 cases: str = "testbed"  # edit cases: a name or a file
 texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
-corpus: str = ""  # texts for the second moments: a name or a file; empty for the testbed's own prose
+corpus: str | None = None  # texts for the second moments: a name or a file; none for the testbed's own prose
+layer: int | None = None  # the layer that is edited; none for the model's preset, else a middle one
 n: int = 20  # cases drawn
 seed: int = 0  # of the draw, the noise and the bootstrap
 graded: int = 5  # models of each way
@@ -48,14 +49,12 @@ sources: int = 2  # edits that are scaled: those that raise perplexity most
 method: str = "rome"  # the method whose edits are scaled
 summed: str = "c-rome,memit"  # the methods whose edits are summed, with commas between
 tasks: str = "testbed-choice,testbed-cloze,testbed-qa"  # downstream tasks, with commas between
-files: str = ""  # local questions, as task=path with commas between
+files: str | None = None  # local questions, as task=path with commas between
 limit: int = 60  # questions of each task
 wanted: float = -0.8  # rank correlation that a surrogate should reach
 
 # %% tags=["hide-input"]
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -68,8 +67,12 @@ from editlib import data, plot
 from editlib.editing.change import Change, LowRank
 from editlib.editing.methods import prepare, solve
 from editlib.editing.session import Session
+from editlib.measuring import statistics
 from editlib.measuring.tasks import evaluate
+from editlib.runs.recording import record
+from editlib.sweeps import setup
 from editlib.sweeps.rows import attempt
+from editlib.text import percent
 
 plot.theme()
 SCALED, SUMMED, NOISE = WAYS = ("one edit, scaled", "many edits, summed", "noise, scaled")
@@ -79,7 +82,9 @@ lm = el.load(model)
 chosen = data.draw(data.cases(cases), n, seed=seed)
 sentences = data.texts(texts)
 unedited = el.perplexity(lm, sentences).mean
-space = Session(lm, corpus=data.texts(corpus) if corpus else None)
+hparams = {name: setup.hparams(lm, name, layer) for name in (method, *summed.split(","))}
+moments = setup.moments(lm, hparams.values(), corpus)
+space = Session(lm, stats=moments)
 Markdown(f"Unedited `{model}`: perplexity {unedited:.2f} (mean over {len(sentences)} texts). {n} cases drawn.")
 
 # %% [markdown]
@@ -89,9 +94,8 @@ Markdown(f"Unedited `{model}`: perplexity {unedited:.2f} (mean over {len(sentenc
 # %% tags=["hide-input"]
 def edits_by(name: str) -> list[el.Edit]:
     """Edits of all cases that the method can edit."""
-    hparams = el.hparams_for(lm, name)
-    attempt(prepare, space, [case.request for case in chosen], hparams)  # together; where that fails, each alone
-    found = [attempt(solve, space, name, [case.request], hparams) for case in chosen]
+    attempt(prepare, space, [case.request for case in chosen], hparams[name])  # together; where that fails, each alone
+    found = [attempt(solve, space, name, [case.request], hparams[name]) for case in chosen]
     return [edit for edit in found if isinstance(edit, el.Edit)]
 
 
@@ -140,7 +144,7 @@ frame.groupby("way", sort=False).agg(
 
 # %% tags=["hide-input"]
 names = tasks.split(",")
-given = dict(entry.split("=", 1) for entry in files.split(",") if entry)
+given = dict(entry.split("=", 1) for entry in (files or "").split(",") if entry)
 before = evaluate(lm, names, limit=limit, files=given)
 done = []
 for model_number, (_, _, edit) in enumerate(rows):
@@ -188,35 +192,21 @@ figure.savefig("figures/tasks.png")
 
 
 # %% tags=["hide-input"]
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks along the last axis, less their mean; equal values share theirs."""
-    mine, others = values[..., :, None], values[..., None, :]
-    return ((mine > others).sum(-1) - (mine < others).sum(-1)) / 2
-
-
-def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Along the last axis; nan where all values are the same."""
-    x, y = ranks(x), ranks(y)
-    with np.errstate(invalid="ignore"):
-        return (x * y).sum(-1) / np.sqrt((x * x).sum(-1) * (y * y).sum(-1))
-
-
 def judged(mine: pd.DataFrame) -> pd.Series:
     """Rank correlation with its interval, and what ties and floor have to do with it."""
     x, y = mine["perplexity_ratio"].fillna(np.inf).to_numpy(), mine["value"].to_numpy()
-    drawn = np.random.default_rng(seed).integers(len(mine), size=(2000, len(mine)))
-    interval = pd.Series(spearman(x[drawn], y[drawn])).quantile([0.025, 0.975])  # resamples of equal scores left out
+    found = statistics.bootstrap(statistics.spearman, x, y, seed=seed, paired=True)
     above = ~mine["floor"].to_numpy()
     return pd.Series(
         {
             "models": len(mine),
-            "rho": float(spearman(x, y)),
-            "low": interval[0.025],
-            "high": interval[0.975],
+            "rho": found.value,
+            "low": found.low,
+            "high": found.high,
             "tied": mine["value"].duplicated(keep=False).mean(),
             "floor": mine["floor"].mean(),
             "above": above.sum(),
-            "rho_above": float(spearman(x[above], y[above])),
+            "rho_above": statistics.spearman(x[above], y[above]),
         }
     )
 
@@ -225,7 +215,7 @@ every = scores.drop_duplicates(["task", "model"]).assign(way="all ways")
 groups = pd.concat([scores, every]).groupby(["way", "task"], sort=False)
 results = groups[["perplexity_ratio", "value", "floor"]].apply(judged)
 results.reset_index().to_parquet("data/spearman.parquet")
-cells = results.apply(lambda row: f"{row['rho']:.2f} [{row['low']:.2f}, {row['high']:.2f}]", axis=1)
+cells = results.apply(lambda row: f"{statistics.Interval(row['rho'], row['low'], row['high']):.2f}", axis=1)
 cells.unstack(sort=False).assign(models=results["models"].groupby("way").first().astype(int))
 
 # %% tags=["hide-input"]
@@ -251,21 +241,21 @@ Markdown(
 
 # %% tags=["hide-input"]
 results.style.format("{:.2f}", na_rep="–").format("{:.0f}", subset=["models", "above"]).format(
-    "{:.0%}", subset=["tied", "floor"]
+    percent, subset=["tied", "floor"]
 )
 
 # %% tags=["hide-input"]
 alone = results.drop(index="all ways")
 lowest = alone["floor"].idxmax()
 reasons = [
-    f"`{name}` misses {wanted:g} with {main[name]:.2f}: {row['tied']:.0%} of its models are tied and {row['floor']:.0%} no "
+    f"`{name}` misses {wanted:g} with {main[name]:.2f}: {percent(row['tied'])} of its models are tied and {percent(row['floor'])} no "
     f"better than chance; among the {row['above']:.0f} others it is {row['rho_above']:.2f}."
     for name in short
     for row in [results.loc[(SCALED, name)]]
 ]
 Markdown(
-    f"**Finding.** No better than chance are {alone['floor'].min():.0%} to {alone['floor'].max():.0%} of the models, by way "
-    f"and task (most: *{lowest[0]}* on `{lowest[1]}`); tied are {alone['tied'].min():.0%} to {alone['tied'].max():.0%}. "
+    f"**Finding.** No better than chance are {percent(alone['floor'].min())} to {percent(alone['floor'].max())} of the models, by way "
+    f"and task (most: *{lowest[0]}* on `{lowest[1]}`); tied are {percent(alone['tied'].min())} to {percent(alone['tied'].max())}. "
     f"Without the models at the floor, correlations lie between {alone['rho_above'].min():.2f} and "
     f"{alone['rho_above'].max():.2f}. " + " ".join(reasons)
 )
@@ -312,4 +302,4 @@ metrics = {
         for column in ("rho", "low", "high", "tied", "floor")
     },
 }
-_ = Path("metrics.json").write_text(json.dumps(metrics))
+record(metrics, hparams={model: hparams}, moments={model: moments})

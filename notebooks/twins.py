@@ -37,10 +37,11 @@
 
 # %% tags=["parameters"]
 model: str = "testbed/anchored"  # the model with the cause
-control: str = "testbed/control"  # its twin without; empty for none
+control: str | None = "testbed/control"  # its twin without; none for none
 cases: str = "testbed"  # edit cases: a name or a file
 texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
-corpus: str = ""  # texts for the second moments: a name or a file; empty for the testbed's own prose
+corpus: str | None = None  # texts for the second moments: a name or a file; none for the testbed's own prose
+layer: int | None = None  # the layer that is edited; none for the model's preset, else a middle one
 first: int = 6  # cases drawn whose subject is one token at the start of the prompt
 others: int = 6  # other cases drawn
 dosed: int = 3  # of the former, cases edited again at every dose
@@ -51,8 +52,6 @@ collapse_ratio: float = 5.0  # times unedited
 
 # %% tags=["hide-input"]
 import copy
-import json
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -63,6 +62,9 @@ import editlib as el
 from editlib import data, plot
 from editlib.measuring import contrast, statistics
 from editlib.models.trace import trace
+from editlib.runs.recording import record
+from editlib.sweeps import setup
+from editlib.text import percent
 
 plot.theme()
 lm = el.load(model)
@@ -71,12 +73,14 @@ paired = bool(control) and twin.tokenizer.get_vocab() == lm.tokenizer.get_vocab(
 arms = {model: lm, control: twin} if paired else {model: lm}
 chosen = contrast.draw_by_subject(lm, data.cases(cases), first=first, others=others, seed=seed)
 sentences = data.texts(texts)
+used = {}  # hyper-parameters and second moments by model
 
 
 def edited(arm: el.LanguageModel, some: list[data.Case]) -> pd.DataFrame:
     """A sweep with the model's own second moments, its unedited perplexity, and what is compared below."""
-    moments = contrast.moments(arm, el.hparams_for(arm, method).layer, corpus)
-    variants = {method: el.hparams_for(arm, method, covariance=moments is not None)}
+    moments = contrast.moments(arm, setup.hparams(arm, method, layer).layer, corpus)
+    variants = {method: setup.hparams(arm, method, layer, covariance=moments is not None)}
+    used.setdefault(arm.name, (variants, moments))  # of the models as they are, which come first
     table = el.sweep(arm, some, methods=variants, texts=sentences, scores=False, stats=moments, progress=False)
     return table.assign(
         unedited=el.perplexity(arm, sentences).mean,
@@ -241,9 +245,9 @@ def told(name: str) -> str:
     scaled, swapped = mine[mine["scaled"]], mine[~mine["scaled"]].iloc[0]
     low, high = scaled.iloc[0], scaled.iloc[-1]
     return (
-        f"`{name}`: {low['collapsed']:.0%} of the edits collapse it at length {low['length']:.2g} (median ratio "
-        f"{low['ratio']:.2g}), {high['collapsed']:.0%} at {high['length']:.3g} ({high['ratio']:.2g}), and "
-        f"{swapped['collapsed']:.0%} with the row of position 1 ({swapped['ratio']:.2g})"
+        f"`{name}`: {percent(low['collapsed'])} of the edits collapse it at length {low['length']:.2g} (median ratio "
+        f"{low['ratio']:.2g}), {percent(high['collapsed'])} at {high['length']:.3g} ({high['ratio']:.2g}), and "
+        f"{percent(swapped['collapsed'])} with the row of position 1 ({swapped['ratio']:.2g})"
     )
 
 
@@ -294,4 +298,4 @@ for name, arm in zip(found, ("", "_control"), strict=False):
             f"dose_{dose}_denominator_ratio{arm}": float(mine["ratio"].iloc[step]),
             f"dose_{dose}_unedited{arm}": float(mine["unedited"].iloc[step]),
         }
-_ = Path("metrics.json").write_text(json.dumps(metrics))
+record(metrics, hparams={name: used[name][0] for name in arms}, moments={name: used[name][1] for name in arms})

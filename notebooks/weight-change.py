@@ -32,17 +32,16 @@
 model: str = "testbed/anchored"  # the model to edit
 cases: str = "testbed"  # edit cases: a name or a file
 texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
-corpus: str = ""  # texts for the second moments: a name or a file; empty for the testbed's own prose
+corpus: str | None = None  # texts for the second moments: a name or a file; none for the testbed's own prose
+layer: int | None = None  # the layer that is edited; none for the model's preset, else a middle one
 n: int = 30  # cases drawn
 seed: int = 0  # of the draw, and of the bootstrap
 method: str = "rome"  # the method under test
 remedy: str = "c-rome"  # the method beside it
-more: str = "memit"  # one more, in the last figure only; empty for none
+more: str | None = "memit"  # one more, in the last figure only; none for none
 collapse_ratio: float = 5.0  # times unedited
 
 # %% tags=["hide-input"]
-import json
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -51,17 +50,19 @@ from IPython.display import Markdown
 
 import editlib as el
 from editlib import data, plot
-from editlib.editing.methods import moment_layers
-from editlib.editing.stats import second_moments_of
+from editlib.measuring import statistics
 from editlib.models.language_model import widened
 from editlib.models.layout import oriented
+from editlib.runs.recording import record
+from editlib.sweeps import setup
+from editlib.text import percent
 
 plot.theme()
 lm = el.load(model)
 chosen = data.draw(data.cases(cases), n, seed=seed)
 sentences = data.texts(texts)
-variants = {name: el.hparams_for(lm, name) for name in (method, remedy, more) if name}
-moments = second_moments_of(lm, moment_layers(variants.values()), corpus=data.texts(corpus) if corpus else None)
+variants = {name: setup.hparams(lm, name, layer) for name in (method, remedy, more) if name}
+moments = setup.moments(lm, variants.values(), corpus)
 options = {"methods": variants, "texts": sentences, "scores": False, "stats": moments, "progress": False}
 frame = el.sweep(lm, chosen, **options)
 frame["relative_change"] = frame["delta_norm"] / frame["weight_norm"]
@@ -91,7 +92,7 @@ picked = {
 requests = {case.case_id: case.request for case in chosen}
 edits, titles = {}, {}
 for label, (row, name) in picked.items():
-    edits[label] = el.compute(lm, [requests[row["case_id"]]], method=name, stats=moments)
+    edits[label] = el.compute(lm, [requests[row["case_id"]]], method=name, hparams=variants[name], stats=moments)
     ratio = good.set_index(["case_id", "method"]).at[(row["case_id"], name), "perplexity_ratio"]
     titles[label] = (
         f"{label[0].upper()}{label[1:]}: {ratio:,.2f} times unedited perplexity, |Δ| / |W| = "
@@ -156,7 +157,7 @@ figure.savefig("figures/spectra.png")
 groups = spectra.groupby("matrix", sort=False)["value"]
 table = pd.DataFrame({"largest": groups.max(), "norm": groups.apply(np.linalg.norm)})
 table["share of norm² in the largest"] = (table["largest"] / table["norm"]) ** 2
-table.style.format("{:,.3g}").format("{:.1%}", subset=["share of norm² in the largest"])
+table.style.format("{:,.3g}").format(percent, subset=["share of norm² in the largest"])
 
 # %% tags=["hide-input"]
 own, share = table.at["W unedited", "largest"], table["share of norm² in the largest"]
@@ -164,8 +165,8 @@ tops = {label: table.at[f"Δ of the {label}", "largest"] for label in deltas}
 Markdown(
     f"**Finding.** The weight's own largest singular value is {own:.3g}; that of the change is "
     + ", ".join(f"{top / own:,.1f} times as large ({label})" for label, top in tops.items())
-    + f". The largest singular value holds {share['W unedited']:.1%} of the squared norm of the unedited weight, and "
-    f"{share['W after the worst edit']:.1%} after the worst edit."
+    + f". The largest singular value holds {percent(share['W unedited'])} of the squared norm of the unedited weight, and "
+    f"{percent(share['W after the worst edit'])} after the worst edit."
 )
 
 # %% [markdown]
@@ -177,15 +178,10 @@ figure.savefig("figures/changes.png")
 
 
 # %% tags=["hide-input"]
-def rank_correlation(rows: pd.DataFrame) -> float:
-    return rows["relative_change"].rank().corr(rows["ratio"].rank())
-
-
-def correlated(name: str) -> tuple[float, float, float]:
-    """Spearman's correlation with its 95 % bootstrap interval over cases (1,000 resamples)."""
-    mine, rng = good[good["method"] == name], np.random.default_rng(seed)
-    found = [rank_correlation(mine.iloc[rng.integers(len(mine), size=len(mine))]) for _ in range(1000)]
-    return rank_correlation(mine), *np.nanquantile(found, (0.025, 0.975))
+def correlated(name: str) -> statistics.Interval:
+    """Spearman's correlation with its 95 % bootstrap interval over cases."""
+    mine = good[good["method"] == name]
+    return statistics.bootstrap(statistics.spearman, mine["relative_change"], mine["ratio"], seed=seed, paired=True)
 
 
 rho = {name: correlated(name) for name in good["method"].unique()}
@@ -204,7 +200,7 @@ if len(sizes) == 2:
     )
 Markdown(
     f"**Finding.** With `{method}`, {text}. Rank correlation of |Δ| / |W| with perplexity: "
-    + "; ".join(f"`{name}` {value:.2f} [{low:.2f}, {high:.2f}]" for name, (value, low, high) in rho.items())
+    + "; ".join(f"`{name}` {found:.2f}" for name, found in rho.items())
     + "."
 )
 
@@ -219,8 +215,10 @@ metrics = {
     "singular_value_worst": float(tops["worst edit"]),
     "singular_value_stable": float(tops["stable edit"]),
     "threshold": (f"{calmest:.4g} to {wildest:.4g}" if calmest < wildest else "none") if len(sizes) == 2 else "none",
-    **{f"rank_correlation_{name.replace('-', '_')}": float(value) for name, (value, _, _) in rho.items()},
-    **{f"rank_correlation_{name.replace('-', '_')}_low": float(low) for name, (_, low, _) in rho.items()},
-    **{f"rank_correlation_{name.replace('-', '_')}_high": float(high) for name, (_, _, high) in rho.items()},
+    **{
+        f"rank_correlation_{name.replace('-', '_')}{end}": value
+        for name, found in rho.items()
+        for end, value in (("", found.value), ("_low", found.low), ("_high", found.high))
+    },
 }
-_ = Path("metrics.json").write_text(json.dumps(metrics))
+record(metrics, hparams={model: variants}, moments={model: moments})

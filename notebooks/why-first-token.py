@@ -12,7 +12,7 @@
 #   editlib:
 #     title: "Why the first token?"
 #     models: [model, control, rotary, encoder]
-#     data: [cases, texts]
+#     data: [cases, texts, corpus]
 #     profiles:
 #       quick: {first: 24, later: 24}
 #       full: {first: 77, later: 77}
@@ -34,12 +34,13 @@
 
 # %% tags=["parameters"]
 model: str = "testbed/anchored"  # the model to edit
-control: str = "testbed/control"  # a decoder beside it; empty for none
-rotary: str = "testbed/rotary"  # a decoder with rotary positions; empty for none
-encoder: str = "testbed/encdec"  # an encoder-decoder whose encoder is read; empty for none
+control: str | None = "testbed/control"  # a decoder beside it; none for none
+rotary: str | None = "testbed/rotary"  # a decoder with rotary positions; none for none
+encoder: str | None = "testbed/encdec"  # an encoder-decoder whose encoder is read; none for none
 cases: str = "testbed"  # edit cases: a name or a file
 texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
-corpus: str = ""  # texts for the second moments: a name or a file; empty for the testbed's own prose
+corpus: str | None = None  # texts for the second moments: a name or a file; none for the testbed's own prose
+layer: int | None = None  # the layer that is edited; none for the model's preset, else a middle one
 first: int = 24  # cases drawn whose subject is one token at the start of the prompt
 later: int = 24  # cases drawn whose subject is one token later in the prompt
 seed: int = 0  # of the draw, of splits, and of the bootstrap
@@ -47,7 +48,6 @@ collapse_ratio: float = 5.0  # times unedited
 wanted: float = 0.99  # AUC asked for between the keys of collapse and of normal cases
 
 # %% tags=["hide-input"]
-import json
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -64,6 +64,8 @@ from editlib.errors import EditlibError
 from editlib.measuring import contrast, statistics
 from editlib.models.positions import Place, later_by_one, placed, second_for_first, takes_positions
 from editlib.models.tokens import Encoded, encode
+from editlib.runs.recording import record
+from editlib.sweeps import setup
 from editlib.testbed.anatomy import anatomy
 
 plot.theme()
@@ -106,8 +108,8 @@ Markdown(
 # how much of it is left in a model that came by it otherwise is the question.
 
 # %% tags=["hide-input"]
-stats = {name: contrast.moments(lm, el.hparams_for(lm, "rome").layer, corpus) for name, lm in decoders.items()}
-params = {name: el.hparams_for(lm, "rome", covariance=stats[name] is not None) for name, lm in decoders.items()}
+stats = {name: contrast.moments(lm, setup.hparams(lm, "rome", layer).layer, corpus) for name, lm in decoders.items()}
+params = {name: setup.hparams(lm, "rome", layer, covariance=stats[name] is not None) for name, lm in decoders.items()}
 ORIGINAL, SWAPPED = CONDITIONS = ("Original", "Second2First")
 trials = [(name, c) for name, lm in decoders.items() for c in CONDITIONS if c == ORIGINAL or takes_positions(lm)]
 
@@ -435,4 +437,4 @@ for role, name in roles.items():
     if name in inside:
         keys = ("norm_ratio", "key_cosine_first", "key_cosine_later", "shift_by_one", "swap")
         metrics |= {f"{key}_{role}": float(value) for key, value in zip(keys, inside[name].values(), strict=False)}
-_ = Path("metrics.json").write_text(json.dumps(metrics))
+record(metrics, hparams={name: {"rome": each} for name, each in params.items()}, moments=stats)

@@ -55,7 +55,7 @@ def groups(table: pd.DataFrame, *, method: str, collapse_ratio: float) -> pd.Ser
     return collapsed(edits["perplexity_ratio"], collapse_ratio).map({True: COLLAPSE, False: NORMAL}).rename("group")
 
 
-def moments(lm: LanguageModel, layer: int, corpus: str) -> Stats | None:
+def moments(lm: LanguageModel, layer: int, corpus: str | None) -> Stats | None:
     """Second moments of a layer from texts by name, else from the testbed's own prose; None where there is neither."""
     if not corpus:
         try:
