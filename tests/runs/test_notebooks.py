@@ -58,6 +58,8 @@ SLOW = {"single-edits", "precision", "performance", "twins"}
 def test_analysis_runs_and_leaves_figures_data_and_metrics(name: str, project: Path) -> None:
     run = runs.execute(name, root=project, parameters=SMALL[name])
     assert run.metrics and run.difference() is None
+    assert run.hparams.keys() == run.moment_tokens.keys() or name == "performance"
+    assert run.hparams or name == "anatomy"
     assert {Path(output).parts[0] for output in run.outputs} == {"index.ipynb", "data", "figures", CRATE}
 
 
