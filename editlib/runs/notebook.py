@@ -77,21 +77,17 @@ def _execute(asked: Plan, stage: Path, timeout: int | None, seen: Seen) -> None:
             return client.execute(stderr=kernel)
 
     papermill_engines.register("editlib", Told)
+    output = str(stage / "index.ipynb").replace("{", "{{").replace("}", "}}")  # papermill fills braces in paths
     for name in ("papermill", "traitlets"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what they have to say, an exception says too
     with tempfile.TemporaryDirectory(prefix="editlib-") as private, (Path(private) / "stderr").open("w+b") as kernel:
         papermill.execute_notebook(
-            _prepared(asked), _unformatted(stage / "index.ipynb"), dict(asked.parameters), cwd=stage,
+            _prepared(asked), output, dict(asked.parameters), cwd=stage,
             engine_name="editlib", kernel_name="python3", progress_bar=False,
         )  # fmt: skip
         kernel.seek(0)
         if b"surrogates not allowed" in kernel.read():  # the kernel goes on, but without that output
             raise RunFailed("it printed half a surrogate pair, which is no text; leave it out")
-
-
-def _unformatted(path: Path) -> str:
-    """A path that papermill, which fills braces in paths, leaves as it is."""
-    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _prepared(asked: Plan) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
-from folders import DIGEST, HOSTILE, make_project, make_run, record
+from folders import DIGEST, HOSTILE, INPUTS, make_project, make_run, record
 
 from editlib.cli import run_app
 from editlib.runs import citation, manifest
@@ -278,3 +278,30 @@ def test_a_parameter_that_is_no_text_is_refused(project: Path, mistake: Mistake)
 
 def test_digests_are_short_only_on_the_screen(run: Manifest, command: Callable[..., str]) -> None:
     assert DIGEST not in command("show", run.run) and DIGEST in command("show", run.run, "--json")
+
+
+# -- run -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_run_all_goes_on_after_a_failure_and_names_it_at_the_end(
+    project: Path, capsys: pytest.CaptureFixture[str], jobs: str
+) -> None:
+    broken = (project / "notebooks" / "toy.py").read_text("utf-8").replace("if n == 7:", "if n == 3:")
+    (project / "notebooks" / "broken.py").write_text(broken, "utf-8")
+    status = run_app(["run", "--all", "--jobs", jobs, "--json"])
+    printed = capsys.readouterr()
+    assert status == 1 and [run["analysis"] for run in json.loads(printed.out)] == ["toy"]
+    lines = printed.err.splitlines()
+    assert any(line.startswith("[2/2] ") for line in lines)
+    assert re.match(r"editlib: analysis broken failed \(ZeroDivisionError: .*see _build/failed/broken", lines[-2])
+    assert lines[-1] == "editlib: 1 of 2 analyses failed, which are named above"
+
+
+def test_publish_tells_whose_a_run_is(project: Path, command: Callable[..., str], mistake: Mistake) -> None:
+    mine = {"parameters": {"n": 3, "model": "hf"}, "inputs": INPUTS | {"models": {"hf": DIGEST}}}
+    done = make_run(project, **mine)
+    assert "tells no address; write --source MODEL=ADDRESS" in mistake("publish", done.run, "--source", "hf")
+    assert "nobody knows what model 'hf' is" in mistake("publish", done.run)
+    folder = command("publish", done.run, "--author", "Ada Lovelace", "--source", "hf=org/name@" + "a" * 40).strip()
+    assert "Ada Lovelace. (2026). A toy (org/name@" in command("cite", Path(folder).name, "--format", "apa")

@@ -71,7 +71,7 @@ def test_the_run_id_vouches_for_manifest_and_outputs(empty: Path) -> None:
 
 def test_the_notebook_shows_this_runs_values_and_no_path_of_this_machine(project: Path, done: Manifest) -> None:
     text = (done.folder / "index.ipynb").read_text()
-    for place in (str(project), str(Path.home()) + "/", sys.prefix, sys.base_prefix, ".staging-"):
+    for place in (str(project), str(Path.home()) + "/", sys.prefix, sys.base_prefix, "_build/staging"):
         assert place not in text
     notebook = json.loads(text)
     assert notebook["metadata"]["papermill"].keys() <= {
