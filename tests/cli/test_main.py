@@ -216,7 +216,8 @@ def test_wrong_runs_are_named(project: Path, mistake: Mistake) -> None:
     assert "--all takes neither" in mistake("run", "toy", "--all")
     assert "run '0123' is unknown" in mistake("publish", "0123")
     assert "clone of the project" in mistake("runs", "--root", "/")
-    (project / "book").touch()
+    (project / "book").mkdir()
+    (project / "book" / "runs").touch()
     assert "book/runs/toy cannot be written" in mistake("run", "toy")
 
 
