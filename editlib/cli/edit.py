@@ -20,6 +20,8 @@ from editlib.cli.options import (
     Method,
     Model,
     ModelArgument,
+    MomentTokens,
+    Preset,
     Revision,
     Stats,
     Texts,
@@ -57,9 +59,12 @@ def edit(
         bool | None, typer.Option("--covariance/--no-covariance", help="Use the second moment of the keys.")
     ] = None,
     hparam: Hparams = None,
+    preset: Preset = None,
     stats: Stats = None,
     corpus: Corpus = None,
+    moment_tokens: MomentTokens = None,
     texts: Texts = None,
+    bos: Annotated[bool, typer.Option("--bos", help="Put the tokenizer's BOS token before every text.")] = False,
     collapse_ratio: CollapseRatio = 5.0,
     dtype: Dtype = "float32",
     device: Device = "cpu",
@@ -89,12 +94,14 @@ def edit(
 
     given = moments.load(stats) if stats else None
     lm = load_model(model, dtype=dtype, device=device, revision=revision, layout=layout)
-    hparams = methods.hparams_for(lm, method, flavour=flavour, **options)
+    hparams = methods.hparams_for(lm, method, flavour=flavour, preset=preset, **options)
     if measured:
-        encode_texts(lm, measured)
+        encode_texts(lm, measured, bos=bos)  # what compute does not look at
     with alive(f"{method} edits {model}", quiet=as_json):
-        change = methods.compute(lm, asked, method=method, hparams=hparams, stats=given, corpus=source)
-        report = before_after(lm, change, texts=measured, collapse_ratio=collapse_ratio)
+        change = methods.compute(
+            lm, asked, method=method, hparams=hparams, stats=given, corpus=source, moment_tokens=moment_tokens
+        )
+        report = before_after(lm, change, texts=measured, bos=bos, collapse_ratio=collapse_ratio)
     emit(report.record() if as_json else report.table())
     if out:
         change.save(out)  # last: what was printed is not lost with it

@@ -94,9 +94,17 @@ Hparams = Annotated[
     list[str] | None,
     typer.Option("-p", "--hparam", metavar="NAME VALUE", help="Set any hyper-parameter; repeat."),
 ]
+Preset = Annotated[
+    Path | None,
+    typer.Option(exists=True, dir_okay=False, help='Hyper-parameters by method, as JSON: {"rome": {"layer": 5}}.'),
+]
 Stats = Annotated[Path | None, typer.Option(help="File with second moments made for this model.")]
 Corpus = Annotated[
     str | None, typer.Option(callback=known_data, help="Texts for the second moments: a name, or a JSON list.")
+]
+MomentTokens = Annotated[
+    int | None,
+    typer.Option(min=1, help="Tokens of the corpus to take.  [default: ten a key dimension, and 64,000 at least]"),
 ]
 Texts = Annotated[
     str | None,

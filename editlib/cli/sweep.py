@@ -21,6 +21,8 @@ from editlib.cli.options import (
     Layout,
     Methods,
     Model,
+    MomentTokens,
+    Preset,
     Revision,
     Stats,
     Texts,
@@ -49,18 +51,27 @@ def sweep(
     n: Annotated[int | None, typer.Option("-n", "--n", min=1, help="Cases to draw.  [default: all]")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the same sweep was interrupted.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="With --resume: make the rows that failed again.")
+    ] = False,
     sequential: Annotated[
         bool, typer.Option("--sequential", help="Edit on top of the edits before, instead of undoing each.")
     ] = False,
     every: Annotated[
         int | None, typer.Option(min=1, help="With --sequential: edits from one measurement to the next.  [default: 1]")
     ] = None,
+    retest: Annotated[
+        bool, typer.Option("--retest", help="With --sequential: score each edit when it is made, and all at the end.")
+    ] = False,
     no_scores: Annotated[bool, typer.Option("--no-scores", help="Leave the scores out, which is faster.")] = False,
     per_sentence: Annotated[bool, typer.Option("--per-sentence", help="Keep each text's perplexity too.")] = False,
+    answers: Annotated[bool, typer.Option("--answers", help="Keep what the model says to each prompt too.")] = False,
     flavour: Flavour = None,
     hparam: Hparams = None,
+    preset: Preset = None,
     stats: Stats = None,
     corpus: Corpus = None,
+    moment_tokens: MomentTokens = None,
     collapse_ratio: CollapseRatio = 5.0,
     dtype: Dtype = "float32",
     device: Device = "cpu",
@@ -75,13 +86,16 @@ def sweep(
 
     Example: editlib sweep --model testbed/anchored --method rome --method c-rome -n 100 --out rome
     """
-    if every and not sequential:
-        raise EditlibError("--every is for --sequential; add that, or leave --every out")
+    if (every or retest) and not sequential:
+        name = "--every" if every else "--retest"
+        raise EditlibError(f"{name} is for --sequential; add that, or leave {name} out")
+    if retry_failed and not resume:
+        raise EditlibError("--retry-failed is for --resume; add that, or leave --retry-failed out")
     if sequential and (no_scores or per_sentence):
         raise EditlibError("--sequential keeps no scores and no sentences; leave --no-scores and --per-sentence out")
     check_new(None if out.exists() else out)
     pool, measured = cases_for(model, cases, lacking=f"no cases to edit {model} with"), _needed_texts(model, texts)
-    source, hparams = texts_of(corpus), {"flavour": flavour} | values(hparam)
+    source, hparams = texts_of(corpus), {"flavour": flavour, "preset": preset} | values(hparam)
 
     from editlib.data import datasets as data
     from editlib.editing import methods
@@ -94,14 +108,15 @@ def sweep(
     chosen = pool if n is None else data.draw(pool, n, seed=seed)
     bar = sys.stderr.isatty()
     options: dict[str, Any] = {
-        "texts": measured, "out": out, "resume": resume, "progress": bar,
-        "stats": moments.load(stats) if stats else None, "corpus": source,
+        "texts": measured, "out": out, "resume": resume, "retry_failed": retry_failed, "answers": answers,
+        "stats": moments.load(stats) if stats else None, "corpus": source, "moment_tokens": moment_tokens,
+        "progress": bar,
     }  # fmt: skip
     lm = load_model(model, dtype=dtype, device=device, revision=revision, layout=layout)
     variants = {name: methods.hparams_for(lm, name, **hparams) for name in method or ["rome"]}
     with _resumable(out), alive(f"{len(chosen)} cases to edit {model} with", quiet=bar or as_json):
         if sequential:
-            done = sequences.sequence(lm, chosen, methods=variants, every=every or 1, **options)
+            done = sequences.sequence(lm, chosen, methods=variants, every=every or 1, retest=retest, **options)
         else:
             done = single.sweep(
                 lm, chosen, methods=variants, scores=not no_scores, per_sentence=per_sentence, **options
@@ -111,9 +126,9 @@ def sweep(
     head = [name.replace("_", " ") for name in summary.columns]
     text = f"{table([head, *(list(row.values()) for row in rows)])}\n\ntable: {out}"
     emit({"model": model, "cases": len(chosen), "folder": str(out), "methods": rows} if as_json else text)
-    for name, ends in done.groupby("method", sort=False)["error"]:
-        if ends.notna().all():
-            raise Stop(f"every edit by {name} failed, the first so: {ends.iloc[0]}", 1)
+    for label, errors in done[done["case_id"].notna()].groupby("method", sort=False)["error"]:
+        if errors.notna().all():
+            raise Stop(f"every edit by {label} failed, the first so: {errors.iloc[0]}", 1)
 
 
 def _needed_texts(model: str, name: str | None) -> list[str]:

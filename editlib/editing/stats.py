@@ -158,8 +158,8 @@ def needed_moments(
     if count < least and not tokens:
         raise EditlibError(
             f"the corpus has {count:,} tokens for second moments, {count / width:.1f} a key dimension, which makes "
-            f"edits noise; give one of {least:,} or more, or ask for few by number (moment_tokens=, tokens= of "
-            "second_moment)"
+            f"edits noise; give one of {least:,} or more, or ask for few by number (moment_tokens=, "
+            "--moment-tokens)"
         )
     stem = f"{lm.fingerprint[:16]}-{_hash(windows)[:16]}"
     needed = Needed(lm, windows, {layer: cache_folder("stats") / f"{stem}-{layer}.safetensors" for layer in layers})

@@ -121,7 +121,7 @@ class Report:
         return f"{table([('', 'before', 'after'), *rows, *measured])}\n\n{table(facts)}"
 
 
-def look(lm: LanguageModel, requests: Sequence[EditRequest], texts: Sequence[str] | None) -> Look:
+def look(lm: LanguageModel, requests: Sequence[EditRequest], texts: Sequence[str] | None, *, bos: bool) -> Look:
     """Ask a model once; raises `EditlibError` if subject or target cannot be located in a prompt."""
     answers = []
     for request in requests:
@@ -129,15 +129,20 @@ def look(lm: LanguageModel, requests: Sequence[EditRequest], texts: Sequence[str
         tokens, reply = reading.prompts.questions[0].answer.tokens, reading.replies[0]
         probability = math.exp(reply.answer * len(tokens))
         answers.append(Answer(scores.continuation(lm, request.text, tokens=8), probability, reply.said == tokens))
-    measured = perplexity(lm, texts) if texts else None
+    measured = perplexity(lm, texts, bos=bos) if texts else None
     return Look(tuple(answers), measured.mean if measured else None, measured.corpus if measured else None)
 
 
 def before_after(
-    lm: LanguageModel, edit: Edit, *, texts: Sequence[str] | None = None, collapse_ratio: float = COLLAPSE_RATIO
+    lm: LanguageModel,
+    edit: Edit,
+    *,
+    texts: Sequence[str] | None = None,
+    bos: bool = False,
+    collapse_ratio: float = COLLAPSE_RATIO,
 ) -> Report:
-    """Look at a model without and with an edit; the model is left as it was."""
-    before = look(lm, edit.requests, texts)
+    """Look at a model without and with an edit; the model is left as it was. Texts and `bos` are `perplexity`'s."""
+    before = look(lm, edit.requests, texts, bos=bos)
     with edit.applied(lm):
-        after = look(lm, edit.requests, texts)
+        after = look(lm, edit.requests, texts, bos=bos)
     return Report(lm.name, tuple(edit.requests), edit.method, before, after, edit.diagnostics, collapse_ratio)

@@ -1,5 +1,6 @@
 """Edits one after another, each on top of those before, in resumable parts: what many edits do to one model."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -44,6 +45,8 @@ from editlib.sweeps.rows import (
     frame,
     joined,
 )
+
+log = logging.getLogger(__name__)
 
 PART = 16  # steps after which rows and weights are written
 
@@ -180,6 +183,7 @@ def _sequence(
             for step in span.steps:
                 rows.append(_retested(chain, step) if span.retest else _row(chain, step, unedited))
                 done(not span.retest and step > 0)
+                log.info("%s: %s %d of %d done", name, "retest" if span.retest else "edit", step, len(plan.cases))
             if number + 1 in numbers and parts.folder:
                 chain.save(_file(parts.folder, number + 1))
             frames[number] = parts.write(number, frame(rows, plan.columns))

@@ -7,6 +7,7 @@ plan = plan_sweep(session, cases, methods=["rome"], texts=sentences)
 frames = [run_part(session, plan, number) for number in range(len(plan.groups))]
 """
 
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -43,6 +44,8 @@ from editlib.sweeps.rows import (
     frame,
     joined,
 )
+
+log = logging.getLogger(__name__)
 
 PART = 64  # cases whose keys and values are worked out together, and written together
 HELD = 2**26  # numbers of edits' changes held at once: all of a part at rank one, but few of full rank
@@ -147,6 +150,7 @@ def sweep(
             for number in todo:
                 frames[number] = parts.write(number, run_part(session, plan, number, earlier=frames.get(number)))
                 shown.update(len(plan.groups[number]))
+                log.info("%d of %d cases done", sum(map(len, map(plan.groups.__getitem__, frames))), len(plan.cases))
     return joined(frames)
 
 

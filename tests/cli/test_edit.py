@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import editlib as el
 from editlib.cli import main, run_app
 from editlib.editing import methods
 from editlib.editing.edit import Edit
@@ -103,7 +104,7 @@ def test_edit_takes_a_lineages_settings_and_single_ones(model: Path, capsys: pyt
         (["--flavour", "sour"], "flavour 'sour' is unknown"),
         (["-p", "step", "2"], "hyper-parameter 'step' is unknown"),
         (["--method", "memit", "-p", "layers", "[5]"], "layer 5 is out of range"),
-        (["--method", "ft", "--no-covariance"], "hyper-parameter 'covariance' is unknown; ft has"),
+        (["--method", "ft", "--no-covariance"], "ft's hyper-parameter 'covariance' is unknown; use one of layer"),
     ):
         assert run_app([*arguments, *mistake]) == 2
         assert said in capsys.readouterr().err
@@ -185,7 +186,7 @@ def test_long_work_is_told_as_it_goes_on(
     with caplog.at_level(logging.INFO, "editlib"):
         assert run_app([str(a) for a in edit(model, corpus=corpus)]) == 0
     said = caplog.messages
-    assert {"sampling prefix contexts, 0 so far", "sampling prefix contexts, 19 so far"} <= {*said}
+    assert {f"sampling prefix contexts of {n} tokens" for n in (5, 10)} <= {*said}
     assert any(re.fullmatch(r"second moments: 0 of \d+ tokens read", message) for message in said)
     assert any(message.startswith("searching v*: step 5 of at most ") for message in said)
 
@@ -209,6 +210,17 @@ def test_a_model_that_says_the_target_holds_it(capsys: pytest.CaptureFixture[str
     report = json.loads(capsys.readouterr().out)
     assert report["after"]["continuation"].strip().startswith("Hifru") and not report["before"]["holds"]
     assert (report["holding"], report["after"]["holds"], "not hold" in report["verdict"]) == (1, True, False)
+
+
+def test_perplexity_behind_a_bos_token(
+    model: Path, texts: Path, mistake: Mistake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The random model's tokenizer has none, so it is refused before the work; the testbed's has."""
+    assert "BOS" in mistake(*edit(model, texts=texts), "--no-covariance", "--bos")
+    words = [str(a) for a in edit("testbed/anchored", subject="Jaklon", target="Hifru", texts=texts)]
+    assert run_app([*words, "--no-covariance", "--bos", "--json", "-p", "steps", "1"]) == 0
+    before = json.loads(capsys.readouterr().out)["before"]["perplexity_mean"]
+    assert before == el.perplexity(el.load("testbed/anchored"), TEXTS, bos=True).mean
 
 
 # -- several requests ------------------------------------------------------------------------------------

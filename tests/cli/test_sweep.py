@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from editlib.cli import run_app
+from editlib.sweeps import single
 from editlib.sweeps.parts import Parts
 
 MODEL = "testbed/anchored"
@@ -100,6 +101,74 @@ def test_an_interruption_says_in_one_line_how_to_go_on(
     assert pd.read_parquet(out)["error"].isna().all()
 
 
+@pytest.fixture
+def too_long(tmp_path: Path) -> Path:
+    """Two cases: one that is longer than the model's context, and one that is not."""
+    keys = {"subject": "Jaklon", "target_new": "Hifru", "ground_truth": "Drema"}
+    path = tmp_path / "cases.json"
+    path.write_text(json.dumps([{**keys, "prompt": f"{much}Jaklon is located in"} for much in ("so " * 200, "")]))
+    return path
+
+
+def test_a_method_whose_every_edit_fails_is_status_1(
+    too_long: Path, tmp_path: Path, texts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = json.loads(too_long.read_text())
+    assert run_app(arguments(tmp_path / "half", texts, "-n", "2", "--data", str(too_long))) == 0
+    assert pd.read_parquet(tmp_path / "half")["error"].notna().tolist() == [True, False]
+    too_long.write_text(json.dumps(both[:1] * 2))
+    for words in (arguments, sequential):
+        out = tmp_path / words.__name__
+        capsys.readouterr()
+        assert run_app(words(out, texts, "-n", "2", "--data", str(too_long))) == 1
+        printed = capsys.readouterr()
+        assert printed.out.endswith(f"table: {out}\n") and len(pd.read_parquet(out)) >= 2
+        assert printed.err.startswith("editlib: every edit by rome failed, the first so: text 'so so so")
+
+
+def test_failed_rows_are_made_again_on_request(
+    too_long: Path, tmp_path: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = arguments(tmp_path / "out", texts, "-n", "2", "--data", str(too_long))
+    assert run_app(words) == 0
+    monkeypatch.setattr(single, "check_request", lambda *_: None)  # it fails later, and so says something else
+    before = pd.read_parquet(tmp_path / "out")
+    assert run_app([*words, "--resume"]) == 0
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "out"), before)
+    assert run_app([*words, "--resume", "--retry-failed"]) == 0
+    after = pd.read_parquet(tmp_path / "out")
+    assert after["error"][0] != before["error"][0]
+    pd.testing.assert_frame_equal(after[1:], before[1:])
+
+
+def test_answers_are_kept_on_request(tmp_path: Path, texts: Path) -> None:
+    assert run_app([w for w in arguments(tmp_path / "out", texts, "--answers") if w != "--no-scores"]) == 0
+    assert pd.read_parquet(tmp_path / "out")["answer"].notna().all()
+
+
+def test_a_sequence_is_tested_again_at_its_end(tmp_path: Path, texts: Path) -> None:
+    assert run_app(sequential(tmp_path / "out", texts, "--retest", "--every", "3")) == 0
+    table = pd.read_parquet(tmp_path / "out")
+    assert table["retest"].sum() == 3 and table.loc[table["retest"], "efficacy_es"].notna().all()
+
+
+def test_a_preset_can_be_given_by_file(
+    tmp_path: Path, texts: Path, mistake: Mistake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preset = tmp_path / "preset.json"
+    preset.write_text('{"rome": {"layer": 1, "steps": 1, "covariance": false}}')
+    words = ["--model", MODEL, "--texts", str(texts), "--preset", str(preset)]
+    assert run_app(["sweep", *words, "-n", "1", "--no-scores", "--out", str(tmp_path / "out")]) == 0
+    assert pd.read_parquet(tmp_path / "out")["steps"].tolist() == [1]
+    fact = ["--prompt", "{} is located in", "--subject", "Jaklon", "--target", "Hifru"]
+    capsys.readouterr()
+    assert run_app(["edit", *words, *fact, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["diagnostics"]["steps"] == 1
+    preset.write_text('{"rome": {"layr": 1}}')
+    assert "did you mean layer?" in mistake("edit", *words, *fact)
+    assert "preset.jsn' does not exist" in mistake("edit", *words[:-1], f"{preset}"[:-2] + "n", *fact)
+
+
 def test_mistakes_are_named(mistake: Mistake, tmp_path: Path, texts: Path) -> None:
     out, full = tmp_path / "out", tmp_path / "full"
     full.mkdir()
@@ -108,6 +177,8 @@ def test_mistakes_are_named(mistake: Mistake, tmp_path: Path, texts: Path) -> No
     assert "method 'rom' is unknown; did you mean rome?" in mistake(*arguments(out, texts, "--method", "rom"))
     assert "'step' is unknown" in mistake(*arguments(out, texts, "-p", "step", "2"))
     assert "n=9999 is out of range" in mistake(*arguments(out, texts, "-n", "9999"))
+    assert "--retest is for --sequential" in mistake(*arguments(out, texts, "--retest"))
+    assert "--retry-failed is for --resume" in mistake(*arguments(out, texts, "--retry-failed"))
     assert "--every is for --sequential" in mistake(*arguments(out, texts, "--every", "2"))
     assert "--sequential keeps no scores" in mistake(*arguments(out, texts, "--sequential"))
     assert "nowhere.json" in mistake(*arguments(out, texts, "--data", "nowhere.json"))
