@@ -1,9 +1,9 @@
-.PHONY: help book pdf test test-all lint typecheck serve clean
+.PHONY: help book pdf test test-all lint typecheck architecture serve clean
 
 PYTEST = .venv/bin/pytest -n 2
 
 help:       ## list these targets
-	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:[^#]*## /\t/' | expand -t 14
 .venv/stamp: pyproject.toml constraints.txt
 	python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e ".[book,dev]" && touch $@
 book: .venv/stamp       ## run the quick analyses that have no run yet, then build the site
@@ -22,6 +22,8 @@ lint: .venv/stamp       ## check style, and that rooms import only rooms below t
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/lint-imports --no-cache
 typecheck: .venv/stamp  ## check types
 	.venv/bin/mypy
+architecture: .venv/stamp  ## draw the rooms and their imports, from the code, into ARCHITECTURE.md
+	.venv/bin/python tools/architecture.py
 serve: .venv/stamp      ## show the built site on http://127.0.0.1:8000
 	.venv/bin/python -m http.server 8000 --bind 127.0.0.1 --directory _build/html
 clean:                  ## remove the site, local runs and caches; keeps .venv

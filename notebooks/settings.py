@@ -265,7 +265,7 @@ Markdown(
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Scatter on log axes: mean perplexity over unedited against corpus perplexity over unedited after each ROME edit, by kind of subject, with the diagonal and the collapse threshold on both axes."}}
 label, means = "Perplexity, times unedited", ("over the corpus", "mean of the texts")
 pair = pd.concat({(label, name): rome[column] for name, column in zip(means, ("corpus", "mean"), strict=True)}, axis=1)
-pair["kind"] = rome["kind"]
+pair[("kind", "")] = rome["kind"]
 figure = plot.pairs(pair, {label: label}, models=means, collapse_ratio=collapse_ratio)
 figure.set_size_inches(7.6, 5.8)  # as wide as its legend
 figure.savefig("figures/mean-corpus.png")
