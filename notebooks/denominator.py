@@ -69,19 +69,19 @@ plot.theme()
 models = {name: el.load(name) for name in (model, control) if name}
 chosen = contrast.draw_by_subject(models[model], data.cases(cases), first=first, others=others, seed=seed)
 sentences = data.texts(texts)
-used, seconds = {}, {}  # hyper-parameters and second moments by model
+used, moments = {}, {}  # hyper-parameters and second moments by model
 
 
 def edits(name: str) -> pd.DataFrame:
     """ROME with C and without it; `length` is that of C⁻¹k̄, or of k̄."""
     lm = models[name]
-    moments = contrast.moments(lm, setup.hparams(lm, "rome", layer).layer, corpus)
-    arms = {"rome": True, "rome, C left out": False} if moments else {"rome, C left out": False}
+    stats = contrast.moments(lm, setup.hparams(lm, "rome", layer).layer, corpus)
+    arms = {"rome": True, "rome, C left out": False} if stats else {"rome, C left out": False}
     variants = {arm: setup.hparams(lm, "rome", layer, covariance=covariance) for arm, covariance in arms.items()}
-    used[name], seconds[name] = variants, moments
-    table = el.sweep(lm, chosen, methods=variants, texts=sentences, scores=False, stats=moments, progress=False)
+    used[name], moments[name] = variants, stats
+    table = el.sweep(lm, chosen, methods=variants, texts=sentences, scores=False, stats=stats, progress=False)
     failed = set(table.loc[table["error"].notna(), "case_id"])
-    able, space = [case for case in chosen if case.case_id not in failed], Session(lm, stats=moments)
+    able, space = [case for case in chosen if case.case_id not in failed], Session(lm, stats=stats)
     for arm, params in variants.items():
         lengths = contrast.case_keys(space, params, [case.request for case in able]).whitened.norm(dim=1)
         by_case = dict(zip((case.case_id for case in able), lengths.tolist(), strict=True))
@@ -254,4 +254,4 @@ for arm in arms:
     for column in ("numerator", "denominator", "change"):
         for group in contrast.GROUPS:
             metrics[f"{column}_{group}{named(arm)}"] = float(part(column, group, arm).mean())
-record(metrics, hparams=used, moments=seconds)
+record(metrics, hparams=used, moments=moments)

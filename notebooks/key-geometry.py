@@ -103,9 +103,10 @@ def mapped(name: str, other: str, bare: torch.Tensor, second: torch.Tensor) -> p
     return contrast.tsne(f"{Path(name).name}: kᵘ and {other}", sets).assign(model=name, other=other)
 
 
-keys, maps = {}, []
+keys, used, maps = {}, {}, []
 for name, stats in moments.items():
     params = el.hparams_for(models[name], "rome", covariance=stats is not None, layer=rome.layer)
+    used[name] = {"rome": params}
     space = Session(models[name], stats=stats)
     keys[name] = contrast.case_keys(space, params, [case.request for case in able])
     maps.append(mapped(name, "k̄", keys[name].bare, keys[name].mean))
@@ -268,4 +269,4 @@ for name, values in measures.items():
 for (name, other), row in pairs.iterrows():
     map_name = ("whitened" if other != "k̄" else "mean") + ("_control" if name == control else "")
     metrics |= {f"map_distance_{which}_{map_name}": float(row[which]) for which in contrast.GROUPS}
-record(metrics, hparams={model: variants}, moments=moments)
+record(metrics, hparams=used, moments=moments)
