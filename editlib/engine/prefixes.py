@@ -110,13 +110,13 @@ def sample(lm: LanguageModel, *, seed: int, top_k: int = 5, flavour: Flavour = "
     for length in LENGTHS:
         log.info("sampling prefix contexts of %d tokens", length)
         rows = [[*prompt_ids(lm.tokenizer, opener)] if opener else [end] for opener in openers]
-        for row in _continued(passes, rows, length, top_k, generator):
+        for row in continued(passes, rows, length, top_k, generator):
             text = unicodedata.normalize("NFKD", lm.tokenizer.decode(row, skip_special_tokens=True))
             texts.append(re.sub("[{}]", "", text.replace("\n\n", " ")) + ". {}")
     return texts
 
 
-def _continued(
+def continued(
     passes: Passes, rows: list[list[int]], length: int, top_k: int, generator: torch.Generator
 ) -> list[list[int]]:
     """Rows of ids with sampled ones behind them, `length` in all where they are not as long already."""

@@ -74,7 +74,7 @@ def rows_of(lm: LanguageModel, request: EditRequest, prefixes: Prefixes) -> tupl
         *encode_contexts(lm, request, prefixes.contexts, target=request.target_new),
         encode(lm.tokenizer, "{} is a", request.subject),
     ]
-    check_length(lm, [request.text] * len(encoded), [text.ids for text in encoded])
+    check_length(lm, [request.subject], [encoded[-1].ids])
     whole, rows = stateful(lm), list[Row]()
     for text, prefix in zip(encoded, [*range(1, len(prefixes.ids)), 1], strict=True):
         ids, first = prefixes.ids[prefix], 0 if whole else text.last

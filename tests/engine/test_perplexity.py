@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from editlib.engine.perplexity import Perplexity, perplexity
+from editlib.data.request import EditRequest
+from editlib.editing.edit import Edit
+from editlib.editing.session import Session
+from editlib.engine.perplexity import Perplexity, Protocol, perplexity
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
 
@@ -108,3 +111,75 @@ def test_a_text_of_fewer_than_two_tokens_is_refused(lm: LanguageModel, text: str
 def test_a_text_beyond_the_models_context_is_refused(lm: LanguageModel) -> None:
     with pytest.raises(EditlibError, match="has 200 tokens, .* at most 128"):
         perplexity(lm, ["Zen is", "!" + "?!" * 99 + "?"])
+
+
+# Other protocols
+
+
+def test_behind_a_bos_token_every_token_is_scored(lm: LanguageModel, texts: list[str]) -> None:
+    found, plain = perplexity(lm, texts, bos=True), perplexity(lm, texts)
+    for i, text in enumerate(texts):
+        ids = [lm.tokenizer.bos_token_id, *lm.tokenizer(text, add_special_tokens=False)["input_ids"]]
+        with torch.no_grad():
+            scores = lm.model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        assert found.losses[i] == pytest.approx(-sum(scores[j, t].item() for j, t in enumerate(ids[1:])), rel=1e-5)
+    assert found.counts.tolist() == [count + 1 for count in plain.counts]
+    assert found.protocol == Protocol(bos=True) and plain.protocol == Protocol()
+    assert perplexity(lm, ["Z"], bos=True).counts.tolist() == [1]
+
+
+def test_a_tokenizer_without_bos_token_is_named(gpt2: LanguageModel) -> None:
+    mute = LanguageModel(gpt2.model, copy.deepcopy(gpt2.tokenizer), name="mute")
+    mute.tokenizer.bos_token = None
+    with pytest.raises(EditlibError, match="^the tokenizer of mute has no BOS token to put before texts; use"):
+        perplexity(mute, ["Zen is"], bos=True)
+
+
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("stride", [1, 50, 127, 128])
+def test_windows_of_a_long_text_are_those_of_the_documentation_of_transformers(
+    lm: LanguageModel, stride: int, bos: bool
+) -> None:
+    text, size = "Zen is located in Daslo, near the sea. " * 12, 128
+    ids = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids, loss, count, end = [lm.tokenizer.bos_token_id] * bos + ids, 0.0, 0, 0
+    assert len(ids) > size
+    for begin in range(0, len(ids), stride):
+        last = min(begin + size, len(ids))
+        window, labels = torch.tensor([ids[begin:last]]), torch.tensor([ids[begin:last]])
+        labels[:, : -(last - end)] = -100
+        with torch.no_grad():
+            mean = lm.model(window, labels=labels).loss.item()
+        scored = int((labels[:, 1:] != -100).sum())
+        loss, count, end = loss + mean * scored if scored else loss, count + scored, last
+        if last == len(ids):
+            break
+    found = perplexity(lm, [text, "Zen is located in"], stride=stride, bos=bos)
+    assert (found.losses[0], found.counts[0]) == (pytest.approx(loss, rel=1e-5), count)
+    assert found.losses[1] == pytest.approx(perplexity(lm, ["Zen is located in"], bos=bos).losses[0], rel=1e-5)
+    assert found.protocol == Protocol(bos, stride)
+
+
+def test_the_engine_reads_texts_by_the_same_protocol(lm: LanguageModel, texts: list[str]) -> None:
+    texts, protocol = [*texts, "Zen is located in Daslo, near the sea. " * 12], Protocol(bos=True, stride=40)
+    expected, (out, into) = perplexity(lm, texts, bos=True, stride=40), lm.weight(1).shape
+    ask = EditRequest(prompt="{} is", subject="Zen", target_new="Daslo")
+    change = {f"{lm.layout.name(1)}.weight": (torch.zeros(out, 1), torch.ones(into, 1))}
+    for factors in (change, {}):  # by its keys; with weights written
+        still = Edit("none", (ask,), factors, {}, lm.fingerprint)
+        (found,) = Session(lm).perplexities([still], texts, protocol=protocol)
+        np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-5)
+        assert found.counts.tolist() == expected.counts.tolist() and found.protocol == protocol
+
+
+@pytest.mark.parametrize("stride", [0, 129])
+def test_windows_that_leave_tokens_out_are_refused(lm: LanguageModel, stride: int) -> None:
+    with pytest.raises(EditlibError, match=f"^stride={stride} is out of range; .* begin 1 to 128 tokens apart$"):
+        perplexity(lm, ["Zen is located in"], stride=stride)
+
+
+def test_losses_of_tokens_are_given_on_request(lm: LanguageModel, texts: list[str]) -> None:
+    found = perplexity(lm, texts, tokens=True)
+    for each, expected in zip(found.tokens, loop(lm, texts), strict=True):
+        np.testing.assert_allclose(each, expected, rtol=1e-4, atol=1e-5)
+    assert perplexity(lm, texts).tokens == ()

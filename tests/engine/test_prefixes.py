@@ -1,16 +1,21 @@
 """Prefix contexts are stored data: sampled once, then read."""
 
+import copy
 import json
 from itertools import combinations
 from pathlib import Path
 
 import pytest
+import torch
 
 from editlib.engine import prefixes
+from editlib.engine.passes import Passes
 from editlib.engine.prefixes import prefix_contexts, sample
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
 from editlib.models.loading import load
+from editlib.models.positions import later_by_one, placed
+from editlib.models.tokens import prompt_ids
 
 
 def in_folder(lm: LanguageModel, folder: Path, content: str) -> LanguageModel:
@@ -31,6 +36,70 @@ def test_two_contexts_of_each_opener_and_length(gpt2: LanguageModel) -> None:
     for opener in prefixes.OPENERS["yang-2024"]:
         assert sum(context.startswith(opener) for context in contexts[:10]) >= 2
         assert sum(context.startswith(opener) for context in contexts[10:]) >= 2
+
+
+@pytest.mark.parametrize("flavour", ["yang-2024", "meng-2022"])
+def test_lengths_are_the_released_ones_and_count_the_opener(
+    lm: LanguageModel, flavour: prefixes.Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded, decode = list[list[int]](), lm.tokenizer.decode
+    monkeypatch.setattr(prefixes, "OPENERS", {"yang-2024": ("T", "I"), "meng-2022": ("",)})  # of one token here
+    monkeypatch.setattr(lm.tokenizer, "decode", lambda ids, **given: (decoded.append(ids), decode(ids, **given))[1])
+    sample(lm, seed=0, flavour=flavour)
+    assert [len(ids) for ids in decoded] == [5] * 10 + [10] * 10
+    start = [lm.tokenizer.eos_token_id] if flavour == "meng-2022" else list(prompt_ids(lm.tokenizer, "T"))
+    assert all(ids[: len(start)] == start for ids in (decoded[0], decoded[10]))
+
+
+def test_every_token_is_one_of_the_five_likeliest_after_those_before(lm: LanguageModel) -> None:
+    generator, openers = torch.Generator().manual_seed(0), ["Because the", "I", "You and"]
+    rows = [[*prompt_ids(lm.tokenizer, opener)] for opener in openers]
+    assert len({len(row) for row in rows}) > 1
+    for row in prefixes.continued(Passes.of(lm), rows, 12, 5, generator):
+        assert len(row) == 12 and any(row[: len(start)] == start for start in rows)
+        likeliest = lm.model(torch.tensor([row])).logits[0].topk(5).indices
+        begun = next(len(start) for start in rows if row[: len(start)] == start)
+        assert all(row[i] in likeliest[i - 1] for i in range(begun, 12))
+
+
+def test_texts_are_cleaned_as_in_the_released_codes(gpt2: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpt2.tokenizer, "decode", lambda *_, **__: "The \ufb01rst {one}\n\nof\ntwo")
+    assert set(sample(gpt2, seed=0)) == {"The first one of\ntwo. {}"}
+
+
+def test_what_an_earlier_rule_sampled_is_not_read(
+    own: LanguageModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EDITLIB_CACHE", str(tmp_path))
+    monkeypatch.setattr(prefixes, "sample", lambda *_, **__: ["New. {}"])
+    (tmp_path / "prefixes").mkdir()
+    for end in ("", "-meng-2022", "-yang-2024-held-out", "-meng-2022-held-out"):  # of rule 1
+        old = tmp_path / "prefixes" / f"{own.fingerprint[:16]}{end}.json"
+        old.write_text(json.dumps({"contexts": ["{}", "Old. {}"]}))
+    assert prefix_contexts(own) == prefix_contexts(own, flavour="meng-2022") == ["{}", "New. {}"]
+
+
+def test_a_tokenizer_without_an_end_of_text_token_has_no_contexts_from_it(
+    own: LanguageModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EDITLIB_CACHE", str(tmp_path))
+    mute = LanguageModel(own.model, copy.deepcopy(own.tokenizer), name=own.name)
+    mute.tokenizer.eos_token = None
+    with pytest.raises(EditlibError, match="has no end-of-text token, which meng-2022 prefixes continue$"):
+        prefix_contexts(mute, flavour="meng-2022")
+    assert len(prefix_contexts(mute)) == 21
+
+
+def test_a_model_that_runs_with_hooks_is_not_sampled_from(
+    own: LanguageModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EDITLIB_CACHE", str(tmp_path))
+    with (
+        placed(own, later_by_one),
+        pytest.raises(EditlibError, match="runs with hooks; ask for its prefixes outside"),
+    ):
+        prefix_contexts(own)
+    assert not (tmp_path / "prefixes").exists() or not list((tmp_path / "prefixes").iterdir())
 
 
 def test_each_flavour_has_contexts_and_held_out_prefixes_of_its_own(lm: LanguageModel) -> None:

@@ -22,9 +22,11 @@ from editlib.editing.session import Session
 from editlib.engine import search as searching
 from editlib.engine.passes import Passes, Past, Start, Tokens
 from editlib.engine.perplexity import perplexity
+from editlib.engine.rows import Prefixes, rows_of
 from editlib.engine.search import Live
 from editlib.engine.sites import Site, site_of
 from editlib.engine.values import ValueParams, read_keys
+from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
 
 LAYER = 1
@@ -249,6 +251,19 @@ def test_edits_of_other_weights_are_written_and_measured_from_there_on(double: L
         assert found.per_sentence == pytest.approx(perplexity(double, TEXTS).per_sentence, rel=1e-8)
 
 
+def test_an_edit_that_changes_nothing_is_measured_too(lm: LanguageModel) -> None:
+    nothing = Edit("none", (REQUESTS[0],), {}, {}, lm.fingerprint)
+    (found,) = Session(lm).perplexities([nothing], TEXTS)
+    assert found.per_sentence == pytest.approx(perplexity(lm, TEXTS).per_sentence, rel=1e-5)
+
+
+def test_a_pass_that_fails_leaves_no_hook(own: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own.model.get_output_embeddings(), "forward", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Passes.of(own)
+    assert not any(module._forward_hooks for module in own.model.modules())
+
+
 @pytest.mark.parametrize("size", [1e30, math.inf, math.nan])
 def test_an_edit_that_overflows_does_so_in_the_engine_too(single: LanguageModel, size: float) -> None:
     out, into = single.weight(LAYER).shape
@@ -258,3 +273,25 @@ def test_an_edit_that_overflows_does_so_in_the_engine_too(single: LanguageModel,
     with edit.applied(single):
         expected = perplexity(single, TEXTS)
     assert found.per_sentence == pytest.approx(expected.per_sentence, rel=1e-2, nan_ok=True)
+
+
+# Mistakes
+
+
+def test_a_request_that_is_too_long_is_refused_before_any_pass(lm: LanguageModel, folder: Path) -> None:
+    own, passes = LanguageModel(lm.model, lm.tokenizer, name=lm.name, folder=folder), list[int]()
+
+    def longest(request: EditRequest) -> int:
+        return max(len(row.encoded.ids) for row in rows_of(own, request, Prefixes.of(own, CONTEXTS)))
+
+    asks = [replace(REQUESTS[0], prompt="{} is located in" + "!?" * n) for n in range(100)]
+    fits = next(i for i in range(100) if longest(asks[i]) + 3 > own.max_length)  # some marks are two tokens
+    handle = own.model.register_forward_pre_hook(lambda *_: passes.append(1))
+    try:
+        with pytest.raises(EditlibError, match=r"has 1(29|3\d) tokens, tiny-.* takes at most 128"):
+            compute(own, [asks[fits + 3]], method="rome", hparams=RomeParams(layer=LAYER, covariance=False))
+        assert not passes
+        compute(own, [asks[fits]], method="rome", hparams=RomeParams(layer=LAYER, covariance=False, steps=1))
+        assert passes
+    finally:
+        handle.remove()

