@@ -43,6 +43,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "unknown flavour": ({"flavour": "meng"}, "^flavour 'meng' is unknown"),
     "wrong kind": ({"hparams": {"steps": "many"}}, "^hyper-parameter steps='many' of rome"),
     "not finite": ({"hparams": {"clamp": math.inf}}, "^hyper-parameter clamp=inf of rome: input should be a finite"),
+    "not a number": ({"hparams": {"stop_loss": math.nan}}, "^hyper-parameter stop_loss=nan of rome: input should be"),
     "layer out of range": ({"hparams": {"layer": 3}}, "^layer 3 is out of range"),
     "other keys than its name's": (
         {"method": "c-rome", "hparams": {"keys": "mixed"}},

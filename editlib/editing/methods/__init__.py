@@ -66,7 +66,7 @@ def hparams_for(
     for name, value in overrides.items():
         if name not in known:
             raise unknown(f"{chosen.name}'s hyper-parameter", name, sorted(known))
-        if chosen.stands_for.get(name, value) != value:
+        if name in chosen.stands_for and chosen.stands_for[name] != value:
             raise EditlibError(
                 f"{chosen.name} stands for {name}={chosen.stands_for[name]!r}, so it cannot be {value!r}; leave it out"
             )

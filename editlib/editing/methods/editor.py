@@ -146,16 +146,12 @@ def gradients(lm: LanguageModel, names: Sequence[str], rows: Sequence[Encoded]) 
     Rows do not mix: the sum over rows of left rightᵀ is the gradient of the summed loss. No weight is touched.
     """
     ids, mask = pad([row.ids for row in rows], lm.device)
-    with torch.enable_grad(), trace(lm.model, replace=dict.fromkeys(names, _tracked)) as seen:
+    rooted = dict.fromkeys(names, lambda output: output if output.requires_grad else output.requires_grad_())
+    with torch.enable_grad(), trace(lm.model, replace=rooted) as seen:
         losses, _ = target_scores(lm.model(input_ids=ids, attention_mask=lm.attended(mask)).logits, rows)
         deltas = torch.autograd.grad(losses.sum(), [seen[name].output for name in names])
     factors = {n: (d.float(), seen[n].input.detach().float()) for n, d in zip(names, deltas, strict=True)}
     return factors, losses.detach()
-
-
-def _tracked(output: Tensor) -> Tensor:
-    """The output itself, made the root of a graph if nothing below asks for gradients."""
-    return output if output.requires_grad else output.requires_grad_()
 
 
 @contextmanager

@@ -100,11 +100,9 @@ def _loss(lm: LanguageModel, layer: int, delta: Tensor, rows: Sequence[Encoded],
     weight = (widened(lm.weight(layer)) + delta).to(lm.weight(layer).dtype)
     changed = {f"{lm.layout.name(layer)}.weight": weight.T if isinstance(module, Conv1D) else weight}
     logits = functional_call(lm.model, changed, (), {"input_ids": ids, "attention_mask": lm.attended(mask)}).logits
-    return torch.stack([_row_loss(logits[i], row, objective) for i, row in enumerate(rows)]).mean()
-
-
-def _row_loss(logits: Tensor, row: Encoded, objective: Objective) -> Tensor:
-    target = torch.arange(row.target, len(row.ids))
-    at = target - 1 if objective == "teacher-forced" else torch.full_like(target, row.target - 1)
-    wanted = torch.tensor(row.ids[row.target :], device=logits.device)
-    return torch.nn.functional.cross_entropy(widened(logits[at.to(logits.device)]), wanted)
+    losses = list[Tensor]()
+    for i, row in enumerate(rows):
+        target = torch.arange(row.target, len(row.ids), device=logits.device)
+        at = target - 1 if objective == "teacher-forced" else torch.full_like(target, row.target - 1)
+        losses.append(torch.nn.functional.cross_entropy(widened(logits[i, at]), ids[i, target]))
+    return torch.stack(losses).mean()

@@ -11,18 +11,19 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from editlib.data.request import EditRequest
 from editlib.editing.change import LowRank
 from editlib.editing.edit import Edit
 from editlib.editing.method import Method, State
-from editlib.editing.methods.editor import Editor, gradients, load_editor, read_header
+from editlib.editing.methods.editor import gradients, load_editor, read_header
 from editlib.models.language_model import LanguageModel
-from editlib.models.tokens import Encoded, encode
+from editlib.models.tokens import encode
 
 if TYPE_CHECKING:
     from editlib.editing.session import Session
@@ -35,7 +36,8 @@ BATCH = 16  # requests whose gradients are taken in one pass
 class MendParams:
     """Hyper-parameters of MEND; those of the training are in the editor's file."""
 
-    editor: str = ""  # its file; empty: `mend.safetensors` in the model's folder
+    # its file, of any name; empty: `mend.safetensors` in the model's folder
+    editor: Annotated[str, Field(coerce_numbers_to_str=True)] = ""
     scale: float = 1.0  # of the change; 1 is as trained
 
 
@@ -61,26 +63,18 @@ class Mend(Method):
         lm, path = session.lm, _path(session.lm, params)
         editor, digest = session.file(path, lambda: (load_editor(path, lm)[0], self.check(lm, params)["editor_sha256"]))
         rows = [encode(lm.tokenizer, r.prompt, r.subject, target=r.target_new, separator=r.separator) for r in requests]
-        parts = [_changes(lm, editor, rows[i : i + BATCH]) for i in range(0, len(rows), BATCH)]
-        changes = {
-            f"{name}.weight": LowRank(*(torch.cat([sides[name][i] for sides, _ in parts], 1) for i in (0, 1))).scaled(
-                params.scale
-            )
-            for name in editor.names
-        }
-        loss = torch.cat([losses for _, losses in parts]).mean().item()
-        numbers = {"steps": 1, "losses": [loss], "editor_sha256": digest}
+        columns: dict[str, list[LowRank]] = {name: [] for name in editor.names}  # one a token that has a gradient
+        losses = list[Tensor]()
+        for start in range(0, len(rows), BATCH):
+            found, nll = gradients(lm, editor.names, rows[start : start + BATCH])
+            losses.append(nll)
+            for name, (left, right) in editor(found).items():
+                kept = (found[name][0] != 0).any(-1)
+                columns[name].append(LowRank(params.scale * left[kept].T, right[kept].T))
+        changes = {f"{name}.weight": sum(parts[1:], start=parts[0]) for name, parts in columns.items()}
+        numbers = {"steps": 1, "losses": [torch.cat(losses).mean().item()], "editor_sha256": digest}
         return session.edit(self, requests, params, changes, numbers), state
 
 
 def _path(lm: LanguageModel, params: MendParams) -> Path:
     return Path(params.editor) if params.editor else (lm.folder or Path()) / SHIPPED
-
-
-def _changes(
-    lm: LanguageModel, editor: Editor, rows: Sequence[Encoded]
-) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor]:
-    """Factors of the sum of all rows' changes by module, one column a token that has a gradient; and each row's NLL."""
-    found, losses = gradients(lm, editor.names, rows)
-    kept = {name: (left != 0).any(-1) for name, (left, _) in found.items()}
-    return {name: (left[kept[name]].T, right[kept[name]].T) for name, (left, right) in editor(found).items()}, losses

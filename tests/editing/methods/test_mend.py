@@ -18,7 +18,7 @@ from editlib import data, load
 from editlib.data.datasets import Case
 from editlib.data.request import EditRequest
 from editlib.editing.edit import Edit
-from editlib.editing.methods import METHODS, solve, training
+from editlib.editing.methods import METHODS, hparams_for, solve, training
 from editlib.editing.methods import editor as editor_module
 from editlib.editing.methods.editor import Block, Editor, changed, gradients, load_editor, shapes
 from editlib.editing.methods.mend import MendParams
@@ -182,6 +182,10 @@ def test_the_last_token_and_padding_have_no_column(lm: LanguageModel, editor_fil
     together = edited(lm, REQUESTS, editor_file).changes
     alone = [edited(lm, [r], editor_file).changes for r in REQUESTS]
     assert all(c.left.shape[1] == sum(f[name].left.shape[1] for f in alone) for name, c in together.items())
+
+
+def test_an_editor_whose_name_is_a_number_is_a_file(lm: LanguageModel) -> None:
+    assert hparams_for(lm, "mend", editor=2024).editor == "2024"
 
 
 def test_scale_multiplies_the_change(lm: LanguageModel, editor_file: Path) -> None:
