@@ -135,7 +135,7 @@ def _asked(
 def layers(
     model: ModelArgument,
     cases: Cases = None,
-    n: Annotated[int, typer.Option("-n", min=1, help="Facts to trace, of those the model knows.")] = 10,
+    n: Annotated[int, typer.Option("-n", min=1, help="Facts to trace, of those the model knows.")] = 5,
     window: Annotated[
         int | None, typer.Option(help="Layers restored at once, odd.  [default: about a fifth of them]")
     ] = None,

@@ -5,6 +5,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -133,13 +134,11 @@ def pairs(parameters: Sequence[str]) -> dict[str, str]:
 
 def values(parameters: Sequence[str] | None) -> dict[str, Any]:
     """Values of `-p` options as JSON where they are, so that `-p layers [1,2]` is a list; else as text."""
-    found: dict[str, Any] = {}
-    for name, text in pairs(parameters or []).items():
-        try:
-            found[name] = json.loads(text)
-        except ValueError:
-            found[name] = text
-    return found
+    given: dict[str, Any] = dict(pairs(parameters or []))
+    for name, text in given.items():
+        with suppress(ValueError):
+            given[name] = json.loads(text)
+    return given
 
 
 def texts_for(model: str, name: str | None) -> list[str] | None:
