@@ -56,7 +56,9 @@ from matplotlib.ticker import LogLocator
 
 import editlib as el
 from editlib import data, plot, stats
-from editlib.bench import measure as bench
+from editlib.bench import measure
+from editlib.bench import report as both_paths
+from editlib.bench import work as workload
 from editlib.editing.methods import solve
 from editlib.editing.session import Session
 from editlib.runs.recording import record
@@ -64,9 +66,9 @@ from editlib.text import percent
 
 plot.theme()
 PLAIN, ENGINE, FLOOR = plot.COLORS.values()
-lm = bench.model(model)
-work = bench.work(lm, edits=edits)
-report = bench.bench(work, plain_edits=plain_edits, rounds=rounds)
+lm = workload.model(model)
+work = workload.work(lm, edits=edits)
+report = both_paths.bench(work, plain_edits=plain_edits, rounds=rounds)
 found = report.record()
 Markdown(
     f"`{found['model']}`: {found['parameters']:,} parameters, {found['dtype']} on {found['device']}, "
@@ -83,7 +85,7 @@ Markdown(
 # large matrix product, measured in the same process at the shape the searches make.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Seconds per edit of each stage as bars, for the plain path and the engine, with the time of the floor of operations."}}
-stages = pd.DataFrame(report.stages()).T.astype(float).rename_axis("stage").rename(index=bench.STAGES)
+stages = pd.DataFrame(report.stages()).T.astype(float).rename_axis("stage").rename(index=measure.STAGES)
 stages["floor_seconds"] = stages["floor_flops"] / found["matmul_flops_per_second"]
 stages.reset_index().to_parquet("data/stages.parquet")
 figure, axes = plt.subplots(figsize=(9, 3.2), layout="constrained")
@@ -120,7 +122,7 @@ Markdown(
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Left, how many times faster than the plain path the engine is by the number of edits side by side; right, peak memory of both paths."}}
 def together(count: int) -> dict[str, float]:
-    goes = [bench.timed(bench.engine, work.first(count)) for _ in range(rounds)]
+    goes = [measure.timed(measure.engine, work.first(count)) for _ in range(rounds)]
     seconds = median(go.seconds for go in goes)
     peak = max(go.peak or np.nan for go in goes)
     return {"edits": count, "seconds": seconds, "ratio": found["plain_seconds_per_edit"] / seconds, "peak": peak}
@@ -159,10 +161,10 @@ Markdown(
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Seconds per edit of the search by tokens before the prompt, and of perplexity by the longest text's tokens, for both paths."}}
 def lengths(names: list[str], **options: int) -> dict[str, float]:
-    longer = bench.work(lm, edits=min(edits, 8), **options)
+    longer = workload.work(lm, edits=min(edits, 8), **options)
     row = dict(options)
-    for path, route, part in (("plain", bench.plain, *longer.alone(1)), ("engine", bench.engine, longer)):
-        spent = bench.timed(route, part).stages
+    for path, route, part in (("plain", measure.plain, *longer.alone(1)), ("engine", measure.engine, longer)):
+        spent = measure.timed(route, part).stages
         row[path] = sum(spent.get(name, 0) for name in names)
     return row
 
@@ -196,7 +198,7 @@ Markdown(
 # The ten operators that take most time by themselves, in one go of the engine over all its edits.
 
 # %% tags=["hide-input"]
-operators = pd.DataFrame(bench.profile(work, rows=10_000))
+operators = pd.DataFrame(measure.profile(work, rows=10_000))
 operators.to_parquet("data/operators.parquet")
 operators.head(10).style.hide(axis="index").format({"seconds": "{:.3g}", "share": percent, "calls": "{:,}"})
 

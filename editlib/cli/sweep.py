@@ -248,15 +248,17 @@ def bench(
 
     Example: editlib bench --model gpt2 --edits 16
     """
-    from editlib.bench import measure as bench
+    from editlib.bench import measure
+    from editlib.bench import report as both_paths
+    from editlib.bench import work as workload
 
     hush()
-    work = bench.work(
-        bench.model(model, dtype=dtype, device=device),
+    work = workload.work(
+        workload.model(model, dtype=dtype, device=device),
         edits=edits, steps=steps, texts=texts, longest=longest, before=before,
     )  # fmt: skip
-    report = bench.bench(work, plain_edits=plain_edits, rounds=rounds, progress=sys.stderr.isatty())
-    operators = bench.profile(work) if profiled else []
+    report = both_paths.bench(work, plain_edits=plain_edits, rounds=rounds, progress=sys.stderr.isatty())
+    operators = measure.profile(work) if profiled else []
     if as_json:
         return emit(report.record() | ({"profile": operators} if profiled else {}))
     rows = [list(operator.values()) for operator in operators]

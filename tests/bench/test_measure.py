@@ -11,10 +11,12 @@ import torch
 from families import CONTEXTS, random_model
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from editlib.bench import measure as bench
+from editlib.bench import measure
 from editlib.bench import plain as plainpath
+from editlib.bench import report as both_paths
+from editlib.bench import work as workload
 from editlib.bench.floor import Shape, Span, floor, spans
-from editlib.bench.measure import Work
+from editlib.bench.work import Work
 from editlib.data.request import EditRequest
 from editlib.editing.change import LowRank
 from editlib.editing.edit import Edit
@@ -56,8 +58,8 @@ def double(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Work:
     return Work(lm, REQUESTS, TEXTS, PARAMS)
 
 
-def meter() -> bench.Meter:
-    return bench.Meter(lambda: 0.0)
+def meter() -> measure.Meter:
+    return measure.Meter(lambda: 0.0)
 
 
 def near(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
@@ -77,7 +79,7 @@ def test_random_models_have_the_published_shapes(
     name: str, parameters: int, layer: int, layout: str, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     with torch.device("meta"):
-        made = AutoModelForCausalLM.from_config(bench.SHAPES[name])
+        made = AutoModelForCausalLM.from_config(workload.SHAPES[name])
     lm = LanguageModel(made, tokenizer, layout=Layout.of(layout))
     assert lm.model.num_parameters() == parameters
     assert hparams_for(lm, "rome").layer == layer
@@ -86,40 +88,40 @@ def test_random_models_have_the_published_shapes(
 
 
 def test_a_random_model_is_always_the_same_and_uses_no_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = type(bench.SHAPES["gpt2"])(**TINY)
-    monkeypatch.setitem(bench.SHAPES, "gpt2", config)
+    config = type(workload.SHAPES["gpt2"])(**TINY)
+    monkeypatch.setitem(workload.SHAPES, "gpt2", config)
     torch.manual_seed(7)
-    one, expected = bench.model("gpt2"), torch.rand(1)
+    one, expected = workload.model("gpt2"), torch.rand(1)
     torch.manual_seed(8)
-    assert bench.model("gpt2").fingerprint == one.fingerprint
+    assert workload.model("gpt2").fingerprint == one.fingerprint
     torch.manual_seed(7)
     assert torch.rand(1) == expected
-    assert bench.model("gpt2", dtype="bfloat16").model.dtype == torch.bfloat16
-    assert len(bench.work(one, edits=1).contexts) == 21
+    assert workload.model("gpt2", dtype="bfloat16").model.dtype == torch.bfloat16
+    assert len(workload.work(one, edits=1).contexts) == 21
 
 
 def test_a_model_larger_than_memory_is_refused_before_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     free = type("Memory", (), {"available": 2**34})
-    monkeypatch.setattr(bench.psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr(workload.psutil, "virtual_memory", lambda: free)
     with pytest.raises(EditlibError, match=r"gpt-j-6b has 22.5 GiB of weights in float32, and 16.0 GiB .* bfloat16"):
-        bench.model("gpt-j-6b")
+        workload.model("gpt-j-6b")
 
 
 def test_unknown_models_and_types_are_named() -> None:
     with pytest.raises(EditlibError, match=r"'gpt3' is unknown; did you mean gpt2\? use one of testbed"):
-        bench.model("gpt3")
+        workload.model("gpt3")
     with pytest.raises(EditlibError, match="dtype 'int3' is unknown"):
-        bench.model("gpt2", dtype="int3")
+        workload.model("gpt2", dtype="int3")
 
 
 def test_the_work_is_about_that_of_the_papers() -> None:
-    lm = bench.model("testbed")
-    made, fewer = bench.work(lm, edits=16), bench.work(lm, edits=3)
+    lm = workload.model("testbed")
+    made, fewer = workload.work(lm, edits=16), workload.work(lm, edits=3)
     assert len(made.texts) == 50 and max(made.lengths) == 59 and abs(sum(made.lengths) - 1328) < 20
     assert len(set(made.texts)) == 50 and len(set(made.requests)) == 16
     assert fewer.requests == made.requests[:3] and fewer.texts == made.texts
     assert len(made.contexts) == 21 and not made.params.covariance and made.params.stop_loss == 0
-    longer = bench.work(lm, edits=3, before=40, steps=2)
+    longer = workload.work(lm, edits=3, before=40, steps=2)
     for short, long in zip(fewer.searches, longer.searches, strict=True):
         assert [row.end + 40 for row in short[:-1]] == pytest.approx([row.end for row in long[:-1]], abs=2)
         assert [row.end - row.last for row in short] == [row.end - row.last for row in long]
@@ -127,7 +129,7 @@ def test_the_work_is_about_that_of_the_papers() -> None:
 
 
 def test_plain_edits_are_spread_over_the_lengths() -> None:
-    made = bench.work(bench.model("testbed"), edits=16)
+    made = workload.work(workload.model("testbed"), edits=16)
     sizes = sorted(max(span.end for span in search) for search in made.searches)
     two = [max(span.end for span in one.searches[0]) for one in made.alone(2)]
     assert two == [sizes[4], sizes[12]] and len({one.requests for one in made.alone(16)}) == 16
@@ -139,13 +141,13 @@ def test_plain_edits_are_spread_over_the_lengths() -> None:
 
 
 def test_work_a_model_cannot_take_is_refused() -> None:
-    lm = bench.model("testbed")
+    lm = workload.model("testbed")
     with pytest.raises(EditlibError, match=r"before=120 makes prompts of 1\d\d tokens, the model takes at most 128"):
-        bench.work(lm, before=120)
+        workload.work(lm, before=120)
     with pytest.raises(EditlibError, match="takes at most 128"):
-        bench.work(lm, longest=200)
+        workload.work(lm, longest=200)
     with pytest.raises(EditlibError, match="edits=1001 is out of range; the testbed has 1000 cases"):
-        bench.work(lm, edits=1001)
+        workload.work(lm, edits=1001)
 
 
 # Both paths
@@ -153,7 +155,7 @@ def test_work_a_model_cannot_take_is_refused() -> None:
 
 def test_the_plain_path_reads_keys_and_perplexity_as_the_package_does(double: Work) -> None:
     lm = double.lm
-    for request, found in zip(REQUESTS, bench.plain(double, meter()), strict=True):
+    for request, found in zip(REQUESTS, measure.plain(double, meter()), strict=True):
         keys = plainpath.keys(lm, 1, request, CONTEXTS)
         assert near(keys.inputs, read_keys(lm, 1, request, CONTEXTS).inputs, 1e-12)
         with found.edit.applied(lm):
@@ -171,7 +173,7 @@ def test_both_paths_give_the_same_in_single_precision(work: Work) -> None:
 
 
 def assert_same(work: Work, tolerance: float) -> None:
-    pairs = zip(REQUESTS, bench.plain(work, meter()), bench.engine(work, meter()), strict=True)
+    pairs = zip(REQUESTS, measure.plain(work, meter()), measure.engine(work, meter()), strict=True)
     for request, slow, fast in pairs:
         assert slow.edit.requests == fast.edit.requests == (request,)
         assert near(fast.target.value, slow.target.value, tolerance)
@@ -181,7 +183,7 @@ def assert_same(work: Work, tolerance: float) -> None:
 
 
 def test_the_plain_path_leaves_the_weights_as_they_were(work: Work) -> None:
-    bench.plain(work, meter())
+    measure.plain(work, meter())
     assert replace(work.lm).fingerprint == work.lm.fingerprint
 
 
@@ -234,14 +236,18 @@ def test_a_search_is_known_up_to_the_end_of_its_prefix(double: Work) -> None:
 
 def test_what_torch_counts_is_what_the_shape_says(work: Work, tmp_path: Path) -> None:
     lm = replace(work.lm, folder=folder(tmp_path, ["{}"]))
-    found = bench.counted(bench.plain, Work(lm, REQUESTS[:1], TEXTS[:1], PARAMS))
+    found = measure.counted(measure.plain, Work(lm, REQUESTS[:1], TEXTS[:1], PARAMS))
     shape, keys = Shape.of(lm), len(lm.tokenizer(REQUESTS[0].text)["input_ids"])
     pairs = 4 * shape.attention * keys**2  # torch does not leave out what a causal mask hides
     assert found["keys"] == shape.blocks * (2 * shape.linear * keys + pairs) + 2 * shape.head * keys
 
 
 def test_the_engine_is_between_the_floor_and_the_plain_path(work: Work) -> None:
-    least, fast, slow = bench.floor_of(work), bench.counted(bench.engine, work), bench.counted(bench.plain, work)
+    least, fast, slow = (
+        measure.floor_of(work),
+        measure.counted(measure.engine, work),
+        measure.counted(measure.plain, work),
+    )
     assert all(least[stage] < fast[stage] for stage in least)
     assert fast["values"] + fast["perplexity"] < slow["values"] + slow["perplexity"]
 
@@ -250,24 +256,24 @@ def test_the_engine_is_between_the_floor_and_the_plain_path(work: Work) -> None:
 
 
 def test_the_report_says_what_was_measured(work: Work) -> None:
-    report = bench.bench(work, plain_edits=2, rounds=2)
+    report = both_paths.bench(work, plain_edits=2, rounds=2)
     found = json.loads(json.dumps(report.record()))
     assert (len(report.plain), len(report.engine)) == (4, 2)
     assert (found["edits"], found["plain_edits"], found["rounds"], found["texts"]) == (3, 2, 2, 3)
     assert found["ratio"] == found["plain_seconds_per_edit"] / found["engine_seconds_per_edit"]
     assert found["plain_seconds_per_edit"] == np.median([go.seconds for go in report.plain])
-    assert found["flops_per_edit"] == sum(bench.counted(bench.engine, work).values())
-    assert found["floor_flops_per_edit"] == sum(bench.floor_of(work).values())
+    assert found["flops_per_edit"] == sum(measure.counted(measure.engine, work).values())
+    assert found["floor_flops_per_edit"] == sum(measure.floor_of(work).values())
     assert found["floor_seconds_per_edit"] == found["floor_flops_per_edit"] / found["matmul_flops_per_second"]
     assert found["value_difference"] < 1e-3 and found["perplexity_difference"] < 1e-3
     assert found["stages"]["keys"]["engine_seconds"] is None and found["stages"]["values"]["plain_seconds"] > 0
     text = report.table()
-    assert all(name in text for name in bench.STAGES.values())
+    assert all(name in text for name in measure.STAGES.values())
     assert f"{found['ratio']:.1f} times" in text and f"{found['flops_over_floor']:.2f} times the floor" in text
 
 
 def test_differences_are_shown(work: Work) -> None:
-    report = bench.bench(work, plain_edits=1)
+    report = both_paths.bench(work, plain_edits=1)
     (go,) = report.engine
     off = [replace(one, target=replace(one.target, change=one.target.change * 0)) for one in go.outcomes]
     wrong = replace(report, engine=[replace(go, outcomes=off)])
@@ -276,18 +282,18 @@ def test_differences_are_shown(work: Work) -> None:
 
 def test_more_plain_edits_than_edits_are_refused(work: Work) -> None:
     with pytest.raises(EditlibError, match="plain_edits=4 is out of range; there are 3 edits"):
-        bench.bench(work, plain_edits=4)
+        both_paths.bench(work, plain_edits=4)
 
 
 def test_the_peak_of_memory_is_that_of_one_go(work: Work) -> None:
-    if not bench.PROCESS.joinpath("clear_refs").exists():
+    if not measure.PROCESS.joinpath("clear_refs").exists():
         pytest.skip("only Linux tells")
 
-    def heavy(_work: Work, _meter: bench.Meter) -> list[bench.Outcome]:
+    def heavy(_work: Work, _meter: measure.Meter) -> list[measure.Outcome]:
         torch.ones(2**27)  # half a GiB
         return []
 
-    large, small = (bench.timed(route, work).peak for route in (heavy, lambda *_: []))
+    large, small = (measure.timed(route, work).peak for route in (heavy, lambda *_: []))
     assert large is not None and small is not None
     assert large - small > 0.9 * 2**29
 
@@ -295,16 +301,16 @@ def test_the_peak_of_memory_is_that_of_one_go(work: Work) -> None:
 def test_where_the_system_does_not_tell_the_peak_it_is_left_open(
     work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "PROCESS", tmp_path / "nowhere")
-    report = bench.bench(work, plain_edits=1)
+    monkeypatch.setattr(measure, "PROCESS", tmp_path / "nowhere")
+    report = both_paths.bench(work, plain_edits=1)
     assert report.record()["peak_memory_bytes"] is None and "engine – GiB" in report.table()
 
 
 def test_the_profile_has_the_most_expensive_operators_first(work: Work) -> None:
-    rows = bench.profile(work, rows=5)
+    rows = measure.profile(work, rows=5)
     seconds = [row["seconds"] for row in rows]
     assert len(rows) == 5 and seconds == sorted(seconds, reverse=True)
     assert 0 < sum(row["share"] for row in rows) <= 1 and all(row["calls"] > 0 for row in rows)
-    whole = bench.profile(work, rows=10_000)
+    whole = measure.profile(work, rows=10_000)
     assert math.isclose(sum(row["share"] for row in whole), 1)
     assert {"aten::mm", "aten::addmm"} & {row["operator"] for row in whole}
