@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from editlib.errors import EditlibError
-from editlib.models.names import hub_id, locate
+from editlib.models.names import file_sha256, gguf_file, hub_id, locate
 
 TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")  # it needs one of them
 INDEX = "model.safetensors.index.json"
@@ -63,11 +63,13 @@ def _instead(folder: Path, missing: Path) -> str:
 
 def fingerprint(name: str) -> str:
     """What a model's content is told by: sha256 over the files of a testbed twin or local folder, or the commit of a
-    hub model given as `id@commit`.
+    hub model given as `id@commit`; of a GGUF file (packaged or local) sha256 of the file.
 
     Every file counts that a run could depend on, by name and content: configuration, tokenizer, weights, prefix
     contexts, editors. Subfolders, notes, what training left and weights that are not read (`UNREAD`) do not.
     """
+    if file := gguf_file(name):
+        return file_sha256(file)
     folder = locate(name)
     if folder is None:
         return hub_id(name)[1]
@@ -75,6 +77,5 @@ def fingerprint(name: str) -> str:
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         if not any(fnmatch(path.name.lower(), pattern) for pattern in UNREAD):
-            with path.open("rb") as file:
-                digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+            digest.update(f"{path.name} {file_sha256(path)}\n".encode())
     return digest.hexdigest()

@@ -7,9 +7,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from editlib.errors import EditlibError, unknown
 from editlib.models.folders import check_folder
+from editlib.models.gguf import dequantised
 from editlib.models.language_model import LanguageModel
 from editlib.models.layout import Layout
-from editlib.models.names import DTYPES, hub_id, locate
+from editlib.models.names import DTYPES, gguf_file, hub_id, locate
 
 BUFFERS = (".attn.bias", ".masked_bias", ".attention.bias", "inv_freq", "position_ids")  # older files hold constants
 
@@ -23,7 +24,8 @@ def load(
     layout: Layout | str | None = None,
     trust_remote_code: bool = False,
 ) -> LanguageModel:
-    """Load a testbed twin (`testbed/anchored`), a local folder, or a hub id with a pinned `revision` (or `id@commit`).
+    """Load a testbed twin (`testbed/anchored`), a packaged model (`smollm2-135m`), a local folder or GGUF file, or a
+    hub id with a pinned `revision` (or `id@commit`).
 
     `layout` (also `blocks,down`) says where the memories are, where that cannot be found or should be elsewhere;
     `device` is `cpu`, `cuda`, or `auto` for the better that is there. Only safetensors weights are read. Raises
@@ -34,7 +36,8 @@ def load(
         raise unknown("dtype", dtype, DTYPES)
     device = require_device(device)
     layout = Layout.of(layout) if isinstance(layout, str) else layout
-    folder = locate(name)
+    file = gguf_file(name)
+    folder = dequantised(file) if file else locate(name)
     if folder is None:
         source, pinned = hub_id(f"{name}@{revision}" if revision else name)
     elif revision:
