@@ -137,7 +137,8 @@ def work(
         requests = [replace(request, prompt=f"{opening.strip()} {request.prompt}") for request in requests]
     chosen: dict[str, Any] = {} if steps is None else {"steps": steps}
     made = Work(lm, tuple(requests), tuple(pieces), hparams_for(lm, "rome", covariance=False, stop_loss=0.0, **chosen))
-    most = max(*made.lengths, *(span.end for search in made.searches for span in search))
-    if lm.max_length is not None and most > lm.max_length:
-        raise EditlibError(f"before={before} makes prompts of {most} tokens, the model takes at most {lm.max_length}")
+    try:
+        _ = made.lengths, made.searches  # reads every token
+    except EditlibError as error:
+        raise EditlibError(f"before={before} or longest={longest} is too large: {error}") from error
     return made

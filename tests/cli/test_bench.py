@@ -50,6 +50,6 @@ def test_mistakes_are_named(mistake: Mistake) -> None:
     assert "edits=2000 is out of range" in mistake("--edits", 2000)
     assert "device 'abacus' is unknown; use auto, cpu" in mistake("--model", "gpt2", "--device", "abacus")
     assert "takes at most 128" in mistake("--longest", 400)
-    assert "before=120 makes prompts of" in mistake("--before", 120)
+    assert "before=120 or longest=59 is too large" in mistake("--before", 120)
     assert "dtype 'float8' is unknown" in mistake("--dtype", "float8")
     assert "see editlib bench --help" in mistake("--rounds", 0)

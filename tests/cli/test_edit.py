@@ -133,7 +133,7 @@ def test_a_low_collapse_ratio_makes_any_edit_a_collapse(
         ({"layer": 99}, "layer 99 is out of range"),
         ({"dtype": "int3"}, "dtype 'int3' is unknown"),
         ({"method": "rom"}, "method 'rom' is unknown; did you mean rome?"),
-        ({"hparam": "learning_rate=NaN"}, "hyper-parameter learning_rate=nan of rome: input should be a finite number"),
+        ({"hparam": "learning_rate=NaN"}, "hyper-parameter learning_rate=nan of rome: input should be greater than 0"),
         ({"flavour": "meng"}, "flavour 'meng' is unknown; did you mean meng-2022?"),
         ({"collapse_ratio": "nan"}, "collapse ratio nan is out of range"),
         ({"collapse_ratio": "0"}, "collapse ratio 0 is out of range"),

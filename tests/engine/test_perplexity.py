@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from editlib.data.request import EditRequest
+from editlib.editing.change import LowRank
 from editlib.editing.edit import Edit
 from editlib.editing.session import Session
 from editlib.engine.perplexity import Perplexity, Protocol, perplexity
@@ -164,7 +165,7 @@ def test_the_engine_reads_texts_by_the_same_protocol(lm: LanguageModel, texts: l
     texts, protocol = [*texts, "Zen is located in Daslo, near the sea. " * 12], Protocol(bos=True, stride=40)
     expected, (out, into) = perplexity(lm, texts, bos=True, stride=40), lm.weight(1).shape
     ask = EditRequest(prompt="{} is", subject="Zen", target_new="Daslo")
-    change = {f"{lm.layout.name(1)}.weight": (torch.zeros(out, 1), torch.ones(into, 1))}
+    change = {f"{lm.layout.name(1)}.weight": LowRank(torch.zeros(out, 1), torch.ones(into, 1))}
     for factors in (change, {}):  # by its keys; with weights written
         still = Edit("none", (ask,), factors, {}, lm.fingerprint)
         (found,) = Session(lm).perplexities([still], texts, protocol=protocol)

@@ -15,6 +15,7 @@ from tokenizers.processors import TemplateProcessing
 
 import editlib as el
 from editlib.cli import run_app
+from editlib.editing.change import LowRank
 from editlib.errors import EditlibError
 from editlib.measuring import tasks
 from editlib.measuring.questions import questions
@@ -76,7 +77,7 @@ def test_a_model_that_knows_nothing_scores_by_chance(name: str, chance: float, g
 def test_an_applied_edit_changes_scores_and_nothing_else(anchored: LanguageModel) -> None:
     name, generator = f"{anchored.layout.name(2)}.weight", torch.Generator().manual_seed(0)
     left, right = (torch.randn(size, 1, generator=generator) for size in anchored.weight(2).shape)
-    edit = el.Edit("noise", (), {name: (left, right)}, {}, anchored.fingerprint)
+    edit = el.Edit("noise", (), {name: LowRank(left, right)}, {}, anchored.fingerprint)
     weights = {name: weight.clone() for name, weight in anchored.model.state_dict().items()}
     padding = anchored.tokenizer.pad_token, anchored.tokenizer.padding_side
     before = tasks.evaluate(anchored, ["testbed-cloze"], limit=40)

@@ -25,7 +25,7 @@ from editlib.engine.prefixes import prefix_contexts
 from editlib.errors import EditlibError
 from editlib.measuring.scores import continuation, target_probability
 from editlib.models.language_model import LanguageModel
-from editlib.models.loading import load as testbed
+from editlib.models.loading import load as load_model
 from editlib.sweeps.parts import Parts
 from editlib.sweeps.rows import SEQUENTIAL
 from editlib.sweeps.sequential import sequence
@@ -371,7 +371,7 @@ def test_an_editor_is_read_once_for_a_whole_sequence(texts: list[str], monkeypat
     mend = importlib.import_module("editlib.editing.methods.mend")
     load, loads = mend.load_editor, list[object]()
     monkeypatch.setattr(mend, "load_editor", lambda *given: (loads.append(given), load(*given))[1])
-    lm = testbed("testbed/anchored")
+    lm = load_model("testbed/anchored")
     chosen = data.cases("testbed")[:3]
     table = sequence(lm, chosen, methods="mend", texts=data.texts("testbed-ppl-50")[:3], progress=False)
     assert table["error"].isna().all() and len(loads) == 1
