@@ -123,6 +123,8 @@ def _joined(
     if not target:
         return text, ids, offsets, len(ids)
     span = _overlap(offsets, len(before), len(text))
+    if span is None:  # byte fallback counts a character's bytes as characters, and shifts what follows
+        span = _overlap(offsets, len(prompt), len(text))
     if span is None:
         raise EditlibError(f"target {target!r} has no token of its own after {prompt!r}; give another target")
     return text, ids, offsets, span[0]
