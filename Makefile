@@ -16,8 +16,9 @@ pdf: .venv/stamp        ## the book with all its runs as one PDF; needs Chromium
 	@echo "The book is ready: _build/book.pdf"
 test: .venv/stamp       ## run the tests, without the slow ones
 	$(PYTEST) -m "not slow"
-test-all: .venv/stamp   ## run every test
-	$(PYTEST)
+test-all: .venv/stamp   ## run every test, the slow ones one after another
+	$(PYTEST) -m "not slow"
+	.venv/bin/pytest -m slow
 lint: .venv/stamp       ## check style, and that rooms import only rooms below them
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/lint-imports --no-cache
 typecheck: .venv/stamp  ## check types
