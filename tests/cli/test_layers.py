@@ -72,7 +72,7 @@ def test_what_takes_long_is_foretold(monkeypatch: pytest.MonkeyPatch, capsys: py
 
 
 def test_mistakes_are_named(mistake: Mistake, unknown_facts: Path, tmp_path: Path) -> None:
-    assert "model 'testbed/nothing' is no testbed twin" in mistake("testbed/nothing")
+    assert "model 'testbed/nothing' is no shipped or packaged one" in mistake("testbed/nothing")
     assert f"no facts to trace {tmp_path} on; give --data NAME or PATH" in mistake(tmp_path)
     assert "nowhere.json" in mistake(MODEL, "--data", "nowhere.json")
     assert "device 'abacus' is unknown; use auto, cpu" in mistake(MODEL, "--device", "abacus")

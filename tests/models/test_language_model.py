@@ -258,9 +258,9 @@ def test_a_device_that_is_there_is_itself(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("testbed/anchord", "is no testbed twin .* and no local folder; .* did you mean testbed/anchored.$"),
-        ("nowhere", "is no testbed twin .* and no local folder"),
-        ("", "is no testbed twin .* and no local folder"),
+        ("testbed/anchord", "is no shipped or packaged one .* and no local folder .*; .* did you mean testbed/anchored.$"),
+        ("nowhere", "is no shipped or packaged one .* and no local folder or GGUF file"),
+        ("", "is no shipped or packaged one .* and no local folder or GGUF file"),
     ],
 )
 def test_unknown_model_is_refused(name: str, reason: str) -> None:
@@ -445,7 +445,7 @@ def test_the_file_fingerprint_of_a_twin_covers_its_editor(tmp_path: Path, monkey
 
 
 def test_file_fingerprint_of_an_unknown_model_is_refused() -> None:
-    with pytest.raises(EditlibError, match="^model 'gpt2' is no testbed twin"):
+    with pytest.raises(EditlibError, match="^model 'gpt2' is no shipped or packaged one"):
         fingerprint("gpt2")
 
 
