@@ -19,7 +19,7 @@ from .errors import EditlibError as EditlibError
 from .measuring import scores as scores
 from .measuring.causal import causal_trace as causal_trace
 from .models.language_model import LanguageModel as LanguageModel
-from .models.layout import Layout as Layout
+from .models.language_model import Layout as Layout
 from .models.loading import load as load
 from .models.trace import trace as trace
 from .sweeps.sequential import sequence as sequence

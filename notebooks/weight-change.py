@@ -51,8 +51,7 @@ from IPython.display import Markdown
 import editlib as el
 from editlib import data, plot
 from editlib.measuring import statistics
-from editlib.models.language_model import widened
-from editlib.models.layout import oriented
+from editlib.models.language_model import oriented, widened
 from editlib.runs.recording import record
 from editlib.sweeps import setup
 from editlib.text import percent

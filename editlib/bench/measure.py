@@ -26,7 +26,7 @@ from editlib.data.request import EditRequest
 from editlib.editing.edit import Edit
 from editlib.editing.methods import solve
 from editlib.editing.session import Session
-from editlib.engine import products
+from editlib.engine.passes import PRODUCT
 from editlib.engine.perplexity import Perplexity
 from editlib.engine.values import Target
 
@@ -164,8 +164,8 @@ def counted(route: Route, work: Work) -> dict[str, float]:
             sdpa_backward_flop_count(g, q, k, v)
         ),
     }
-    if products.PRODUCT is not None:
-        on_cpu[products.PRODUCT] = lambda inputs, weight, *_, **__: 2 * math.prod(inputs) * weight[0]
+    if PRODUCT is not None:
+        on_cpu[PRODUCT] = lambda inputs, weight, *_, **__: 2 * math.prod(inputs) * weight[0]
     with FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
         meter = Meter(counter.get_total_flops)
         route(work, meter)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from editlib.data.request import EditRequest
-from editlib.editing.change import Change
-from editlib.editing.edit import Edit, Intervention
-from editlib.editing.method import Method
+from editlib.editing.edit import Change, Edit, Intervention
+from editlib.editing.method import Method, Variant, moments_of
 from editlib.editing.stats import Needed, Stats, needed_moments
 from editlib.engine.passes import Passes, Past
 from editlib.engine.perplexity import (
@@ -27,13 +26,13 @@ from editlib.engine.perplexity import (
     perplexity_above,
     run_texts,
 )
-from editlib.engine.prefixes import Flavour, prefix_contexts
-from editlib.engine.rows import Prefixes, Row, rows_of
+from editlib.engine.prefixes import LENGTHS, Flavour, are_stored, prefix_contexts
 from editlib.engine.search import search
 from editlib.engine.sites import Site, layer_of, site_of
-from editlib.engine.values import Keys, Target, ValueParams, read_keys
+from editlib.engine.values import Keys, Prefixes, Row, Target, ValueParams, encode_contexts, read_keys, rows_of
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel, widened
+from editlib.models.tokens import encode_texts
 
 T = TypeVar("T")
 ABSENT = {"numerator": None, "denominator": None, "denominator_consistent": None}  # not every method has them
@@ -62,6 +61,57 @@ class Session:
         self._files: dict[Hashable, Any] = {}  # what follows from files alone
         self._kept: dict[Hashable, Any] = {}  # what concerns the model
         self._found: dict[Hashable, Any] = {}  # what concerns a request
+
+    def check(
+        self,
+        variants: Iterable[Variant],
+        *,
+        requests: Sequence[EditRequest] | None = None,
+        texts: Sequence[str] | None = None,
+    ) -> None:
+        """Raise `EditlibError` for what a user can mend, without running the model: layers and files of the methods,
+        each request in its prompt, texts, and where second moments come from.
+
+        Hyper-parameters are `hparams_for`'s to check. What is not given is not looked at.
+        """
+        chosen, lm = list(variants), self.lm
+        lm.require_causal()
+        if requests is not None and not requests:
+            raise EditlibError("no request to edit; give at least one")
+        single = next((v.method.name for v in chosen if not v.method.several), None)
+        if requests is not None and len(requests) > 1 and single:
+            raise EditlibError(f"{single} edits one request at a time, not {len(requests)}; call it once for each")
+        for variant in chosen:
+            for layer in variant.method.layers(variant.params):
+                lm.down(layer)  # raises if out of range
+            variant.method.check(lm, variant.params)
+        for request in requests or ():
+            self.check_request(chosen, request)
+        if texts is not None:
+            encode_texts(lm, texts)
+        self.find_moments(moments_of(chosen))
+
+    def check_request(self, variants: Iterable[Variant], request: EditRequest) -> None:
+        """Raise `EditlibError` if subject or target cannot be located, the prompt is too long with target and prefix
+        contexts, or a value would be written at the last layer before the prompt's end, where nothing reads it."""
+        lm = self.lm
+        (row,) = encode_contexts(lm, request, ["{}"], target=request.target_new)
+        for variant in variants:
+            for name, params in variant.method.searches(lm, variant.params):
+                layer = layer_of(lm, name)
+                if layer == lm.num_layers - 1 and row.last < row.target - 1:
+                    raise EditlibError(
+                        f"layer {layer} is the last one: what is written at subject {request.subject!r} reaches no "
+                        "later token; edit a lower layer, or a prompt that ends in its subject"
+                    )
+                if are_stored(lm, params.contexts):
+                    self.rows(request, params.contexts)  # raises for what does not fit behind them
+                elif lm.max_length is not None and len(row.ids) + max(LENGTHS) > lm.max_length:
+                    raise EditlibError(
+                        f"prompt {request.text[:40]!r}... has {len(row.ids)} tokens with its target, and "
+                        f"{max(LENGTHS)} or more stand before it while an edit is made, {lm.label} takes at most "
+                        f"{lm.max_length}; shorten it"
+                    )
 
     @cached_property
     def passes(self) -> Passes:

@@ -1,10 +1,14 @@
 """What a device has room for, and what to do where it turned out to have none."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import psutil
 import torch
+
+from editlib.engine.sites import Site
+from editlib.engine.values import Row
+from editlib.models.language_model import LanguageModel
 
 T = TypeVar("T")
 
@@ -46,3 +50,36 @@ def halving(batch: list[int], work: Callable[[list[int]], list[T]]) -> list[T]:
             raise
     half = len(batch) // 2
     return [*halving(batch[:half], work), *halving(batch[half:], work)]
+
+
+def batches(lm: LanguageModel, requests: Sequence[Sequence[Row]], site: Site) -> list[list[int]]:
+    """Indices of requests in batches of like length, as large as memory allows."""
+    groups = alike([max(row.live for row in rows) for rows in requests], waste=0.15)
+    fitting = budget(lm.device) // max((_bytes(lm, rows, site) for rows in requests), default=1)
+    size = max(1, min(most_rows(lm.device) // max(map(len, requests), default=1), fitting))
+    return [group[i : i + size] for group in groups for i in range(0, len(group), size)]
+
+
+def alike(lengths: Sequence[int], *, waste: float, most: int | None = None) -> list[list[int]]:
+    """Indices of like lengths together, shortest first, with at most this share of padding.
+
+    A group of several has at most `most` tokens, padding included.
+    """
+    groups: list[list[int]] = []
+    real = 0
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        whole = lengths[i] * (len(groups[-1]) + 1) if groups else 0
+        if not groups or real + lengths[i] < (1 - waste) * whole or (most is not None and whole > most):
+            groups, real = [*groups, []], 0
+        groups[-1].append(i)
+        real += lengths[i]
+    return groups
+
+
+def _bytes(lm: LanguageModel, rows: Sequence[Row], site: Site) -> int:
+    """What a search of one request holds: the past twice, activations and their gradients, logits."""
+    out, into = lm.weight(0).shape
+    live, past = max(row.live for row in rows), max(row.encoded.last for row in rows)
+    vocabulary: int = lm.model.config.get_text_config().vocab_size
+    numbers = (lm.num_layers - site.below + 1) * (4 * past * out + live * (24 * out + 4 * into)) + 4 * vocabulary
+    return numbers * len(rows) * max(4, lm.weight(0).element_size())

@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu
+from torch.nn.functional import gelu, linear
 from transformers.activations import NewGELUActivation
 from transformers.cache_utils import Cache, DynamicLayer
+from transformers.pytorch_utils import Conv1D
 
-from editlib.engine import products
 from editlib.errors import EditlibError
-from editlib.models.language_model import LanguageModel
-from editlib.models.layout import mixes_tokens
+from editlib.models.language_model import LanguageModel, mixes_tokens, oriented
 from editlib.models.tokens import pad
 from editlib.models.trace import Seen, trace
 
@@ -170,7 +169,7 @@ class Passes:
             streams=streams,
             pointwise=not (plain or mlp is None or mixes_tokens(mlp, lm.down(0), len(lm.weight(0)))),
             activations=tuple(module for module in modules if isinstance(module, NewGELUActivation)),
-            linear=tuple(filter(products.suits, modules)),
+            linear=tuple(filter(suits_product, modules)),
         )
 
     @property
@@ -211,7 +210,7 @@ class Passes:
             for module in self.activations:
                 stack.enter_context(_running(module, partial(gelu, approximate="tanh")))
             for module in self.linear:
-                stack.enter_context(_running(module, partial(products.apply, module)))
+                stack.enter_context(_running(module, partial(product, module)))
             stack.enter_context(_headed(self.lm, read))
             if above is not None and self.pointwise:
                 self._thin(stack, above, tokens, read)
@@ -279,3 +278,39 @@ def _running(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
         del module.forward
         if before:
             module.forward = before
+
+
+# oneDNN multiplies faster than what torch takes by default on many CPUs; the same sums in another order
+PRODUCT = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+
+
+def suits_product(module: nn.Module) -> bool:
+    """Whether a module is linear, in float32 and on a CPU that has oneDNN."""
+    if PRODUCT is None or type(module) not in (nn.Linear, Conv1D):
+        return False
+    weight = oriented(module)
+    return weight.device.type == "cpu" and weight.element_size() == 4
+
+
+def product(module: nn.Module, inputs: Tensor) -> Tensor:
+    """What a linear module gives; the gradient goes to its inputs alone."""
+    found: Tensor = _Product.apply(inputs, oriented(module), module.bias)
+    return found
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.weight = weight
+        return _product(inputs, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return _product(gradients[0], ctx.weight.T, None), None, None
+
+
+def _product(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if PRODUCT is None or not inputs.numel() or inputs.element_size() != 4:
+        return linear(inputs, weight, bias)
+    found: Tensor = PRODUCT(inputs, weight, bias, "none", [], "")
+    return found

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from editlib.engine.memory import budget, most_logits
+from editlib.engine.memory import alike, budget, most_logits
 from editlib.engine.passes import At, Passes, Start, Tokens
-from editlib.engine.rows import alike
 from editlib.engine.sites import Site
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel, widened

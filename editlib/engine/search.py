@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
-from editlib.engine.memory import halving
+from editlib.engine.memory import batches, halving
 from editlib.engine.passes import Passes, Past, Start, Tokens
-from editlib.engine.rows import Row, batches
 from editlib.engine.sites import Site, layer_of
-from editlib.engine.values import Keys, KlPosition, Target, ValueParams
+from editlib.engine.values import Keys, KlPosition, Row, Target, ValueParams
 from editlib.models.language_model import widened
 
 log = logging.getLogger(__name__)

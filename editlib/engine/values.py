@@ -9,9 +9,10 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from editlib.data.request import EditRequest
+from editlib.engine.passes import Passes, Past, Tokens, stateful
 from editlib.engine.prefixes import Flavour
 from editlib.models.language_model import LanguageModel, widened
-from editlib.models.tokens import Encoded, check_length, encode, pad
+from editlib.models.tokens import Encoded, check_length, encode, pad, prompt_ids
 from editlib.models.trace import Seen, trace
 
 KlPosition = Literal["end", "subject"]
@@ -94,3 +95,72 @@ def read_at(lm: LanguageModel, name: str, rows: Sequence[Encoded]) -> Seen:
         lm.model(input_ids=ids, attention_mask=lm.attended(mask))
     at = torch.arange(len(rows), device=lm.device), torch.tensor([row.last for row in rows], device=lm.device)
     return Seen(widened(seen[name].input[at]), widened(seen[name].output[at]))
+
+
+@dataclass(frozen=True)
+class Prefixes:
+    """Prefix contexts with the token ids of what stands before their `{}`; there are none before row 0.
+
+    They are run once for all requests, but by models whose passes must run every token.
+    """
+
+    contexts: tuple[str, ...]
+    ids: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, lm: LanguageModel, contexts: Sequence[str]) -> "Prefixes":
+        """Encode contexts."""
+        texts = [context[: context.index("{}")].rstrip() for context in contexts]
+        ids = [() if stateful(lm) else prompt_ids(lm.tokenizer, text) for text in texts]
+        return cls(tuple(contexts), ((), *ids))
+
+    @torch.no_grad()
+    def run(self, passes: Passes) -> Past:
+        """The past of every row."""
+        tokens = Tokens.of(passes.lm, [row or (0,) for row in self.ids])
+        real = torch.tensor([[bool(row)] for row in self.ids], device=passes.lm.device) & tokens.mask.bool()
+        past = passes.nothing(len(self.ids))
+        return past.with_new(Past(passes.run(tokens, above=0).new.past_key_values, real.long()))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A text of a search."""
+
+    encoded: Encoded
+    prefix: int  # row of the prefixes' past that it stands behind
+    skipped: int  # tokens that this covers
+    first: int  # index of the first token that is run in every step: the subject's last, if all before can be kept
+
+    @property
+    def end(self) -> int:
+        """Tokens that are run: the last of a target is only predicted."""
+        return len(self.encoded.ids) - self.targeted
+
+    @property
+    def targeted(self) -> bool:
+        """Whether it has a target, or is "{subject} is a"."""
+        return self.encoded.target < len(self.encoded.ids)
+
+    @property
+    def live(self) -> int:
+        """Tokens run in every step."""
+        return self.end - self.first
+
+
+def rows_of(lm: LanguageModel, request: EditRequest, prefixes: Prefixes) -> tuple[Row, ...]:
+    """The rows of a request's search; no pass is run.
+
+    Raises `EditlibError` if subject or target cannot be located, or the request is too long for the model.
+    """
+    encoded = [
+        *encode_contexts(lm, request, prefixes.contexts, target=request.target_new),
+        encode(lm.tokenizer, "{} is a", request.subject),
+    ]
+    check_length(lm, [request.subject], [encoded[-1].ids])
+    whole, rows = stateful(lm), list[Row]()
+    for text, prefix in zip(encoded, [*range(1, len(prefixes.ids)), 1], strict=True):
+        ids, first = prefixes.ids[prefix], 0 if whole else text.last
+        fits = text.ids[: len(ids)] == ids and len(ids) <= text.last
+        rows.append(Row(text, prefix, len(ids), first) if fits else Row(text, 0, 0, first))
+    return tuple(rows)

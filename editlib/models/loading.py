@@ -6,11 +6,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
 from editlib.errors import EditlibError, unknown
-from editlib.models.folders import check_folder
 from editlib.models.gguf import dequantised
-from editlib.models.language_model import LanguageModel
-from editlib.models.layout import Layout
-from editlib.models.names import DTYPES, gguf_file, hub_id, locate
+from editlib.models.language_model import LanguageModel, Layout
+from editlib.models.names import DTYPES, check_folder, gguf_file, hub_id, locate
 
 BUFFERS = (".attn.bias", ".masked_bias", ".attention.bias", "inv_freq", "position_ids")  # older files hold constants
 

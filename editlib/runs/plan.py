@@ -35,7 +35,7 @@ def plan(name: str, *, root: Path, profile: str = "quick", parameters: Mapping[s
     resolved = chosen.resolve(profile, parameters or {})
     values = {key: _absolute(key, value, chosen) for key, value in resolved.items()}
     source = chosen.path.read_bytes()
-    models = _fingerprints("models.folders", chosen.models, values)
+    models = _fingerprints("models.names", chosen.models, values)
     try:
         inputs = {
             "notebook": hashlib.sha256(source).hexdigest(),

@@ -10,7 +10,6 @@ from typing import Any
 
 from editlib.data import datasets as data
 from editlib.data.datasets import Case
-from editlib.editing.check import check
 from editlib.editing.method import Variant
 from editlib.editing.methods import Methods, variants_of
 from editlib.editing.session import Session
@@ -27,7 +26,7 @@ def checked(
     if not chosen:
         raise EditlibError("no cases to edit; give at least one")
     variants = variants_of(session.lm, methods)
-    check(session, variants.values(), texts=texts)
+    session.check(variants.values(), texts=texts)
     return tuple(chosen), variants, tuple(texts)
 
 

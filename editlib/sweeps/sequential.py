@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from editlib.data.datasets import Case
-from editlib.editing.check import check_request
 from editlib.editing.edit import Edit
 from editlib.editing.method import State, Variant, moments_of
 from editlib.editing.methods import Methods
@@ -250,7 +249,7 @@ class Chain:
         """Change the model by one more edit, and say what it was; if it fails, nothing has changed."""
         lm, request, variant = self.session.lm, case.request, self.variant
         about_it = about_subject(lm, request)
-        check_request(self.session, [variant], request)
+        self.session.check_request([variant], request)
         self.session.forget()
         edit, state = variant.method.solve(self.session, [request], variant.params, self.state)
         with edit.applied(lm):

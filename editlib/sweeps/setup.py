@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from editlib.data import datasets as data
-from editlib.editing.methods import hparams_for, moment_layers
+from editlib.editing.method import Variant, moments_of
+from editlib.editing.methods import hparams_for, method_of
 from editlib.editing.stats import Stats, second_moments_of
 from editlib.models.language_model import LanguageModel
 
@@ -28,5 +29,5 @@ def moments(lm: LanguageModel, variants: Iterable[Any], corpus: str | None) -> S
 
     Raises `EditlibError` for a model that has no prose of its own, where no texts are named.
     """
-    layers = moment_layers(variants)
+    layers = moments_of(Variant(method_of(params), params) for params in variants)
     return second_moments_of(lm, layers, corpus=data.texts(corpus) if corpus else None) if layers else None

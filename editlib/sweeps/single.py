@@ -18,7 +18,6 @@ from typing import Any
 import pandas as pd
 
 from editlib.data.datasets import Case
-from editlib.editing.check import check_request
 from editlib.editing.edit import Edit, Intervention
 from editlib.editing.method import Variant, moments_of
 from editlib.editing.methods import Methods
@@ -214,7 +213,7 @@ def _look(session: Session, plan: Plan, case: Case) -> Trial:
 
     def look() -> None:
         trial.row |= about_subject(lm, case.request)
-        check_request(session, plan.variants.values(), case.request)
+        session.check_request(plan.variants.values(), case.request)
         if plan.scores:
             trial.before = scoring.read(lm, case, prefixes=plan.prefixes)
         if plan.answers:

@@ -18,15 +18,13 @@ from editlib.bench import work as workload
 from editlib.bench.floor import Shape, Span, floor, spans
 from editlib.bench.work import Work
 from editlib.data.request import EditRequest
-from editlib.editing.change import LowRank
-from editlib.editing.edit import Edit
+from editlib.editing.edit import Edit, LowRank
 from editlib.editing.methods import hparams_for
 from editlib.editing.methods.rome import RomeParams
 from editlib.engine.perplexity import perplexity
 from editlib.engine.values import read_keys
 from editlib.errors import EditlibError
-from editlib.models.language_model import LanguageModel
-from editlib.models.layout import Layout
+from editlib.models.language_model import LanguageModel, Layout
 
 PARAMS = RomeParams(layer=1, steps=6, learning_rate=0.1, kl_weight=0.5, stop_loss=0.0, clamp=0.8, covariance=False)
 REQUESTS = (

@@ -8,7 +8,7 @@ from books import published
 from places import ROOT
 
 from editlib import cli
-from editlib.editing.methods.presets import PRESETS
+from editlib.editing.methods import PRESETS
 
 BOOK = ROOT / "book"
 PAGES = {path.stem: path.read_text("utf-8") for path in sorted(BOOK.glob("*.md"))}

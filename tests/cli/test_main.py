@@ -18,7 +18,7 @@ from places import ROOT as REPOSITORY
 import editlib
 from editlib.cli import output, run_app
 from editlib.editing import methods
-from editlib.editing.methods.presets import FLAVOURS as FLAVOURS_BY_NAME
+from editlib.editing.methods import FLAVOURS as FLAVOURS_BY_NAME
 from editlib.editing.names import FLAVOURS, METHODS
 from editlib.measuring.statistics import COLLAPSE_RATIO
 from editlib.runs import citation

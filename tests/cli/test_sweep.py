@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from editlib.cli import run_app
-from editlib.sweeps import single
+from editlib.editing.session import Session
 from editlib.sweeps.parts import Parts
 
 MODEL = "testbed/anchored"
@@ -131,7 +131,7 @@ def test_failed_rows_are_made_again_on_request(
 ) -> None:
     words = arguments(tmp_path / "out", texts, "-n", "2", "--data", str(too_long))
     assert run_app(words) == 0
-    monkeypatch.setattr(single, "check_request", lambda *_: None)  # it fails later, and so says something else
+    monkeypatch.setattr(Session, "check_request", lambda *_: None)  # it fails later, and so says something else
     before = pd.read_parquet(tmp_path / "out")
     assert run_app([*words, "--resume"]) == 0
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "out"), before)

@@ -9,7 +9,6 @@ import pytest
 
 from editlib.data.datasets import Case
 from editlib.data.request import EditRequest
-from editlib.editing.check import check
 from editlib.editing.methods import compute, hparams_for, variants_of
 from editlib.editing.methods.rome import RomeParams
 from editlib.editing.session import Session
@@ -128,11 +127,11 @@ def test_statistics_of_another_model_or_layer_are_told_at_once(
     other = llama if moments.header.model == gpt2.fingerprint else gpt2
     runs = len(passes)
     with pytest.raises(EditlibError, match="^these statistics were made for model"):
-        check(Session(other, stats=moments), variants_of(other, "rome").values())
+        Session(other, stats=moments).check(variants_of(other, "rome").values())
     few = Stats(moments.header, {0: moments.moments[0]})
     own = gpt2 if other is llama else llama
     with pytest.raises(EditlibError, match=r"have no layer 1, only \[0\]"):
-        check(Session(own, stats=few), variants_of(own, "rome").values())
+        Session(own, stats=few).check(variants_of(own, "rome").values())
     assert len(passes) == runs
 
 

@@ -13,8 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from editlib.data.request import EditRequest
-from editlib.editing.change import Change, Dense, LowRank
-from editlib.editing.edit import Edit
+from editlib.editing.edit import Change, Dense, Edit, LowRank
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
 

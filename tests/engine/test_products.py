@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from editlib.engine import products
+from editlib.engine.passes import PRODUCT, product, suits_product
 
-pytestmark = pytest.mark.skipif(products.PRODUCT is None, reason="this torch has no oneDNN")
+pytestmark = pytest.mark.skipif(PRODUCT is None, reason="this torch has no oneDNN")
 MODULES = {"linear": nn.Linear(6, 5), "without bias": nn.Linear(6, 5, bias=False), "conv1d": Conv1D(5, 6)}
 
 
@@ -15,9 +15,9 @@ MODULES = {"linear": nn.Linear(6, 5), "without bias": nn.Linear(6, 5, bias=False
 @pytest.mark.parametrize("shape", [(4, 6), (2, 3, 6), (0, 6)])
 def test_values_and_gradients_are_those_of_the_module(name: str, shape: tuple[int, ...]) -> None:
     module, inputs = MODULES[name], torch.randn(shape, requires_grad=True)
-    assert products.suits(module)
+    assert suits_product(module)
     upstream = torch.randn(*shape[:-1], 5)
-    found, expected = products.apply(module, inputs), module(inputs)
+    found, expected = product(module, inputs), module(inputs)
     torch.testing.assert_close(found, expected)
     mine, theirs = (torch.autograd.grad(output, inputs, upstream)[0] for output in (found, expected))
     torch.testing.assert_close(mine, theirs)
@@ -26,7 +26,7 @@ def test_values_and_gradients_are_those_of_the_module(name: str, shape: tuple[in
 def test_infinity_and_nan_come_through() -> None:
     inputs = torch.tensor([[float("inf"), 1, 1, 1, 1, 1], [float("nan"), 1, 1, 1, 1, 1]])
     for module in MODULES.values():
-        torch.testing.assert_close(products.apply(module, inputs), module(inputs), equal_nan=True)
+        torch.testing.assert_close(product(module, inputs), module(inputs), equal_nan=True)
 
 
 def test_other_modules_and_other_precision_are_left_to_torch() -> None:
@@ -34,7 +34,7 @@ def test_other_modules_and_other_precision_are_left_to_torch() -> None:
         """One that may do something else."""
 
     others = (Linear(2, 2), nn.Linear(2, 2).double(), nn.Linear(2, 2).bfloat16(), nn.LayerNorm(2))
-    assert not any(map(products.suits, others))
+    assert not any(map(suits_product, others))
     inputs = torch.randn(3, 6, dtype=torch.float64)
     module = nn.Linear(6, 5).double()
-    torch.testing.assert_close(products.apply(module, inputs), module(inputs))
+    torch.testing.assert_close(product(module, inputs), module(inputs))

@@ -14,18 +14,16 @@ from transformers import PreTrainedTokenizerFast
 
 from editlib.bench import plain
 from editlib.data.request import EditRequest
-from editlib.editing.change import LowRank
-from editlib.editing.edit import Edit
+from editlib.editing.edit import Edit, LowRank
 from editlib.editing.methods import compute
 from editlib.editing.methods.rome import RomeParams
 from editlib.editing.session import Session
 from editlib.engine import search as searching
 from editlib.engine.passes import Passes, Past, Start, Tokens
 from editlib.engine.perplexity import perplexity
-from editlib.engine.rows import Prefixes, rows_of
 from editlib.engine.search import Live
 from editlib.engine.sites import Site, site_of
-from editlib.engine.values import ValueParams, read_keys
+from editlib.engine.values import Prefixes, ValueParams, read_keys, rows_of
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
 

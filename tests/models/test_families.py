@@ -49,8 +49,7 @@ from editlib.engine.perplexity import perplexity
 from editlib.engine.values import read_keys
 from editlib.errors import EditlibError
 from editlib.measuring import causal
-from editlib.models.language_model import LanguageModel
-from editlib.models.layout import Layout, find_layout, oriented
+from editlib.models.language_model import LanguageModel, Layout, find_layout, oriented
 from editlib.models.loading import load
 from editlib.models.tokens import encode
 from editlib.models.trace import trace

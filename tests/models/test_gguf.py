@@ -13,9 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import editlib as el
 from editlib.errors import EditlibError
 from editlib.models import names
-from editlib.models.folders import fingerprint
 from editlib.models.gguf import dequantised
-from editlib.models.names import PACKAGED, file_sha256, gguf_file
+from editlib.models.names import PACKAGED, file_sha256, fingerprint, gguf_file
 
 LETTERS = [*"abcdefghijklmnopqrstuvwxyz", "Ġ", "Ġa", "<|endoftext|>"]  # Ġ stands for a space in byte-level vocabularies
 HEADS, WIDTH = 2, 16

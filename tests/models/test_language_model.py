@@ -16,11 +16,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedConfig, PreTrain
 
 from editlib.errors import EditlibError
 from editlib.models import names
-from editlib.models.folders import fingerprint, weight_files
-from editlib.models.language_model import LanguageModel
-from editlib.models.layout import Layout, find_layout
+from editlib.models.language_model import LanguageModel, Layout, find_layout
 from editlib.models.loading import load, require_device
-from editlib.models.names import DTYPES
+from editlib.models.names import DTYPES, fingerprint, weight_files
 from editlib.models.positions import later_by_one, placed
 from editlib.models.trace import trace
 
@@ -258,7 +256,10 @@ def test_a_device_that_is_there_is_itself(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("testbed/anchord", "is no shipped or packaged one .* and no local folder .*; .* did you mean testbed/anchored.$"),
+        (
+            "testbed/anchord",
+            "is no shipped or packaged one .* no local folder .*did you mean testbed/anchored.$",
+        ),
         ("nowhere", "is no shipped or packaged one .* and no local folder or GGUF file"),
         ("", "is no shipped or packaged one .* and no local folder or GGUF file"),
     ],
@@ -394,7 +395,7 @@ def test_a_folder_is_read_whatever_the_locale_is(gpt2_folder: Path) -> None:
         json.dumps(json.loads((gpt2_folder / "config.json").read_text()) | {"note": "東京"}, ensure_ascii=False),
         encoding="utf-8",
     )
-    program = f"from editlib.models.folders import check_folder, Path; check_folder(Path({str(gpt2_folder)!r}))"
+    program = f"from editlib.models.names import check_folder, Path; check_folder(Path({str(gpt2_folder)!r}))"
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     subprocess.run([sys.executable, "-c", program], env=os.environ | plain, check=True)
 

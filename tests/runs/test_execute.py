@@ -93,7 +93,7 @@ def test_of_a_model_outside_the_project_only_the_folders_name_is_told(
     tmp_path: Path, empty: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = type("module", (), {"fingerprint": staticmethod(lambda name: "a" * 64)})
-    monkeypatch.setitem(sys.modules, "editlib.models.folders", fake)
+    monkeypatch.setitem(sys.modules, "editlib.models.names", fake)
     (mine := tmp_path / "somebody" / "mine").mkdir(parents=True)
     with (empty / "notebooks" / "toy.py").open("a") as file:
         file.write(WRITES_ITS_MODEL)

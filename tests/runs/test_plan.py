@@ -77,7 +77,7 @@ def test_presets_of_other_types_of_models_do_not_count(empty: Path, monkeypatch:
 
 def test_spec_and_title_name_the_model_that_is_used(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = type("module", (), {"fingerprint": staticmethod(lambda name: f"sha of {name}")})
-    monkeypatch.setitem(sys.modules, "editlib.models.folders", fake)
+    monkeypatch.setitem(sys.modules, "editlib.models.names", fake)
     asked = plan("toy", root=empty, parameters={"model": "testbed/control"})
     assert asked.inputs["models"] == {"testbed/control": "sha of testbed/control"}
     assert notebook._prepared(asked).cells[0].source == "# Toy · quick · testbed/control"
@@ -85,7 +85,7 @@ def test_spec_and_title_name_the_model_that_is_used(empty: Path, monkeypatch: py
 
 def test_a_local_models_path_works_in_the_run_but_is_not_told(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = type("module", (), {"fingerprint": staticmethod(lambda name: "sha")})
-    monkeypatch.setitem(sys.modules, "editlib.models.folders", fake)
+    monkeypatch.setitem(sys.modules, "editlib.models.names", fake)
     (empty / "mine").mkdir()
     monkeypatch.chdir(empty)
     asked = plan("toy", root=empty, parameters={"model": "mine"})

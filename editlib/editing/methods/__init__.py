@@ -1,7 +1,8 @@
 """The editing methods by name, and `compute`, which makes an edit with any of them."""
 
+import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, overload
@@ -9,14 +10,12 @@ from typing import Any, overload
 from pydantic import TypeAdapter, ValidationError
 
 from editlib.data.request import EditRequest
-from editlib.editing.check import check
 from editlib.editing.edit import Edit, Intervention
 from editlib.editing.method import Method, Variant
 from editlib.editing.methods.emmet import Emmet, EmmetParams
 from editlib.editing.methods.ft import Ft, Ftl, FtlParams, FtParams
 from editlib.editing.methods.memit import Memit, MemitParams
 from editlib.editing.methods.mend import Mend, MendParams
-from editlib.editing.methods.presets import FLAVOURS, OWN, defaults, read_preset
 from editlib.editing.methods.r_rome import RRome, RRomeParams
 from editlib.editing.methods.rome import Rome, RomeParams
 from editlib.editing.session import Session
@@ -143,11 +142,6 @@ def method_of(params: Any, name: str = "") -> Method:
     return alike.get(name, next(iter(alike.values())))
 
 
-def moment_layers(params: Iterable[Params]) -> list[int]:
-    """The layers whose second moments hyper-parameters need."""
-    return sorted({layer for one in params for layer in method_of(one).moments(one)})
-
-
 @overload
 def compute(
     lm: LanguageModel, requests: EditRequest | Sequence[EditRequest], *, method: str, hparams: Params | None = ...,
@@ -181,7 +175,7 @@ def compute(
     variant = Variant(chosen, hparams_for(lm, chosen, **given))
     session = Session(lm, stats=stats, corpus=corpus, moment_tokens=moment_tokens)
     asked = [requests] if isinstance(requests, EditRequest) else list(requests)
-    check(session, [variant], requests=asked)
+    session.check([variant], requests=asked)
     return chosen.solve(session, asked, variant.params)[0]
 
 
@@ -196,3 +190,50 @@ def prepare(session: Session, requests: Sequence[EditRequest], params: Params) -
     """Find keys and v* of all requests side by side, for every search a method makes, unless they are known."""
     for name, search in method_of(params).searches(session.lm, params):
         session.prepare(name, requests, search)
+
+
+PRESETS: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "presets.json").read_text("utf-8"))
+RELEASED = {"objective": "last-position", "kl_position": "subject"}  # in either lineage
+FLAVOURS: dict[str, dict[str, Any]] = {  # what the two lineages of released code do on every model
+    "meng-2022": {"covariance": True, "contexts": "meng-2022"} | RELEASED,
+    "yang-2024": {"covariance": False, "contexts": "yang-2024"} | RELEASED,
+}
+OWN = "editlib.json"  # a model's own settings, in its folder
+FAMILIES = {"c-rome": "rome", "p-rome": "rome", "r-rome": "rome", "emmet": "rome"}  # these share v*, hence settings
+
+Settings = dict[str, dict[str, Any]]  # by method, or by the method whose settings others share
+
+
+def preset_of(lm: LanguageModel) -> dict[str, Any]:
+    """The preset for models of this type, number of layers and shape of the edited weight; empty if there is none."""
+    shape = [lm.model.config.model_type, lm.num_layers, *lm.weight(0).shape]
+    return next((preset for preset in PRESETS.values() if preset["shape"] == shape), {})
+
+
+def defaults(lm: LanguageModel, method: str, flavour: str | None, files: Sequence[Settings]) -> dict[str, Any]:
+    """Every setting known for a method on a model: middle layers, then those of its shape, of files in their order, of
+    the flavour."""
+    middle = (lm.num_layers - 1) // 2  # never the last layer: what it adds at the subject reaches no later token
+    chosen: dict[str, Any] = {"layer": middle, "layers": tuple(range(max(middle - 4, 0), middle + 1))}
+    for settings in (preset_of(lm).get("any", {}), *files):
+        chosen |= settings.get(FAMILIES.get(method, method), {}) | settings.get(method, {})
+    return chosen | (FLAVOURS[flavour] if flavour else {})
+
+
+def read_preset(path: Path, known: Mapping[str, Collection[str]]) -> Settings:
+    """Settings by method from a JSON file such as {"rome": {"layer": 5}}, given the names each method has.
+
+    Raises `EditlibError` if it is missing or damaged, or holds an unknown name.
+    """
+    try:
+        settings: Settings = json.loads(path.read_text("utf-8"))
+        named = {method: list(values) for method, values in settings.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise EditlibError(f'preset {path} cannot be read: {error}; write {{"rome": {{"layer": 5}}}}') from error
+    for method, names in named.items():
+        if method not in known:
+            raise unknown(f"preset {path}: method", method, known)
+        for name in names:
+            if name not in known[method]:
+                raise unknown(f"preset {path}: {method}'s hyper-parameter", name, sorted(known[method]))
+    return settings

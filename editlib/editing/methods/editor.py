@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from editlib.errors import EditlibError
 from editlib.files import write_tensors
-from editlib.models.language_model import LanguageModel, widened
-from editlib.models.layout import oriented
+from editlib.models.language_model import LanguageModel, oriented, widened
 from editlib.models.tokens import Encoded, pad
 from editlib.models.trace import trace
 

@@ -15,8 +15,7 @@ import torch
 from pydantic import NonNegativeFloat
 
 from editlib.data.request import EditRequest
-from editlib.editing.change import LowRank
-from editlib.editing.edit import Edit
+from editlib.editing.edit import Edit, LowRank
 from editlib.editing.method import State
 from editlib.editing.methods.rome import RankOne, RankOneParams
 from editlib.errors import EditlibError

@@ -16,8 +16,7 @@ from pydantic import PositiveFloat
 from torch import Tensor
 
 from editlib.data.request import EditRequest
-from editlib.editing.change import Change, LowRank
-from editlib.editing.edit import Edit
+from editlib.editing.edit import Change, Edit, LowRank
 from editlib.editing.method import Method, State
 from editlib.engine.values import ValueParams, read_at, read_keys
 from editlib.errors import EditlibError

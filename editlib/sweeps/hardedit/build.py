@@ -19,7 +19,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from editlib.data.datasets import Case
 from editlib.data.request import EditRequest
-from editlib.editing.check import check
 from editlib.editing.method import moments_of
 from editlib.editing.methods import variants_of
 from editlib.editing.session import Session
@@ -28,8 +27,8 @@ from editlib.errors import EditlibError
 from editlib.files import aside, write_json
 from editlib.measuring.statistics import COLLAPSE_RATIO, collapsed
 from editlib.models.language_model import LanguageModel
-from editlib.sweeps.folder import PlannedFolder
 from editlib.sweeps.hardedit.authors import BATCH, Author, Unusable
+from editlib.sweeps.parts import PlannedFolder
 from editlib.sweeps.plan import described
 from editlib.sweeps.single import sweep
 from editlib.text import finite
@@ -112,7 +111,7 @@ def build(
         raise EditlibError(f"n={n} is out of range; ask for 1 case or more")
     collapsed(1.0, collapse_ratio)  # raises for one that is none
     session, variants = Session(lm, stats=stats, corpus=corpus), variants_of(lm, "rome")
-    check(session, variants.values(), texts=texts)
+    session.check(variants.values(), texts=texts)
     folder = set_folder(out)
     resumed = folder.check(resume=resume)
     judged = described(session, (), variants, texts)

@@ -10,8 +10,7 @@ from torch import Tensor
 from editlib.data.request import EditRequest
 from editlib.editing.methods import compute
 from editlib.editing.methods.ft import FtlParams, FtParams, Objective
-from editlib.models.language_model import LanguageModel
-from editlib.models.layout import oriented
+from editlib.models.language_model import LanguageModel, oriented
 
 LAYER = 1
 PARAMS = FtParams(layer=LAYER, steps=4, learning_rate=0.01)

@@ -16,8 +16,7 @@ from editlib.editing.stats import Stats
 from editlib.engine.prefixes import prefix_contexts
 from editlib.errors import EditlibError
 from editlib.measuring.scores import target_probability
-from editlib.models.language_model import LanguageModel
-from editlib.models.layout import oriented
+from editlib.models.language_model import LanguageModel, oriented
 
 SEARCH = MemitParams(layers=(0, 1), steps=4, learning_rate=0.3, moment_weight=3.0)
 REQUESTS = [

@@ -26,8 +26,7 @@ from editlib.editing.methods.training import MendRecipe, attempt, digest, draw, 
 from editlib.editing.session import Session
 from editlib.errors import EditlibError
 from editlib.files import TESTBED
-from editlib.models.language_model import LanguageModel, widened
-from editlib.models.layout import oriented
+from editlib.models.language_model import LanguageModel, oriented, widened
 from editlib.models.tokens import Encoded, encode, pad
 from editlib.testbed.cases import training_cases
 from editlib.testbed.world import build_world

@@ -8,8 +8,7 @@ import pytest
 from transformers import AutoConfig
 
 import editlib as el
-from editlib.editing.methods import METHODS, Params, hparams_for
-from editlib.editing.methods.presets import PRESETS, preset_of
+from editlib.editing.methods import METHODS, PRESETS, Params, hparams_for, preset_of
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
 
