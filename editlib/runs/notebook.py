@@ -53,6 +53,7 @@ def run_notebook(asked: Plan, stage: Path, *, root: Path, timeout: int | None, s
 
 def _execute(asked: Plan, stage: Path, timeout: int | None, seen: Seen) -> None:
     import papermill
+    from nbclient.exceptions import CellTimeoutError
     from papermill.clientwrap import PapermillNotebookClient
     from papermill.engines import Engine, papermill_engines
     from traitlets.config import Config
@@ -81,13 +82,19 @@ def _execute(asked: Plan, stage: Path, timeout: int | None, seen: Seen) -> None:
     for name in ("papermill", "traitlets"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what they have to say, an exception says too
     with tempfile.TemporaryDirectory(prefix="editlib-") as private, (Path(private) / "stderr").open("w+b") as kernel:
-        papermill.execute_notebook(
-            _prepared(asked), output, dict(asked.parameters), cwd=stage,
-            engine_name="editlib", kernel_name="python3", progress_bar=False,
-        )  # fmt: skip
+        timeout_error = None
+        try:
+            papermill.execute_notebook(
+                _prepared(asked), output, dict(asked.parameters), cwd=stage,
+                engine_name="editlib", kernel_name="python3", progress_bar=False,
+            )  # fmt: skip
+        except CellTimeoutError as error:
+            timeout_error = error
         kernel.seek(0)
-        if b"surrogates not allowed" in kernel.read():  # the kernel goes on, but without that output
-            raise RunFailed("it printed half a surrogate pair, which is no text; leave it out")
+        if b"surrogates not allowed" in kernel.read():  # the kernel loses that output, and at times the cell's end
+            raise RunFailed("it printed half a surrogate pair, which is no text; leave it out") from timeout_error
+        if timeout_error is not None:
+            raise timeout_error
 
 
 def _prepared(asked: Plan) -> Any:

@@ -69,7 +69,7 @@ def test_address_says_what_is_shown(page: Page, runs: list[Manifest]) -> None:
     page.get_by_label("Profile", exact=True).select_option("full")
     page.get_by_label("Search").last.fill("key")
     page.locator(".runs-table th", has_text="Duration").get_by_role("button").press("Enter")
-    eventually(lambda: page.url.partition("?")[2], "profile=full&search=key&sort=duration")
+    eventually(lambda: page.evaluate("location.search"), "?profile=full&search=key&sort=duration")
     rows = shown(page)
     assert 1 < len(rows) < len(runs)
     page.reload()

@@ -117,11 +117,15 @@ def test_a_failed_notebook_is_kept_aside_and_leaves_no_run(empty: Path) -> None:
     assert [path.name for path in (empty / "_build" / "staging").iterdir()] == [".lock"]
 
 
-def test_a_cell_that_takes_too_long_is_stopped(empty: Path) -> None:
+@pytest.mark.parametrize(
+    ("printed", "reason"), [("a", "timed out"), ("\\ud800", "half a surrogate pair")], ids=["text", "no text"]
+)
+def test_a_cell_that_takes_too_long_is_stopped(empty: Path, printed: str, reason: str) -> None:
+    """A kernel that cannot send what a cell printed may take long for that."""
     with (empty / "notebooks" / "toy.py").open("a") as file:
-        file.write("\nimport time\n\ntime.sleep(60)\n")
-    with pytest.raises(RunFailed, match="see _build/failed/toy.ipynb"):
-        execute("toy", root=empty, timeout=1)
+        file.write(f"\nimport time\n\nprint('{printed}')\ntime.sleep(60)\n")
+    with pytest.raises(RunFailed, match=f"{reason}.*see _build/failed/toy.ipynb"):
+        execute("toy", root=empty, timeout=2)
 
 
 def test_an_output_folder_that_cannot_be_written_is_named(empty: Path) -> None:
