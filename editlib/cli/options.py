@@ -118,6 +118,9 @@ Cases = Annotated[
         "--data", callback=known_data, help="Edit cases: a name or a path.  [default: testbed for testbed models]"
     ),
 ]
+Split = Annotated[
+    str | None, typer.Option(help="Take the cases of this split: of facts, tune or test.  [default: all]")
+]
 CollapseRatio = Annotated[float, typer.Option(callback=_ratio, help="Collapsed from this many times unedited on.")]
 
 
@@ -150,14 +153,14 @@ def texts_for(model: str, name: str | None) -> list[str] | None:
     return texts_of(name)
 
 
-def cases_for(model: str, name: str | None, *, lacking: str) -> list["Case"]:
+def cases_for(model: str, name: str | None, *, split: str | None = None, lacking: str) -> list["Case"]:
     """Edit cases by name, for testbed models their own if none is given; `lacking` says what is missing without."""
     from editlib.data import datasets as data
 
     name = name or ("testbed" if model.startswith("testbed/") else None)
     if name is None:
         raise EditlibError(f"{lacking}; give --data NAME or PATH")
-    return list(_told(name, data.read_cases(name)).cases)
+    return data.of_split(_told(name, data.read_cases(name)).cases, split)
 
 
 def texts_of(name: str | None) -> list[str] | None:

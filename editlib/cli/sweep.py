@@ -24,6 +24,7 @@ from editlib.cli.options import (
     MomentTokens,
     Preset,
     Revision,
+    Split,
     Stats,
     Texts,
     cases_for,
@@ -46,6 +47,7 @@ def sweep(
     model: Model,
     out: Annotated[Path, typer.Option(help="New folder for the table, or with --resume the one to go on with.")],
     cases: Cases = None,
+    split: Split = None,
     method: Methods = None,
     texts: Texts = None,
     n: Annotated[int | None, typer.Option("-n", "--n", min=1, help="Cases to draw.  [default: all]")] = None,
@@ -94,7 +96,10 @@ def sweep(
     if sequential and (no_scores or per_sentence):
         raise EditlibError("--sequential keeps no scores and no sentences; leave --no-scores and --per-sentence out")
     check_new(None if out.exists() else out)
-    pool, measured = cases_for(model, cases, lacking=f"no cases to edit {model} with"), _needed_texts(model, texts)
+    pool, measured = (
+        cases_for(model, cases, split=split, lacking=f"no cases to edit {model} with"),
+        _needed_texts(model, texts),
+    )
     source, hparams = texts_of(corpus), {"flavour": flavour, "preset": preset} | values(hparam)
 
     from editlib.data import datasets as data

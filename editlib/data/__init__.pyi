@@ -8,6 +8,7 @@ from .datasets import fingerprint as fingerprint
 from .datasets import get as get
 from .datasets import import_file as import_file
 from .datasets import locate as locate
+from .datasets import of_split as of_split
 from .datasets import present as present
 from .datasets import read as read
 from .datasets import read_cases as read_cases

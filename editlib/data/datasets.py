@@ -50,15 +50,15 @@ class Reading:
         return len(self.cases) + len(self.texts) + len(self.rejected)
 
 
-def cases(source: Any) -> list[Case]:
+def cases(source: Any, *, split: str | None = None) -> list[Case]:
     """Edit cases from whatever holds them: a data name or path as `read_cases` takes it, a pandas DataFrame, or one or
-    several cases, requests or records, which are objects in one of `CASE_FORMS`.
+    several cases, requests or records, which are objects in one of `CASE_FORMS`; all, or those of one split.
 
-    Requests, and records without one, get their position as `case_id`. Raises `EditlibError` for what is no case, and
-    for a `case_id` given twice.
+    Requests, and records without one, get their position as `case_id`. Raises `EditlibError` for what is no case,
+    for a `case_id` given twice, and as `of_split` does.
     """
     if isinstance(source, str | Path):
-        return list(read_cases(source).cases)
+        return of_split(read_cases(source).cases, split)
     if hasattr(source, "to_json"):  # a DataFrame; an empty cell is no field
         rows = json.loads(source.to_json(orient="records"))
         source = [{name: cell for name, cell in row.items() if cell is not None} for row in rows]
@@ -72,12 +72,24 @@ def cases(source: Any) -> list[Case]:
                 raise EditlibError(f"case_id {case.case_id} is given twice")
         except EditlibError as error:
             raise EditlibError(f"case {position}: {error}") from error
-    return list(given.values())
+    return of_split(list(given.values()), split)
 
 
-def requests(source: Any) -> list[EditRequest]:
+def of_split(pool: Sequence[Case], split: str | None) -> list[Case]:
+    """The cases of one split, or all for None; raises `EditlibError` for a split that none of them is in."""
+    if split is None:
+        return list(pool)
+    known = sorted({case.split for case in pool if case.split})
+    if not known:
+        raise EditlibError(f"split {split!r} is not there: these cases have no splits; leave split out")
+    if split not in known:
+        raise unknown("split", split, known)
+    return [case for case in pool if case.split == split]
+
+
+def requests(source: Any, *, split: str | None = None) -> list[EditRequest]:
     """The requests of `cases`."""
-    return [case.request for case in cases(source)]
+    return [case.request for case in cases(source, split=split)]
 
 
 def _case(item: Any, position: int) -> Case:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from editlib.data.request import EditRequest
@@ -21,7 +21,8 @@ class Case:
     """One edit request with its test prompts.
 
     `neighborhood_answers` are the answers to the neighborhood prompts, one each; none means that
-    `request.target_true` answers them all.
+    `request.target_true` answers them all. `split` and `group` are the file's own names for its parts, where it has
+    any: `facts` is split into `tune` and `test`, and groups its subjects into `plain`, `full stop` and `doubled`.
     """
 
     case_id: int
@@ -29,6 +30,8 @@ class Case:
     paraphrase_prompts: tuple[str, ...] = ()
     neighborhood_prompts: tuple[str, ...] = ()
     neighborhood_answers: tuple[str, ...] = ()
+    split: str | None = None
+    group: str | None = None
 
 
 def form_of(value: Any, forms: Sequence[str]) -> str:
@@ -49,7 +52,10 @@ def parse(value: Any, form: str, position: int) -> Case | str:
         return _clean("the text", value)
     if not isinstance(value, dict):
         raise EditlibError(f"it is {_kind(value)}, not an object")
-    return PARSERS[form](value, position)
+    parsed = PARSERS[form](value, position)
+    if isinstance(parsed, str):
+        return parsed
+    return replace(parsed, **{key: value[key] for key in ("split", "group") if isinstance(value.get(key), str)})
 
 
 def _counterfact(record: dict[str, Any], position: int) -> Case:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from editlib import data
 from editlib.cli import run_app
 from editlib.editing.session import Session
 from editlib.sweeps.parts import Parts
@@ -177,6 +178,10 @@ def test_mistakes_are_named(mistake: Mistake, tmp_path: Path, texts: Path) -> No
     assert "method 'rom' is unknown; did you mean rome?" in mistake(*arguments(out, texts, "--method", "rom"))
     assert "'step' is unknown" in mistake(*arguments(out, texts, "-p", "step", "2"))
     assert "n=9999 is out of range" in mistake(*arguments(out, texts, "-n", "9999"))
+    assert "these cases have no splits" in mistake(*arguments(out, texts, "--split", "tune"))
+    drawn = arguments(out, texts, "--data", "facts", "-n", "9999", "--split")
+    assert "split 'tuned' is unknown; did you mean tune?" in mistake(*drawn, "tuned")
+    assert f"there are {len(data.cases('facts', split='tune'))} cases" in mistake(*drawn, "tune")
     assert "--retest is for --sequential" in mistake(*arguments(out, texts, "--retest"))
     assert "--retry-failed is for --resume" in mistake(*arguments(out, texts, "--retry-failed"))
     assert "--every is for --sequential" in mistake(*arguments(out, texts, "--every", "2"))

@@ -379,3 +379,34 @@ def test_subject_tokens_do_not_count_special_tokens(
     assert found.first == length
     assert (found.count, found.kind) == (expected.count, kind)
     assert found.last == found.first + found.count - 1
+
+
+# -- splits and groups ---------------------------------------------------------------------------------
+
+
+def test_cases_of_one_split_are_read_and_keep_their_split_and_group() -> None:
+    parts = {split: data.cases("facts", split=split) for split in ("tune", "test")}
+    assert all({case.split for case in part} == {split} for split, part in parts.items())
+    together = sorted(parts["tune"] + parts["test"], key=lambda case: case.case_id)
+    assert together == data.cases("facts") and len(parts["tune"]) * 4 <= len(parts["test"]) < len(together)
+    assert {case.group for case in together} == {"plain", "full stop", "doubled"}
+    assert data.requests("facts", split="tune") == [case.request for case in parts["tune"]]
+
+
+def test_splits_are_taken_from_records_and_cases_too() -> None:
+    records = [record(1, split="tune"), record(2, split="test"), record(3, split=4)]
+    assert [(case.case_id, case.split) for case in data.cases(records)] == [(1, "tune"), (2, "test"), (3, None)]
+    for source in (records, data.cases(records), pd.DataFrame(records)):
+        assert [case.case_id for case in data.cases(source, split="test")] == [2]
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("testbed", "split 'tune' is not there: these cases have no splits; leave split out"),
+        ([record(1, split="dev")], "split 'tune' is unknown; use one of dev"),
+    ],
+)
+def test_a_split_that_is_not_there_is_refused(source: object, reason: str) -> None:
+    with pytest.raises(EditlibError, match=f"^{reason}$"):
+        data.cases(source, split="tune")
