@@ -8,7 +8,8 @@ from editlib.errors import EditlibError
 from editlib.files import TESTBED, cache_folder
 
 SHIPPED = {name: TESTBED / f"{name}.json" for name in ("testbed", "testbed-ppl-50", "testbed-ppl-1k")}
-SHIPPED["facts"] = Path(__file__).parent / "shipped" / "facts.jsonl"  # about the real world; made by tools/facts.py
+REAL_WORLD = ("facts", "prose-50", "prose-500")  # facts are written by tools/facts.py, texts by hand
+SHIPPED |= {name: Path(__file__).parent / "shipped" / f"{name}.jsonl" for name in REAL_WORLD}
 
 ROME = "https://rome.baulab.info/data/dsets/"
 SPREAD = "https://github.com/Jometeorie/KnowledgeSpread/tree/51d7402617c2e52bde0dc11b76e400c3725a181a/data/counterfact"

@@ -176,8 +176,8 @@ def test_unknown_data_is_refused() -> None:
     with pytest.raises(EditlibError) as caught:
         data.cases("nothing")
     assert str(caught.value) == (
-        "data 'nothing' is neither a file nor one of testbed, testbed-ppl-50, testbed-ppl-1k, facts, counterfact, "
-        "counterfact-easyedit, zsre, hardcf, hardedit, me-ppl-50, me-ppl-1k, me-ppl-10k"
+        "data 'nothing' is neither a file nor one of testbed, testbed-ppl-50, testbed-ppl-1k, facts, prose-50, "
+        "prose-500, counterfact, counterfact-easyedit, zsre, hardcf, hardedit, me-ppl-50, me-ppl-1k, me-ppl-10k"
     )
 
 
