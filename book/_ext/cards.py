@@ -1,17 +1,21 @@
-"""Compare the shipped testbed models in the book, from the cards beside their weights.
+"""Models in the book: the shipped ones from the cards beside their weights, others from what was measured of them.
 
 `{model-cards} anchored control` makes a table: one row per entry, one column per model, differing recipe
-entries in bold.
+entries in bold. A page `smollm2.md` with a file `smollm2.json` beside it quotes that file's entries, as it would those
+of a run: `{{ smollm2_layers }}`.
 """
 
 from __future__ import annotations
 
 import json
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from runs import quote
 from sphinx.application import Sphinx
+from sphinx.config import Config
 from sphinx.util.docutils import SphinxDirective
 
 
@@ -67,6 +71,16 @@ class ModelCards(SphinxDirective):
         return self.parse_text_to_nodes("\n".join(lines))
 
 
+def quote_cards(app: Sphinx, config: Config) -> None:
+    """Let pages quote the entries of the JSON files beside them."""
+    for path in Path(app.srcdir).glob("*.json"):
+        if path.with_suffix(".md").is_file():
+            card = json.loads(path.read_text("utf-8"))
+            texts = {f"{path.stem}_{key}": quote(key, value) for key, value in card.items()}
+            config.myst_substitutions = {**config.myst_substitutions, **texts}
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
+    app.connect("config-inited", quote_cards)
     app.add_directive("model-cards", ModelCards)
     return {"version": "1", "parallel_read_safe": True}
