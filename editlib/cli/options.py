@@ -15,7 +15,7 @@ from editlib.cli.output import note
 from editlib.data.sources import SOURCES
 from editlib.editing.names import FLAVOURS, METHODS
 from editlib.errors import EditlibError, unknown
-from editlib.models.names import DTYPES, hub_id, locate
+from editlib.models.names import DTYPES, PACKAGED, gguf_file, hub_id, locate
 
 if TYPE_CHECKING:
     from editlib.data.datasets import Case, Reading
@@ -41,7 +41,7 @@ def one_of(kind: str, known: Sequence[str]) -> Callable[[Any], Any]:
 
 def _model(context: typer.Context, name: str) -> str:
     revision = context.params.get("revision")  # an eager option, so it is known by now
-    if locate(name) is None:
+    if locate(name) is None and gguf_file(name) is None:
         hub_id(f"{name}@{revision}" if revision else name)
     return name
 
@@ -68,7 +68,7 @@ def _ratio(ratio: float) -> float:
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-MODEL = "testbed/anchored, testbed/control, a folder, or a hub id."
+MODEL = f"testbed/anchored, testbed/control, {', '.join(PACKAGED)}, a folder, a GGUF file, or a hub id."
 Model = Annotated[str, typer.Option(callback=_model, help=MODEL)]
 ModelArgument = Annotated[str, typer.Argument(callback=_model, help=MODEL)]
 Dtype = Annotated[str, typer.Option(callback=one_of("dtype", DTYPES), help=f"{', '.join(DTYPES)}.")]

