@@ -23,6 +23,7 @@ INPUTS = {
     "files": {"quiz": DIGEST},
     "presets": None,
 }
+MOMENTS = {"tokens": 64_000, "window": 128, "first_position": "keep", "source": "corpus"}
 HPARAMS = {"testbed/anchored": {"rome": {"layer": 2, "clamp": 12.0, "keys": "mixed", "layers": [1, 2]}}}
 HOSTILE = (
     "../../etc/passwd",
@@ -125,7 +126,9 @@ def record(**changes: Any) -> dict[str, Any]:
         "cells": [0.5, 60.25],
         "metrics": {"n": 3, "worst": "inf"},
         "hparams": HPARAMS,
-        "moment_tokens": {"testbed/anchored": 64_000},
+        "moments": {
+            "testbed/anchored": {"tokens": 64_000, "window": 128, "first_position": "keep", "source": "corpus"}
+        },
         "sources": {},
         "authors": [],
     } | changes
@@ -134,7 +137,7 @@ def record(**changes: Any) -> dict[str, Any]:
 def record_of_two(**changes: Any) -> dict[str, Any]:
     """The same as manifests of schema 2 tell it."""
     told = record(schema=2, inputs={name: value for name, value in INPUTS.items() if name != "presets"}, **changes)
-    return {key: value for key, value in told.items() if key not in ("hparams", "moment_tokens", "sources", "authors")}
+    return {key: value for key, value in told.items() if key not in ("hparams", "moments", "sources", "authors")}
 
 
 def make_run(root: Path, *, files: dict[str, str] | None = None, schema: int = 3, **changes: Any) -> manifest.Manifest:

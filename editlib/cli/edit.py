@@ -13,6 +13,7 @@ from editlib.cli.options import (
     Corpus,
     Device,
     Dtype,
+    FirstPosition,
     Flavour,
     Hparams,
     Json,
@@ -21,6 +22,7 @@ from editlib.cli.options import (
     Model,
     ModelArgument,
     MomentTokens,
+    MomentWindow,
     Preset,
     Revision,
     Split,
@@ -64,6 +66,8 @@ def edit(
     stats: Stats = None,
     corpus: Corpus = None,
     moment_tokens: MomentTokens = None,
+    moment_window: MomentWindow = 128,
+    first_position: FirstPosition = "keep",
     texts: Texts = None,
     bos: Annotated[bool, typer.Option("--bos", help="Put the tokenizer's BOS token before every text.")] = False,
     collapse_ratio: CollapseRatio = 5.0,
@@ -94,13 +98,14 @@ def edit(
     from editlib.models.tokens import encode_texts
 
     given = moments.load(stats) if stats else None
+    read = moments.MomentOptions(tokens=moment_tokens, window=moment_window, first_position=first_position)
     lm = load_model(model, dtype=dtype, device=device, revision=revision, layout=layout)
     hparams = methods.hparams_for(lm, method, flavour=flavour, preset=preset, **options)
     if measured:
         encode_texts(lm, measured, bos=bos)  # what compute does not look at
     with alive(f"{method} edits {model}", quiet=as_json):
         change = methods.compute(
-            lm, asked, method=method, hparams=hparams, stats=given, corpus=source, moment_tokens=moment_tokens
+            lm, asked, method=method, hparams=hparams, stats=given, corpus=source, moment_options=read
         )
         report = before_after(lm, change, texts=measured, bos=bos, collapse_ratio=collapse_ratio)
     emit(report.record() if as_json else report.table())

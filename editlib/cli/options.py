@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -106,6 +106,13 @@ Corpus = Annotated[
 MomentTokens = Annotated[
     int | None,
     typer.Option(min=1, help="Tokens of the corpus to take.  [default: ten a key dimension, and 64,000 at least]"),
+]
+MomentWindow = Annotated[int, typer.Option(min=2, help="Tokens of a window that second moments are read from.")]
+FirstPosition = Annotated[
+    Literal["keep", "drop"],
+    typer.Option(
+        help="Whether second moments keep or drop the first position of each window.",
+    ),
 ]
 Texts = Annotated[
     str | None,

@@ -256,7 +256,7 @@ def _sections(run: "Manifest") -> Iterator[str]:
     yield "Parameters\n" + _listed(**run.parameters)
     yield "Inputs\n" + _listed(notebook=run.inputs.notebook, code=run.inputs.code, **named)
     if run.hparams:
-        yield "Hyper-parameters\n" + _listed(**flat(run.hparams), **flat({"second moments": run.moment_tokens}))
+        yield "Hyper-parameters\n" + _listed(**flat(run.hparams), **flat({"second moments": run.moments}))
     yield "Environment\n" + _listed(**software, commit=git)
     yield "Hardware\n" + _listed(**asdict(run.hardware) | {"gpus": ", ".join(run.hardware.gpus) or "none"})
     yield "Numbers\n" + _listed(**run.metrics)

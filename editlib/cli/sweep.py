@@ -15,6 +15,7 @@ from editlib.cli.options import (
     Corpus,
     Device,
     Dtype,
+    FirstPosition,
     Flavour,
     Hparams,
     Json,
@@ -22,6 +23,7 @@ from editlib.cli.options import (
     Methods,
     Model,
     MomentTokens,
+    MomentWindow,
     Preset,
     Revision,
     Split,
@@ -74,6 +76,8 @@ def sweep(
     stats: Stats = None,
     corpus: Corpus = None,
     moment_tokens: MomentTokens = None,
+    moment_window: MomentWindow = 128,
+    first_position: FirstPosition = "keep",
     collapse_ratio: CollapseRatio = 5.0,
     dtype: Dtype = "float32",
     device: Device = "cpu",
@@ -112,9 +116,10 @@ def sweep(
     sweep_folder(out).check(resume=resume)
     chosen = pool if n is None else data.draw(pool, n, seed=seed)
     bar = sys.stderr.isatty()
+    read = moments.MomentOptions(tokens=moment_tokens, window=moment_window, first_position=first_position)
     options: dict[str, Any] = {
         "texts": measured, "out": out, "resume": resume, "retry_failed": retry_failed, "answers": answers,
-        "stats": moments.load(stats) if stats else None, "corpus": source, "moment_tokens": moment_tokens,
+        "stats": moments.load(stats) if stats else None, "corpus": source, "moment_options": read,
         "progress": bar,
     }  # fmt: skip
     lm = load_model(model, dtype=dtype, device=device, revision=revision, layout=layout)

@@ -34,13 +34,15 @@ def subject_tokens(lm: LanguageModel, request: EditRequest) -> SubjectTokens:
     return SubjectTokens(end - start, start, end - 1)
 
 
+def has_prose(lm: LanguageModel) -> bool:
+    """Whether a model is of the testbed, whose world has prose without end."""
+    return lm.folder is not None and (lm.folder / "card.json").is_file()
+
+
 def corpus(lm: LanguageModel, tokens: int) -> list[str]:
     """Prose of the testbed's world, enough for `tokens` tokens; `EditlibError` for any other model."""
-    card = lm.folder / "card.json" if lm.folder else None
-    if card is None or not card.is_file():
-        raise EditlibError(
-            f"no corpus for the second moments of {lm.label}; give one (corpus=, --corpus FILE) "
-            "or leave C out (covariance=False, --no-covariance)"
-        )
-    seed = json.loads(card.read_text(encoding="utf-8"))["recipe"]["seed"]
+    if not has_prose(lm):
+        raise EditlibError(f"{lm.label} is no model of the testbed, and has no prose of its own; give texts")
+    assert lm.folder
+    seed = json.loads((lm.folder / "card.json").read_text(encoding="utf-8"))["recipe"]["seed"]
     return [text.removesuffix(END_OF_TEXT) for text in islice(documents(build_world(seed), seed=2), tokens // 200 + 10)]

@@ -14,7 +14,7 @@ from torch import Tensor
 from editlib.data.request import EditRequest
 from editlib.editing.edit import Change, Edit, Intervention
 from editlib.editing.method import Method, Variant, moments_of
-from editlib.editing.stats import Needed, Stats, needed_moments
+from editlib.editing.stats import MomentOptions, Needed, Stats, StatsHeader, needed_moments
 from editlib.engine.passes import Passes, Past
 from editlib.engine.perplexity import (
     PAPERS,
@@ -51,13 +51,13 @@ class Session:
         *,
         stats: Stats | None = None,
         corpus: Sequence[str] | None = None,
-        moment_tokens: int | None = None,
+        moment_options: MomentOptions | None = None,
     ) -> None:
         self.lm = lm
-        self._stats, self._corpus, self._moment_tokens = stats, corpus, moment_tokens
+        self._stats, self._corpus, self._options = stats, corpus, moment_options or MomentOptions()
         self._needed: Needed | None = None
         self._factors: dict[int, Tensor] = {}
-        self._tokens: dict[int, int] = {}  # that a layer's second moments are means of
+        self._headers: dict[int, StatsHeader] = {}  # what a layer's second moments are means of
         self._files: dict[Hashable, Any] = {}  # what follows from files alone
         self._kept: dict[Hashable, Any] = {}  # what concerns the model
         self._found: dict[Hashable, Any] = {}  # what concerns a request
@@ -173,9 +173,11 @@ class Session:
         edit = Edit(method.name, tuple(requests), changes, asdict(params), self.lm.fingerprint, dtype=dtype)
         whole, delta = math.hypot(*map(self.weight_norm, changes)), edit.norm()
         norms = {"delta_norm": delta, "weight_norm": whole, "relative_delta_norm": delta / whole}
-        tokens = min((self._tokens[layer] for layer in method.moments(params)), default=None)
+        header = next((self._headers[layer] for layer in method.moments(params)), None)  # all were read alike
         width = max((self.lm.weight(layer).shape[1] for layer in method.moments(params)), default=1)
-        behind = {"moment_tokens": tokens, "moment_tokens_per_dimension": tokens and tokens / width}
+        read = ("tokens", "window", "first_position", "source")
+        behind = {f"moment_{name}": getattr(header, name, None) for name in read}
+        behind["moment_tokens_per_dimension"] = header and header.tokens / width
         return replace(edit, diagnostics=ABSENT | dict(numbers) | norms | behind)
 
     def perplexities(
@@ -218,8 +220,8 @@ class Session:
             for layer in missing:
                 self._stats.require(self.lm, layer)
         elif self._needed is None or not self._needed.paths.keys() >= set(missing):
-            tokens = self._moment_tokens
-            self._needed = needed_moments(self.lm, missing, corpus=self._corpus, tokens=tokens) if missing else None
+            corpus, options = self._corpus, self._options
+            self._needed = needed_moments(self.lm, missing, corpus=corpus, options=options) if missing else None
 
     def load_moments(self, layers: Sequence[int]) -> None:
         """Get the second moments of several layers, in one pass over the corpus where they are not known."""
@@ -230,17 +232,15 @@ class Session:
         assert stats  # one of them is there, or `find_moments` has said why not
         for layer in layers if self._stats else stats.moments:
             self._factors[layer] = _factor(stats.require(self.lm, layer).to(self.lm.device))
-            self._tokens[layer] = stats.header.tokens
+            self._headers[layer] = stats.header
 
     @property
-    def moment_source(self) -> dict[str, Any] | None:
-        """What second moments follow from beside the model, as JSON; None for the testbed's own prose."""
+    def moment_source(self) -> dict[str, Any]:
+        """What second moments follow from beside the model, as JSON; its `corpus` is None where none was given."""
         if self._stats:
             return asdict(self._stats.header)
         texts = None if self._corpus is None else hashlib.sha256(json.dumps(list(self._corpus)).encode()).hexdigest()
-        return (
-            None if texts is None and self._moment_tokens is None else {"corpus": texts, "tokens": self._moment_tokens}
-        )
+        return {"corpus": texts} | asdict(self._options)
 
     def file(self, key: Hashable, read: Callable[[], T]) -> T:
         """What a file holds, read the first time; it stays when the model changes."""

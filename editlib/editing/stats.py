@@ -4,26 +4,49 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from editlib.data.for_models import corpus as prose
-from editlib.errors import EditlibError
+from editlib.data.for_models import has_prose
+from editlib.engine.samples import RULE as SAMPLING_RULE
+from editlib.engine.samples import check_sampling, own_windows
+from editlib.errors import EditlibError, unknown
 from editlib.files import cache_folder, write_tensors
 from editlib.models.language_model import LanguageModel
 from editlib.models.trace import trace
 
 log = logging.getLogger(__name__)
 
+FirstPosition = Literal["keep", "drop"]
+FIRST_POSITIONS: tuple[FirstPosition, ...] = get_args(FirstPosition)
 WINDOW = 128  # tokens; every window starts at position 0, which large models treat unlike the others
 BATCH = 16  # windows a forward pass
 TOKENS_PER_DIMENSION = 10  # enough for large models (Minimal Precomputation, ACL Findings 2025)
 LEAST_TOKENS = 64_000  # on the testbed, ten a dimension made collapses three times as deep as a hundred
+
+
+@dataclass(frozen=True, kw_only=True)
+class MomentOptions:
+    """How second moments are read: from how many `tokens` (ten a key dimension and at least 64,000 if not given), in
+    windows of how many, and whether the first position of each window, whose key large models make unlike all others,
+    is kept or dropped.
+    """
+
+    tokens: int | None = None
+    window: int = WINDOW
+    first_position: FirstPosition = "keep"
+
+    def __post_init__(self) -> None:
+        if self.first_position not in FIRST_POSITIONS:
+            raise unknown("first_position", self.first_position, FIRST_POSITIONS)
+        if self.window < 2 or (self.tokens is not None and self.tokens < 1):
+            raise EditlibError(f"window {self.window} must be at least 2 and tokens {self.tokens} at least 1")
 
 
 @dataclass(frozen=True)
@@ -32,8 +55,10 @@ class StatsHeader:
 
     model: str  # fingerprint of the unedited model
     corpus: str  # sha256 of the token ids
-    tokens: int
+    tokens: int  # of the windows, whether their first positions are kept or dropped
     window: int
+    first_position: str = "keep"
+    source: str = "corpus"  # or "own text", which the model wrote
 
 
 @dataclass(frozen=True)
@@ -90,23 +115,32 @@ def corpus_windows(lm: LanguageModel, texts: Sequence[str], tokens: int, *, wind
 
 
 @torch.no_grad()
-def second_moments(lm: LanguageModel, windows: Tensor, *, layers: Sequence[int] | None = None) -> Stats:
-    """Mean outer product of the keys at every position of every window, all layers in one pass.
+def second_moments(
+    lm: LanguageModel,
+    windows: Tensor,
+    *,
+    layers: Sequence[int] | None = None,
+    first_position: FirstPosition = "keep",
+    source: str = "corpus",
+) -> Stats:
+    """Mean outer product of the keys at every position of every window, or every one but the first, in one pass.
 
     Source: ROME, equation 2 (C = E[k kᵀ], not centred).
     """
     wanted = range(lm.num_layers) if layers is None else layers
     names = {layer: lm.layout.name(layer) for layer in wanted if lm.down(layer) is not None}
     sums = {layer: torch.zeros(d, d, dtype=torch.float64) for layer in names for d in [lm.weight(layer).shape[1]]}
+    first = int(first_position == "drop")
     for number, batch in enumerate(windows.split(BATCH)):
         log.info("second moments: %d of %d tokens read", number * BATCH * windows.shape[1], windows.numel())
         with trace(lm.model, *names.values(), stop=True) as seen:
             lm.model(batch.to(lm.device))
         for layer, name in names.items():
-            keys = seen[name].input.flatten(0, 1).double()
+            keys = seen[name].input[:, first:].flatten(0, 1).double()
             sums[layer] += (keys.T @ keys).cpu()
-    header = StatsHeader(lm.fingerprint, _hash(windows), windows.numel(), windows.shape[1])
-    return Stats(header, {layer: total / windows.numel() for layer, total in sums.items()})
+    read = windows[:, first:].numel()
+    header = StatsHeader(lm.fingerprint, _hash(windows), windows.numel(), windows.shape[1], first_position, source)
+    return Stats(header, {layer: total / read for layer, total in sums.items()})
 
 
 def _hash(windows: Tensor) -> str:
@@ -115,10 +149,11 @@ def _hash(windows: Tensor) -> str:
 
 @dataclass(frozen=True)
 class Needed:
-    """Second moments that can be had: the tokens they are means of, and where those of each layer are kept."""
+    """Second moments that can be had: what they are means of, and where those of each layer are kept."""
 
     lm: LanguageModel
-    windows: Tensor
+    options: MomentOptions  # with the number of tokens filled in
+    windows: Tensor | None  # of a corpus; None for text that the model writes itself
     paths: dict[int, Path]
 
     def get(self) -> Stats:
@@ -127,14 +162,21 @@ class Needed:
         Raises `EditlibError` if the model is not as it was loaded where they must be computed, or a file is not what
         its name says.
         """
+        first_position, windows = self.options.first_position, self.windows
+        source = "own text" if windows is None else "corpus"
         missing = [layer for layer, path in self.paths.items() if not path.is_file()]
         if missing:
             self.lm.require_untouched("its second moments")
-            fresh = second_moments(self.lm, self.windows, layers=missing)
+            if windows is None:
+                windows = own_windows(self.lm, self.options.tokens or 0, window=self.options.window)
+            fresh = second_moments(self.lm, windows, layers=missing, first_position=first_position, source=source)
             for layer in missing:
                 Stats(fresh.header, {layer: fresh.moments[layer]}).save(self.paths[layer])
         parts = {layer: load(path) for layer, path in self.paths.items()}
-        header = StatsHeader(self.lm.fingerprint, _hash(self.windows), self.windows.numel(), self.windows.shape[1])
+        known = next(iter(parts.values())).header
+        corpus = known.corpus if windows is None else _hash(windows)
+        tokens, window = (known.tokens, known.window) if windows is None else (windows.numel(), windows.shape[1])
+        header = StatsHeader(self.lm.fingerprint, corpus, tokens, window, first_position, source)
         bad = next((self.paths[layer] for layer, part in parts.items() if part.header != header), None)
         if bad:
             raise EditlibError(f"statistics file {bad} was made from something else; remove it")
@@ -146,26 +188,32 @@ def needed_moments(
     layers: Sequence[int],
     *,
     corpus: Sequence[str] | None = None,
-    tokens: int | None = None,
-    window: int = WINDOW,
+    options: MomentOptions | None = None,
 ) -> Needed:
     """See without running the model that `second_moments_of` has what it needs; raises `EditlibError` as it does."""
-    width = max(lm.weight(layer).shape[1] for layer in layers)
+    options = options or MomentOptions()
+    width, window = max(lm.weight(layer).shape[1] for layer in layers), options.window
     least = TOKENS_PER_DIMENSION * width
-    wanted = tokens or -(-max(least, LEAST_TOKENS) // window) * window
-    windows = corpus_windows(lm, prose(lm, wanted) if corpus is None else corpus, wanted, window=window)
-    count = windows.numel()
-    if count < least and not tokens:
-        raise EditlibError(
-            f"the corpus has {count:,} tokens for second moments, {count / width:.1f} a key dimension, which makes "
-            f"edits noise; give one of {least:,} or more, or ask for few by number (moment_tokens=, "
-            "--moment-tokens)"
-        )
-    stem = f"{lm.fingerprint[:16]}-{_hash(windows)[:16]}"
-    needed = Needed(lm, windows, {layer: cache_folder("stats") / f"{stem}-{layer}.safetensors" for layer in layers})
-    if not all(path.is_file() for path in needed.paths.values()):
+    wanted = options.tokens or -(-max(least, LEAST_TOKENS) // window) * window
+    windows = None
+    if corpus is None and not has_prose(lm):
+        check_sampling(lm)
+        stem = f"{lm.fingerprint[:16]}-own-text-{SAMPLING_RULE}-{wanted}-{window}"
+    else:
+        windows = corpus_windows(lm, prose(lm, wanted) if corpus is None else corpus, wanted, window=window)
+        count = windows.numel()
+        if count < least and not options.tokens:
+            raise EditlibError(
+                f"the corpus has {count:,} tokens for second moments, {count / width:.1f} a key dimension, which makes "
+                f"edits noise; give one of {least:,} or more, or ask for few by number (MomentOptions(tokens=), "
+                "--moment-tokens)"
+            )
+        stem = f"{lm.fingerprint[:16]}-{_hash(windows)[:16]}"
+    stem += "" if options.first_position == "keep" else "-less-first"
+    paths = {layer: cache_folder("stats") / f"{stem}-{layer}.safetensors" for layer in layers}
+    if not all(path.is_file() for path in paths.values()):
         lm.require_untouched("its second moments")
-    return needed
+    return Needed(lm, replace(options, tokens=wanted), windows, paths)
 
 
 def second_moments_of(
@@ -175,15 +223,17 @@ def second_moments_of(
     corpus: Sequence[str] | None = None,
     tokens: int | None = None,
     window: int = WINDOW,
+    first_position: FirstPosition = "keep",
 ) -> Stats:
     """Second moments of some layers from the user's cache; what is missing is computed in one pass and put there.
 
-    `tokens` is ten a key dimension and at least 64,000 if not given, and every `window` tokens are a text of their own.
-    The corpus may be left out for testbed models, whose own prose is used. Raises `EditlibError` without a corpus, for
-    one that has less than ten tokens a key dimension unless `tokens` asks for so few, if the model is edited or hooked
-    where they must be computed, or if a cached file is not what its name says.
+    Options are those of `MomentOptions`; every `window` tokens are a text of their own. Without a corpus, testbed
+    models have their own prose, and others write text themselves. Raises `EditlibError` for a corpus that has less than
+    ten tokens a key dimension unless `tokens` asks for so few, for a model that can write no text where it must, if the
+    model is edited or hooked where they must be computed, or if a cached file is not what its name says.
     """
-    return needed_moments(lm, layers, corpus=corpus, tokens=tokens, window=window).get()
+    options = MomentOptions(tokens=tokens, window=window, first_position=first_position)
+    return needed_moments(lm, layers, corpus=corpus, options=options).get()
 
 
 def second_moment(lm: LanguageModel, layer: int, **options: Any) -> Tensor:

@@ -15,16 +15,17 @@ from editlib.engine.passes import Passes, Tokens
 from editlib.errors import EditlibError
 from editlib.files import cache_folder, write_json
 from editlib.models.language_model import LanguageModel
-from editlib.models.tokens import prompt_ids
+from editlib.models.tokens import prompt_ids, text_start
 
 log = logging.getLogger(__name__)
 
-Flavour = Literal["yang-2024", "meng-2022"]
+Flavour = Literal["yang-2024", "meng-2022", "text-start"]
 Source = Literal["held-out", "editing"]
 OPENERS: dict[Flavour, tuple[str, ...]] = {  # what the released codes let the model continue
     "yang-2024": ("The", "Therefore", "Because", "I", "You"),  # both papers
     "meng-2022": ("",),  # ROME: from end-of-text alone
 }
+OPENERS["text-start"] = OPENERS["yang-2024"]  # behind the token that begins a text: position 0 may not tell its word
 LENGTHS = (5, 10)  # tokens with the opener, as in the released codes; ten contexts of each
 RULE = 2  # how contexts are sampled: 1 added as many tokens to the opener, and kept line breaks and ligatures
 
@@ -98,36 +99,42 @@ def sample(lm: LanguageModel, *, seed: int, top_k: int = 5, flavour: Flavour = "
     """Twenty contexts `<opener> <tokens>. {}` sampled from the model with top-k, a function of model and seed.
 
     Ten of each length are sampled side by side. As in the released codes, a length counts the opener and what the
-    tokenizer puts before it, texts are in normal form NFKD, an empty line becomes a space and braces are left out.
-    Raises `EditlibError` for a model that cannot continue text, or has no end-of-text token to continue.
+    tokenizer puts before it (but not the token that begins a text, in `text-start`), texts are in normal form NFKD, an
+    empty line becomes a space and braces are left out. Raises `EditlibError` for a model that cannot continue text, or
+    has no end-of-text token to continue.
     """
     lm.require_causal()
-    end = lm.tokenizer.eos_token_id
-    if end is None and "" in OPENERS[flavour]:
+    begun = {"meng-2022": lm.tokenizer.eos_token_id, "text-start": text_start(lm.tokenizer)}
+    if flavour in begun and begun[flavour] is None:
         raise EditlibError(f"the tokenizer of {lm.label} has no end-of-text token, which {flavour} prefixes continue")
+    before, uncounted = [begun[flavour]] if flavour in begun else [], int(flavour == "text-start")
     generator, passes, texts = torch.Generator().manual_seed(seed), Passes.of(lm), list[str]()
     openers = [opener for opener in OPENERS[flavour] for _ in range(10 // len(OPENERS[flavour]))]
     for length in LENGTHS:
         log.info("sampling prefix contexts of %d tokens", length)
-        rows = [[*prompt_ids(lm.tokenizer, opener)] if opener else [end] for opener in openers]
-        for row in continued(passes, rows, length, top_k, generator):
+        rows = [[*before, *prompt_ids(lm.tokenizer, opener)] if opener else before for opener in openers]
+        for row in continued(passes, rows, length + uncounted, top_k, generator):
             text = unicodedata.normalize("NFKD", lm.tokenizer.decode(row, skip_special_tokens=True))
             texts.append(re.sub("[{}]", "", text.replace("\n\n", " ")) + ". {}")
     return texts
 
 
 def continued(
-    passes: Passes, rows: list[list[int]], length: int, top_k: int, generator: torch.Generator
+    passes: Passes, rows: list[list[int]], length: int, top_k: int | None, generator: torch.Generator
 ) -> list[list[int]]:
-    """Rows of ids with sampled ones behind them, `length` in all where they are not as long already."""
+    """Rows of ids with sampled ones behind them, `length` in all where they are not as long already.
+
+    Each is drawn from the `top_k` likeliest, or from all.
+    """
     device, starts = passes.lm.device, [len(row) for row in rows]
     tokens, past = Tokens.of(passes.lm, rows), passes.nothing(len(rows))
     while min(map(len, rows)) < length:
         at = torch.arange(len(rows), device=device), tokens.mask.sum(1) - 1
         run = passes.run(tokens, past, at=at)
-        top = run.logits.float().topk(top_k)
-        picked = torch.multinomial(top.values.softmax(-1).cpu(), 1, generator=generator).to(device)
-        new = top.indices.gather(1, picked)
+        logits = run.logits.float()
+        values, indices = logits.topk(top_k) if top_k else (logits, None)
+        new = torch.multinomial(values.softmax(-1).cpu(), 1, generator=generator).to(device)
+        new = new if indices is None else indices.gather(1, new)
         rows = [[*row, *ids] for row, ids in zip(rows, new.tolist(), strict=True)]
         if past.past_key_values:
             tokens, past = Tokens(new, torch.ones_like(new)), past.with_new(run.new)

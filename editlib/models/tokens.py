@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
 
+END_OF_TEXT = "<|endoftext|>"
 UNSPACED = ("CJK ", "HIRAGANA", "KATAKANA", "IDEOGRAPHIC", "FULLWIDTH", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 
 
@@ -93,6 +94,17 @@ def encode_text(
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
     """Token ids of a text that is to be continued: nothing behind it, whatever the tokenizer closes texts with."""
     return _joined(tokenizer, text, "", None)[1]
+
+
+def text_start(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Id of the special token that texts begin with in training; None if there is none.
+
+    `<|endoftext|>` where there is one, since tokenizers for chats name another one as BOS; else BOS, else EOS.
+    """
+    if END_OF_TEXT in tokenizer.all_special_tokens:
+        return int(tokenizer.convert_tokens_to_ids(END_OF_TEXT))
+    start: int | None = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return start
 
 
 def separator_after(prompt: str) -> str:

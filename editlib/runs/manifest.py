@@ -128,8 +128,9 @@ class Record(RecordOfTwo):
         Mapping[str, Mapping[str, Mapping[str, Any]]],
         Field(description="Hyper-parameters that edits were made with, resolved: by model, then by method."),
     ]
-    moment_tokens: Annotated[
-        Mapping[str, int], Field(description="By model: tokens that second moments of keys were read from.")
+    moments: Annotated[
+        Mapping[str, Mapping[str, int | str]],
+        Field(description="By model: how second moments of keys were read (tokens, window, first_position, source)."),
     ]
     sources: Annotated[
         Mapping[str, str], Field(description="Where a model's folder is from, by its name, as told when publishing.")
@@ -148,7 +149,7 @@ class Manifest(RecordOfTwo):
 
     schema: Literal[2, 3]  # type: ignore[assignment]
     hparams: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
-    moment_tokens: Mapping[str, int] = field(default_factory=dict)
+    moments: Mapping[str, Mapping[str, int | str]] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
     authors: Sequence[str] = ()
     folder: Path

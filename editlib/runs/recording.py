@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from editlib.editing.stats import Stats
 
 METRICS, EDITS = "metrics.json", "edits.json"
+READ = ("tokens", "window", "first_position", "source")  # how second moments were read
 
 
 def record(
@@ -28,13 +29,14 @@ def record(
         model: {method: asdict(params) for method, params in methods.items()}
         for model, methods in (hparams or {}).items()
     }
-    tokens = {model: stats.header.tokens for model, stats in (moments or {}).items() if stats is not None}
-    told = {"hparams": resolved, "moment_tokens": tokens}
+    headers = {model: asdict(stats.header) for model, stats in (moments or {}).items() if stats is not None}
+    read = {model: {name: header[name] for name in READ} for model, header in headers.items()}
+    told = {"hparams": resolved, "moments": read}
     Path(EDITS).write_text(json.dumps(told), "utf-8")
 
 
 def take(folder: Path) -> dict[str, Any]:
-    """Remove these files and return what they say: `metrics`, `hparams` and `moment_tokens`.
+    """Remove these files and return what they say: `metrics`, `hparams` and `moments`.
 
     JSON has no inf or nan, so these become "inf", "-inf" and "nan". Raises `ValueError` for files that say something
     else.
@@ -43,7 +45,7 @@ def take(folder: Path) -> dict[str, Any]:
     wrong = next((name for name, value in metrics.items() if not isinstance(value, int | float | str)), None)
     if wrong is not None:
         raise ValueError(f"the notebook wrote metric {wrong!r} as {metrics[wrong]!r}; write a number or a string")
-    return {"metrics": metrics, "hparams": {}, "moment_tokens": {}} | edits
+    return {"metrics": metrics, "hparams": {}, "moments": {}} | edits
 
 
 def _read(path: Path) -> dict[str, Any]:

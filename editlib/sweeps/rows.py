@@ -27,6 +27,9 @@ SCORES: Columns = {f"{name}_{protocol}": "float64" for name in scoring.SCORES fo
 NUMBERS: Columns = {  # diagnostics of the edit
     **dict.fromkeys(("numerator", "denominator", "denominator_consistent", "delta_norm", "weight_norm"), "float64"),
     "moment_tokens": "Int64",
+    "moment_window": "Int64",
+    "moment_first_position": "str",
+    "moment_source": "str",
     "steps": "Int64",
 }
 END: Columns = {"seconds": "float64", "error": "str"}

@@ -20,7 +20,7 @@ from editlib.editing.edit import Edit
 from editlib.editing.method import State, Variant, moments_of
 from editlib.editing.methods import Methods
 from editlib.editing.session import Session
-from editlib.editing.stats import Stats
+from editlib.editing.stats import MomentOptions, Stats
 from editlib.engine.perplexity import Perplexity, perplexity, perplexity_above, run_texts
 from editlib.engine.sites import Site
 from editlib.errors import EditlibError
@@ -124,7 +124,7 @@ def sequence(
     retry_failed: bool = False,
     stats: Stats | None = None,
     corpus: Sequence[str] | None = None,
-    moment_tokens: int | None = None,
+    moment_options: MomentOptions | None = None,
     at_end: Callable[[str], None] | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -140,7 +140,7 @@ def sequence(
     lie beside the parts until a sequence is done, and a sequence with an edit that writes no weight begins again.
     Raises `EditlibError` as `sweep` does.
     """
-    session = Session(lm, stats=stats, corpus=corpus, moment_tokens=moment_tokens)
+    session = Session(lm, stats=stats, corpus=corpus, moment_options=moment_options)
     options: dict[str, Any] = {"every": every, "retest": retest, "answers": answers}
     plan = plan_sequence(session, cases, methods=methods, texts=texts, **options)
     parts = Parts.of(out, plan.record, plan.columns, resume=resume)

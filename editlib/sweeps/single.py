@@ -22,7 +22,7 @@ from editlib.editing.edit import Edit, Intervention
 from editlib.editing.method import Variant, moments_of
 from editlib.editing.methods import Methods
 from editlib.editing.session import Session
-from editlib.editing.stats import Stats
+from editlib.editing.stats import MomentOptions, Stats
 from editlib.engine.perplexity import Perplexity, perplexity
 from editlib.measuring import scores as scoring
 from editlib.measuring.statistics import COLLAPSE_RATIO, collapsed
@@ -121,7 +121,7 @@ def sweep(
     answers: bool = False,
     stats: Stats | None = None,
     corpus: Sequence[str] | None = None,
-    moment_tokens: int | None = None,
+    moment_options: MomentOptions | None = None,
     prefixes: Sequence[str] = ("{}",),
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -135,7 +135,7 @@ def sweep(
     `retry_failed` makes rows with errors again. Second moments are found as by `compute`. Raises `EditlibError` as
     `check` does, for no cases or methods, or a folder that holds another sweep or is being written to.
     """
-    session = Session(lm, stats=stats, corpus=corpus, moment_tokens=moment_tokens)
+    session = Session(lm, stats=stats, corpus=corpus, moment_options=moment_options)
     options: dict[str, Any] = {"scores": scores, "per_sentence": per_sentence, "answers": answers}
     plan = plan_sweep(session, cases, methods=methods, texts=texts, prefixes=prefixes, **options)
     parts = Parts.of(out, plan.record, plan.columns, resume=resume)

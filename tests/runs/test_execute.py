@@ -334,6 +334,6 @@ stats = SimpleNamespace(header=SimpleNamespace(tokens=64000))
 record({"x": 1}, hparams={"m": {"rome": Params()}}, moments={"m": stats, "other": None})
 """)
     done = execute("toy", root=empty)
-    assert done.metrics == {"x": 1} and done.moment_tokens == {"m": 64000}
+    assert done.metrics == {"x": 1} and done.moments == {"m": 64000}
     assert done.hparams == {"m": {"rome": {"layer": 2, "clamp": "inf", "layers": [1, 2]}}}
     assert sorted(done.outputs) == ["data/numbers.txt", "index.ipynb", "ro-crate-metadata.json"]

@@ -97,7 +97,7 @@ def test_manifests_of_both_schemas_are_read_and_verified(
         ("schema", 2),  # with what only schema 3 has
         ("schema", 4),
         ("hparams/rome", 1),
-        ("moment_tokens/m", "many"),
+        ("moments/m", "many"),
         ("run", "0123456789aB"),
         ("run", "0123456789abc"),
         ("spec", ""),

@@ -91,6 +91,6 @@ def test_run_has_figures_data_and_metrics(name: str, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
     run = runs.execute(name, root=tmp_path, parameters=SMALL[name])
     assert run.metrics and run.difference() is None
-    assert run.hparams.keys() == run.moment_tokens.keys() or name == "performance"
+    assert run.hparams.keys() == run.moments.keys() or name == "performance"
     assert run.hparams or name == "anatomy"
     assert {Path(output).parts[0] for output in run.outputs} == {"index.ipynb", "data", "figures", CRATE}

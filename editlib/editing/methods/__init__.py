@@ -19,7 +19,7 @@ from editlib.editing.methods.mend import Mend, MendParams
 from editlib.editing.methods.r_rome import RRome, RRomeParams
 from editlib.editing.methods.rome import Rome, RomeParams
 from editlib.editing.session import Session
-from editlib.editing.stats import Stats
+from editlib.editing.stats import MomentOptions, Stats
 from editlib.errors import EditlibError, unknown
 from editlib.models.language_model import LanguageModel
 
@@ -145,12 +145,12 @@ def method_of(params: Any, name: str = "") -> Method:
 @overload
 def compute(
     lm: LanguageModel, requests: EditRequest | Sequence[EditRequest], *, method: str, hparams: Params | None = ...,
-    stats: Stats | None = ..., corpus: Sequence[str] | None = ..., moment_tokens: int | None = ...,
+    stats: Stats | None = ..., corpus: Sequence[str] | None = ..., moment_options: MomentOptions | None = ...,
 ) -> Edit: ...  # fmt: skip
 @overload
 def compute(
     lm: LanguageModel, requests: EditRequest | Sequence[EditRequest], *, method: Method, hparams: Any = ...,
-    stats: Stats | None = ..., corpus: Sequence[str] | None = ..., moment_tokens: int | None = ...,
+    stats: Stats | None = ..., corpus: Sequence[str] | None = ..., moment_options: MomentOptions | None = ...,
 ) -> Intervention: ...  # fmt: skip
 def compute(
     lm: LanguageModel,
@@ -160,12 +160,12 @@ def compute(
     hparams: Any = None,
     stats: Stats | None = None,
     corpus: Sequence[str] | None = None,
-    moment_tokens: int | None = None,
+    moment_options: MomentOptions | None = None,
 ) -> Intervention:
     """Compute an edit; the model's weights are left as they are.
 
-    Second moments are those of `stats`, else of `corpus`: of `moment_tokens` of its tokens, at least ten a key
-    dimension if not given. Raises `EditlibError` as `hparams_for` and `check` do, before the model is run.
+    Second moments are those of `stats`, else of `corpus` or of text the model writes, read as `moment_options` say.
+    Raises `EditlibError` as `hparams_for` and `check` do, before the model is run.
     """
     chosen, given = _named(method), dict[str, Any](vars(hparams) if hparams else {})
     usual = {field.name: field.default for field in fields(chosen.hparams)}
@@ -173,7 +173,7 @@ def compute(
         if given.get(name) == usual[name]:
             del given[name]
     variant = Variant(chosen, hparams_for(lm, chosen, **given))
-    session = Session(lm, stats=stats, corpus=corpus, moment_tokens=moment_tokens)
+    session = Session(lm, stats=stats, corpus=corpus, moment_options=moment_options)
     asked = [requests] if isinstance(requests, EditRequest) else list(requests)
     session.check([variant], requests=asked)
     return chosen.solve(session, asked, variant.params)[0]
