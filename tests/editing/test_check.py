@@ -52,7 +52,6 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"hparams": {"layer": 2, "covariance": False}},
         "^layer 2 is the last one: what is written at subject 'Zen' reaches no later token; edit a lower layer",
     ),
-    "no corpus": ({}, "^no corpus for the second moments"),
     "corpus too short for a window": ({"corpus": ["Zen is located in Daslo"]}, r"^the corpus has \d+ tokens; second"),
     "corpus too short": (
         {"corpus": ["Zen is located in Daslo today"] * 18},
@@ -103,7 +102,6 @@ OF_TABLES: dict[str, tuple[dict[str, Any], str]] = {
     "one text": ({"texts": "Zen is located in Daslo"}, "^texts"),
     "a text too short": ({"texts": [*TEXTS, "."]}, "has fewer than two tokens"),
     "a text too long": ({"texts": [*TEXTS, "Zen is located in Daslo " * 60]}, "takes at most 128; shorten it$"),
-    "no corpus": ({"methods": ["rome"]}, "^no corpus for the second moments"),
     "corpus too short": ({"methods": ["rome"], "corpus": ["Zen"]}, r"^the corpus has \d+ tokens"),
 }
 

@@ -1,8 +1,9 @@
 """Second moments of the keys, against a brute-force mean over all of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from editlib.editing.stats import (
     second_moments,
     second_moments_of,
 )
+from editlib.engine.samples import own_windows
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
 from editlib.models.positions import later_by_one, placed
@@ -164,9 +166,9 @@ def test_only_missing_layers_are_computed(
 ) -> None:
     asked: list[Sequence[int]] = []
 
-    def spy(lm: LanguageModel, windows: torch.Tensor, *, layers: Sequence[int]) -> Stats:
+    def spy(lm: LanguageModel, windows: torch.Tensor, *, layers: Sequence[int], **options: Any) -> Stats:
         asked.append(list(layers))
-        return second_moments(lm, windows, layers=layers)
+        return second_moments(lm, windows, layers=layers, **options)
 
     monkeypatch.setattr(stats_module, "second_moments", spy)
     second_moments_of(gpt2, [1], corpus=corpus)
@@ -202,9 +204,53 @@ def test_a_damaged_cached_file_is_refused(gpt2: LanguageModel, corpus: list[str]
         second_moments_of(gpt2, [1], corpus=corpus)
 
 
-def test_a_model_without_a_corpus_of_its_own_needs_one(gpt2: LanguageModel) -> None:
-    with pytest.raises(EditlibError, match="^no corpus for the second moments of tiny-gpt2; give one "):
-        second_moments_of(gpt2, [1])
+def test_without_a_corpus_they_are_of_text_that_the_model_writes(gpt2: LanguageModel, fresh_cache: Path) -> None:
+    stats = second_moments_of(gpt2, [1], tokens=100, window=20)
+    windows = own_windows(gpt2, 100, window=20)
+    assert stats.header.source == "own text" and stats.header.tokens == windows.numel() == 100
+    torch.testing.assert_close(stats.moments[1], second_moments(gpt2, windows).moments[1], rtol=0, atol=0)
+    again = second_moments_of(gpt2, [0, 1], tokens=100, window=20)
+    assert again.header == stats.header and torch.equal(again.moments[1], stats.moments[1])
+
+
+def test_without_a_corpus_or_a_token_to_begin_with_there_are_none(
+    gpt2: LanguageModel, make_tokenizer: Callable[..., PreTrainedTokenizerFast]
+) -> None:
+    mute = make_tokenizer()
+    mute.eos_token = mute.bos_token = None
+    lm = LanguageModel(gpt2.model, mute, name="tiny-gpt2")
+    with pytest.raises(EditlibError, match="^no corpus for the second moments of tiny-gpt2, whose tokenizer has no "):
+        second_moments_of(lm, [1])
+
+
+def test_the_first_position_is_dropped_on_request(gpt2: LanguageModel, corpus: list[str]) -> None:
+    kept = second_moments_of(gpt2, [1], corpus=corpus, tokens=400, window=40)
+    less = second_moments_of(gpt2, [1], corpus=corpus, tokens=400, window=40, first_position="drop")
+    windows = corpus_windows(gpt2, corpus, 400, window=40)
+    with trace(gpt2.model, gpt2.layout.name(1), stop=True) as seen:
+        gpt2.model(windows)
+    keys = seen[gpt2.layout.name(1)].input.double()
+    first, later = keys[:, 0], keys[:, 1:].flatten(0, 1)
+    torch.testing.assert_close(less.moments[1], later.T @ later / len(later))
+    torch.testing.assert_close(kept.moments[1] * 40, less.moments[1] * 39 + first.T @ first / len(first))
+    assert (kept.header.first_position, less.header.first_position) == ("keep", "drop")
+    assert (
+        less.header.tokens == 400
+        and second_moments_of(gpt2, [1], corpus=corpus, tokens=400, window=40).header == kept.header
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"first_position": "skip"}, "^first_position 'skip' is unknown"),
+        ({"window": 1}, "^window 1 must be at least 2"),
+        ({"tokens": 0}, "tokens 0 at least 1$"),
+    ],
+)
+def test_what_cannot_be_read_so_is_refused(gpt2: LanguageModel, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(EditlibError, match=said):
+        second_moments_of(gpt2, [1], **options)
 
 
 def test_a_testbed_model_has_its_worlds_prose(gpt2: LanguageModel, tmp_path: Path) -> None:

@@ -320,6 +320,7 @@ def test_hyper_parameters_and_tokens_are_recorded(empty: Path) -> None:
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
+from editlib.editing.stats import StatsHeader
 from editlib.runs.recording import record
 
 
@@ -330,10 +331,11 @@ class Params:
     layers: tuple = (1, 2)
 
 
-stats = SimpleNamespace(header=SimpleNamespace(tokens=64000))
+stats = SimpleNamespace(header=StatsHeader("f" * 64, "c" * 64, 64000, 128))
 record({"x": 1}, hparams={"m": {"rome": Params()}}, moments={"m": stats, "other": None})
 """)
     done = execute("toy", root=empty)
-    assert done.metrics == {"x": 1} and done.moments == {"m": 64000}
+    read = {"tokens": 64000, "window": 128, "first_position": "keep", "source": "corpus"}
+    assert done.metrics == {"x": 1} and done.moments == {"m": read}
     assert done.hparams == {"m": {"rome": {"layer": 2, "clamp": "inf", "layers": [1, 2]}}}
     assert sorted(done.outputs) == ["data/numbers.txt", "index.ipynb", "ro-crate-metadata.json"]

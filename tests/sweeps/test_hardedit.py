@@ -256,7 +256,6 @@ def test_other_hyper_parameters_are_another_set(
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("gpt2", {}, "no corpus for the second moments"),
         ("gpt2", {"corpus": ["short"]}, "the corpus has"),
         ("gpt2", {"corpus": ["x"], "texts": ["a" * 900]}, "takes at most 128"),
         ("gpt2", {"corpus": ["x"], "collapse_ratio": float("nan")}, "collapse ratio nan is out of range"),

@@ -41,8 +41,6 @@ def test_moments_are_read_where_they_are_needed(gpt2: LanguageModel, monkeypatch
     free = [setup.hparams(gpt2, "ft", 1), setup.hparams(gpt2, "rome", 1, covariance=False)]
     assert setup.moments(gpt2, free, None) is None
     needy = [*free, setup.hparams(gpt2, "rome", 1), setup.hparams(gpt2, "memit", 2)]
-    with pytest.raises(EditlibError, match="no corpus for the second moments of tiny-gpt2"):
-        setup.moments(gpt2, needy, None)
     monkeypatch.setattr("editlib.data.datasets.texts", lambda name: [name] * 20_000)
     made = setup.moments(gpt2, needy, "Zen Brast Nolva is in Daslo.")
     assert made is not None and made.moments.keys() == {1, 2} and made.header.tokens >= 64_000

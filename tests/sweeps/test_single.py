@@ -21,7 +21,7 @@ from editlib.editing.methods import compute
 from editlib.editing.methods.ft import FtParams
 from editlib.editing.methods.rome import Rome, RomeParams
 from editlib.editing.session import Session
-from editlib.editing.stats import second_moments_of
+from editlib.editing.stats import MomentOptions, second_moments_of
 from editlib.engine.perplexity import perplexity
 from editlib.errors import EditlibError
 from editlib.measuring.scores import continuation
@@ -414,11 +414,13 @@ def test_parts_can_be_run_by_others_and_collected(
 def test_rows_say_how_many_tokens_their_second_moments_are_of(
     gpt2: LanguageModel, cases: list[Case], texts: list[str], corpus: list[str]
 ) -> None:
-    options = {"texts": texts, "corpus": corpus, "moment_tokens": 640, "progress": False}
+    options = {"texts": texts, "corpus": corpus, "moment_options": MomentOptions(tokens=640), "progress": False}
     variants = {"rome": SEARCH, "without": replace(SEARCH, covariance=False)}
     table = sweep(gpt2, cases[:1], methods=variants, **options)
     assert table["moment_tokens"].tolist() == [640, pd.NA]
-    edit = compute(gpt2, cases[0].request, method="rome", hparams=SEARCH, corpus=corpus, moment_tokens=640)
+    edit = compute(
+        gpt2, cases[0].request, method="rome", hparams=SEARCH, corpus=corpus, moment_options=MomentOptions(tokens=640)
+    )
     assert edit.diagnostics["moment_tokens"] == 640
     assert edit.diagnostics["moment_tokens_per_dimension"] == pytest.approx(640 / 24)
 
