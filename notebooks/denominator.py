@@ -43,7 +43,9 @@ model: str = "testbed/anchored"  # the model to edit
 control: str | None = "testbed/control"  # a model without the anomaly, edited the same way; none for none
 cases: str = "testbed"  # edit cases: a name or a file
 texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
-corpus: str | None = None  # texts for the second moments: a name or a file; none for the testbed's own prose
+corpus: str | None = (
+    None  # texts for the second moments: a name or a file; none for the testbed's own prose, or text the model writes
+)
 layer: int | None = None  # the layer that is edited; none for the model's preset, else a middle one
 first: int = 12  # cases drawn whose subject is one token at the start of the prompt
 others: int = 12  # other cases drawn
@@ -106,7 +108,7 @@ Markdown(
     f"{len(chosen)} cases, {frame['error'].notna().sum()} of {len(frame)} edits failed. One edit by {main} collapses "
     f"`{model}` with {collapsing} cases; {normal} are normal."
     + ("" if collapsing else " **No case collapses this model, so there is nothing to contrast.**")
-    + ("" if main == "rome" else " Second moments need texts (`corpus`) for this model, so C is left out throughout.")
+    + ("" if main == "rome" else " This model can write no text, so without texts (`corpus`) C is left out throughout.")
 )
 
 # %% [markdown]

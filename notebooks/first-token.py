@@ -35,7 +35,9 @@
 model: str = "testbed/anchored"  # the model to edit
 cases: str = "testbed"  # edit cases: a name or a file
 texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
-corpus: str | None = None  # texts for the second moments: a name or a file; none for the testbed's own prose
+corpus: str | None = (
+    None  # texts for the second moments: a name or a file; none for the testbed's own prose, or text the model writes
+)
 layer: int | None = None  # the layer that is edited; none for the model's preset, else a middle one
 first: int = 12  # cases drawn whose subject is one token at the start of the prompt
 others: int = 12  # other cases drawn
@@ -106,7 +108,7 @@ collapsed = done["group"] == contrast.COLLAPSE
 Markdown(
     f"{len(drawn)} cases drawn, {len(made)} built, {frame['error'].notna().sum()} edits failed; one ROME edit collapses "
     f"`{model}` with {int(collapsed[~done['built']].sum())} of the drawn ones and {int(collapsed[done['built']].sum())} of the "
-    f"built ones." + ("" if moments else " Second moments need texts (`corpus`) for this model, so C is left out.")
+    f"built ones." + ("" if moments else " This model can write no text, so without texts (`corpus`) C is left out.")
 )
 
 # %% [markdown]

@@ -36,7 +36,9 @@ model: str = "testbed/anchored"  # the model whose keys are read
 control: str | None = "testbed/control"  # a model without the anomaly beside it; none for none
 cases: str = "testbed"  # edit cases: a name or a file
 texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
-corpus: str | None = None  # texts for the second moments: a name or a file; none for the testbed's own prose
+corpus: str | None = (
+    None  # texts for the second moments: a name or a file; none for the testbed's own prose, or text the model writes
+)
 layer: int | None = None  # the layer that is edited; none for the model's preset, else a middle one
 first: int = 12  # cases drawn whose subject is one token at the start of the prompt
 others: int = 12  # other cases drawn
@@ -82,7 +84,7 @@ Markdown(
     f"{len(chosen)} cases, {len(chosen) - len(able)} of them failed. One ROME edit collapses `{model}` with {collapsing} "
     f"cases; {normal} are normal. Keys are those of layer {rome.layer}."
     + ("" if collapsing else " **No case collapses this model, so there are no two groups of keys.**")
-    + ("" if covariance else " Second moments need texts (`corpus`) for this model, so C⁻¹k̄ is left out.")
+    + ("" if covariance else " This model can write no text, so without texts (`corpus`) C⁻¹k̄ is left out.")
 )
 
 # %% [markdown]

@@ -41,7 +41,9 @@
 model: str = "testbed/anchored"  # the model to edit
 cases: str = "testbed"  # edit cases: a name or a file
 texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
-corpus: str | None = None  # texts for the second moments: a name or a file; none for the testbed's own prose
+corpus: str | None = (
+    None  # texts for the second moments: a name or a file; none for the testbed's own prose, or text the model writes
+)
 layer: int | None = None  # the layer that is edited; none for the model's preset, else a middle one
 first: int = 3  # cases drawn whose subject is one token at the start of the prompt
 others: int = 3  # other cases drawn
@@ -85,7 +87,7 @@ if moments is None:
 Markdown(
     f"{len(chosen)} cases on `{model}`, layer {layer}. Unedited perplexity over {len(sentences)} texts: {unedited.mean:.2f} "
     f"(mean), {unedited.corpus:.2f} (corpus)."
-    + ("" if moments else " Second moments need texts (`corpus`) for this model, so C is left out in every row.")
+    + ("" if moments else " This model can write no text, so without texts (`corpus`) C is left out in every row.")
 )
 
 # %% [markdown]

@@ -39,7 +39,9 @@ rotary: str | None = "testbed/rotary"  # a decoder with rotary positions; none f
 encoder: str | None = "testbed/encdec"  # an encoder-decoder whose encoder is read; none for none
 cases: str = "testbed"  # edit cases: a name or a file
 texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
-corpus: str | None = None  # texts for the second moments: a name or a file; none for the testbed's own prose
+corpus: str | None = (
+    None  # texts for the second moments: a name or a file; none for the testbed's own prose, or text the model writes
+)
 layer: int | None = None  # the layer that is edited; none for the model's preset, else a middle one
 first: int = 24  # cases drawn whose subject is one token at the start of the prompt
 later: int = 24  # cases drawn whose subject is one token later in the prompt
@@ -140,7 +142,11 @@ bare = sorted(name for name in decoders if stats[name] is None)
 Markdown(
     f"{len(frame):,} edits, {len(frame) - len(done)} failed."
     + (f" {', '.join(fixed)} take no positions, so that Second2First is left out there." if fixed else "")
-    + (f" Second moments need texts (`corpus`) for {', '.join(bare)}, so C is left out there." if bare else "")
+    + (
+        f" Without texts (`corpus`) there are no second moments for {', '.join(bare)}, so C is left out there."
+        if bare
+        else ""
+    )
 )
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Rise of perplexity in per cent by one ROME edit of subjects of one token at the start of the prompt: a strip of points for each decoder with its first token where it is, and one with it at the second one's position, with medians and the collapse threshold."}}

@@ -123,7 +123,7 @@ def _asked(
     if file is not None and any(counts):
         raise EditlibError("--requests holds prompts, subjects and targets; leave --prompt, --subject, --target out")
     if file is not None:
-        return [case.request for case in cases_for("", file, lacking="")]
+        return [case.request for case in cases_for("", file)]
     if not any(counts):
         raise EditlibError("no fact to edit; give --prompt, --subject and --target, or --requests FILE")
     if len(set(counts)) > 1:
@@ -165,7 +165,7 @@ def layers(
     check_new(out)
     if out is not None and out.suffix not in (".png", ".svg", ".pdf"):
         raise EditlibError(f"output {out} is no figure's name; end it in .png, .svg or .pdf")
-    pool = [case.request for case in cases_for(model, cases, split=split, lacking=f"no facts to trace {model} on")]
+    pool = [case.request for case in cases_for(model, cases, split=split)]
 
     from random import Random
 

@@ -54,7 +54,7 @@ def train_editor(
     from editlib.testbed.cases import training_cases
     from editlib.testbed.world import build_world
 
-    cases = cases_for(model, data, lacking="") if data else training_cases(build_world())
+    cases = cases_for(model, data) if data else training_cases(build_world())
     recipe = {
         "layers": layers, "rank": rank, "steps": steps, "batch": batch, "learning_rate": learning_rate,
         "step_size": step_size, "edit_weight": edit_weight, "patience": patience, "seed": seed,

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from editlib.cli.output import note
-from editlib.data.sources import SOURCES
 from editlib.editing.names import FLAVOURS, METHODS
 from editlib.errors import EditlibError, unknown
 from editlib.models.names import DTYPES, PACKAGED, gguf_file, hub_id, locate
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from editlib.data.datasets import Case, Reading
     from editlib.models.language_model import LanguageModel
 
-TEXTS = "me-ppl-50"  # texts of models that have none of their own
+TEXTS, CASES = "prose-50", "facts"  # for models that have none of their own
 
 
 # -- checks of single values -------------------------------------------------------------------------------
@@ -101,7 +100,12 @@ Preset = Annotated[
 ]
 Stats = Annotated[Path | None, typer.Option(help="File with second moments made for this model.")]
 Corpus = Annotated[
-    str | None, typer.Option(callback=known_data, help="Texts for the second moments: a name, or a JSON list.")
+    str | None,
+    typer.Option(
+        callback=known_data,
+        help="Texts for the second moments: a name, or a JSON list.  "
+        "[default: the testbed's prose for its models, text that the model writes itself for others]",
+    ),
 ]
 MomentTokens = Annotated[
     int | None,
@@ -117,7 +121,7 @@ FirstPosition = Annotated[
 Texts = Annotated[
     str | None,
     typer.Option(callback=known_data, help="Texts to measure perplexity on: a name, or a JSON list of strings or "
-                 f"ME-PPL records.  [default: testbed-ppl-50 for testbed models, else {TEXTS} if it is here]"),
+                 f"ME-PPL records.  [default: testbed-ppl-50 for testbed models, else {TEXTS}]"),
 ]  # fmt: skip
 Cases = Annotated[
     str | None,
@@ -151,22 +155,18 @@ def values(parameters: Sequence[str] | None) -> dict[str, Any]:
     return given
 
 
-def texts_for(model: str, name: str | None) -> list[str] | None:
-    """Texts by name, or a model's default ones; None if there are none."""
-    if name is None and model.startswith("testbed/"):
-        name = "testbed-ppl-50"
-    elif name is None and SOURCES[TEXTS].here:
-        name = TEXTS
-    return texts_of(name)
+def texts_for(model: str, name: str | None) -> list[str]:
+    """Texts by name, or a model's default ones."""
+    texts = texts_of(name or ("testbed-ppl-50" if model.startswith("testbed/") else TEXTS))
+    assert texts is not None  # by name, or refused
+    return texts
 
 
-def cases_for(model: str, name: str | None, *, split: str | None = None, lacking: str) -> list["Case"]:
-    """Edit cases by name, for testbed models their own if none is given; `lacking` says what is missing without."""
+def cases_for(model: str, name: str | None, *, split: str | None = None) -> list["Case"]:
+    """Edit cases by name, or a model's default ones."""
     from editlib.data import datasets as data
 
-    name = name or ("testbed" if model.startswith("testbed/") else None)
-    if name is None:
-        raise EditlibError(f"{lacking}; give --data NAME or PATH")
+    name = name or ("testbed" if model.startswith("testbed/") else CASES)
     return data.of_split(_told(name, data.read_cases(name)).cases, split)
 
 

@@ -101,8 +101,8 @@ def sweep(
         raise EditlibError("--sequential keeps no scores and no sentences; leave --no-scores and --per-sentence out")
     check_new(None if out.exists() else out)
     pool, measured = (
-        cases_for(model, cases, split=split, lacking=f"no cases to edit {model} with"),
-        _needed_texts(model, texts),
+        cases_for(model, cases, split=split),
+        texts_for(model, texts),
     )
     source, hparams = texts_of(corpus), {"flavour": flavour, "preset": preset} | values(hparam)
 
@@ -139,13 +139,6 @@ def sweep(
     for label, errors in done[done["case_id"].notna()].groupby("method", sort=False)["error"]:
         if errors.notna().all():
             raise Stop(f"every edit by {label} failed, the first so: {errors.iloc[0]}", 1)
-
-
-def _needed_texts(model: str, name: str | None) -> list[str]:
-    texts = texts_for(model, name)
-    if texts is None:
-        raise EditlibError(f"no texts to measure the perplexity of {model} on; give --texts NAME or FILE")
-    return texts
 
 
 @contextmanager
@@ -197,7 +190,7 @@ def hardedit(
 
     Example: editlib hardedit --model testbed/anchored --author world -n 20 --out hard
     """
-    measured, source = _needed_texts(model, texts), texts_of(corpus)
+    measured, source = texts_for(model, texts), texts_of(corpus)
 
     from editlib.sweeps.hardedit.authors import OpenAIAuthor, WorldAuthor, estimate
     from editlib.sweeps.hardedit.build import build, most_calls, set_folder

@@ -16,6 +16,7 @@ from editlib.models.tokens import text_start
 log = logging.getLogger(__name__)
 
 ROWS = 64  # windows sampled side by side and kept in one file: its number is the seed
+SHIPPED = "own-text.safetensors"  # in a model's folder, so that all machines read the same
 RULE = 1  # how windows are sampled; another rule is another file
 
 
@@ -36,13 +37,18 @@ def own_windows(lm: LanguageModel, tokens: int, *, window: int) -> Tensor:
     """The first `tokens` tokens that a model writes, in whole windows of at most its context.  # (windows, width)
 
     Every window begins with the token that begins a text and goes on with tokens drawn from all the model's
-    probabilities, past any end of text. They are a function of the model and the width alone, sampled once and kept in
-    the user's cache. Raises `EditlibError` as `check_sampling` does, and if the model is edited where they must be
-    sampled.
+    probabilities, past any end of text. They are a function of the model and the width alone: read from
+    the model's folder where they were shipped, else sampled once and kept in the user's cache. Raises `EditlibError` as
+    `check_sampling` does, and if the model is edited where they must be sampled.
     """
     start = check_sampling(lm)
     width = min(window, lm.max_length or window)
     count = max(1, tokens // width)
+    shipped = lm.folder / SHIPPED if lm.folder else None
+    if shipped and shipped.is_file():
+        windows = load_file(shipped)["windows"].long()
+        if windows.shape[1] == width and len(windows) >= count:
+            return windows[:count]
     numbers = range(-(-count // ROWS))
     return torch.cat([_file_of_windows(lm, start, number, width, len(numbers)) for number in numbers])[:count]
 

@@ -17,6 +17,7 @@ from editlib.data.request import EditRequest
 from editlib.editing.methods.rome import RankOneParams
 from editlib.editing.session import Session
 from editlib.editing.stats import Stats, second_moments_of
+from editlib.engine.samples import check_sampling
 from editlib.engine.values import read_at
 from editlib.errors import EditlibError
 from editlib.measuring.separability import separability
@@ -56,10 +57,11 @@ def groups(table: pd.DataFrame, *, method: str, collapse_ratio: float) -> pd.Ser
 
 
 def moments(lm: LanguageModel, layer: int, corpus: str | None) -> Stats | None:
-    """Second moments of a layer from texts by name, else from the testbed's own prose; None where there is neither."""
-    if not corpus:
+    """Second moments of a layer from texts by name, else of the testbed's own prose or text the model writes; None for
+    one that cannot."""
+    if not corpus and not for_models.has_prose(lm):
         try:
-            for_models.corpus(lm, 1)
+            check_sampling(lm)
         except EditlibError:
             return None
     return second_moments_of(lm, [layer], corpus=data.texts(corpus) if corpus else None)

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from editlib.errors import EditlibError, unknown
 from editlib.models.gguf import dequantised
 from editlib.models.language_model import LanguageModel, Layout
-from editlib.models.names import DTYPES, check_folder, gguf_file, hub_id, locate
+from editlib.models.names import DTYPES, beside, check_folder, gguf_file, hub_id, locate
 
 BUFFERS = (".attn.bias", ".masked_bias", ".attention.bias", "inv_freq", "position_ids")  # older files hold constants
 
@@ -49,7 +49,7 @@ def load(
     except Exception as error:  # a folder's content reaches all of transformers, and anything may come out
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise EditlibError(f"model {name!r} cannot be loaded: {reason}") from error
-    return LanguageModel(model.to(device), tokenizer, layout or Layout("", ""), name, folder)
+    return LanguageModel(model.to(device), tokenizer, layout or Layout("", ""), name, beside(name))
 
 
 def _read(source: str, dtype: str, **options: Any) -> tuple[Any, PreTrainedModel, dict[str, Any]]:

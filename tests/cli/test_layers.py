@@ -73,7 +73,6 @@ def test_what_takes_long_is_foretold(monkeypatch: pytest.MonkeyPatch, capsys: py
 
 def test_mistakes_are_named(mistake: Mistake, unknown_facts: Path, tmp_path: Path) -> None:
     assert "model 'testbed/nothing' is no shipped or packaged one" in mistake("testbed/nothing")
-    assert f"no facts to trace {tmp_path} on; give --data NAME or PATH" in mistake(tmp_path)
     assert "nowhere.json" in mistake(MODEL, "--data", "nowhere.json")
     assert "these cases have no splits" in mistake(MODEL, "--split", "tune")
     assert "device 'abacus' is unknown; use auto, cpu" in mistake(MODEL, "--device", "abacus")

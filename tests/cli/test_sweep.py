@@ -188,9 +188,6 @@ def test_mistakes_are_named(mistake: Mistake, tmp_path: Path, texts: Path) -> No
     assert "--sequential keeps no scores" in mistake(*arguments(out, texts, "--sequential"))
     assert "nowhere.json" in mistake(*arguments(out, texts, "--data", "nowhere.json"))
     assert "nowhere.json" in mistake(*arguments(out, tmp_path / "nowhere.json"))
-    assert f"no cases to edit {full} with; give --data" in mistake("sweep", "--model", full, "--out", out)
-    lonely = mistake("sweep", "--model", full, "--data", "testbed", "--out", out)
-    assert f"no texts to measure the perplexity of {full} on; give --texts" in lonely
     assert f"output folder {full} is not empty and holds no sweep" in mistake(*arguments(full, texts, "--resume"))
     assert "is no writable folder" in mistake(*arguments(full / "thesis.txt" / "out", texts))
     assert not out.exists()  # no mistake leaves anything behind

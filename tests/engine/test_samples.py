@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from editlib.engine import samples
 from editlib.engine.passes import Passes
@@ -55,6 +56,15 @@ def test_they_are_sampled_once_and_say_how(gpt2: LanguageModel, fresh_cache: Pat
 def test_windows_are_as_short_as_the_context(gpt2: LanguageModel) -> None:
     assert own_windows(gpt2, 1000, window=500).shape == (7, 128)
     assert own_windows(gpt2, 3, window=10).shape == (1, 10)
+
+
+def test_what_a_models_folder_has_is_read_before_any_is_sampled(gpt2: LanguageModel, tmp_path: Path) -> None:
+    lm = LanguageModel(gpt2.model, gpt2.tokenizer, folder=tmp_path)
+    shipped = torch.arange(60).view(6, 10)
+    save_file({"windows": shipped.to(torch.uint16)}, tmp_path / samples.SHIPPED)
+    assert torch.equal(own_windows(lm, 50, window=10), shipped[:5])
+    assert len(own_windows(lm, 70, window=10)) == 7  # more than there are, and so sampled
+    assert own_windows(lm, 40, window=8).shape == (5, 8)
 
 
 def test_an_edited_model_writes_none(own: LanguageModel) -> None:
