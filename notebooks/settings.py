@@ -41,9 +41,7 @@
 model: str = "testbed/anchored"  # the model to edit
 cases: str = "testbed"  # edit cases: a name or a file
 texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
-corpus: str | None = (
-    None  # texts for the second moments: a name or a file; none for the testbed's own prose, or text the model writes
-)
+corpus: str | None = None  # texts for the second moments: a name or a file; none for text of the model's own
 layer: int | None = None  # the layer that is edited; none for the model's preset, else a middle one
 first: int = 3  # cases drawn whose subject is one token at the start of the prompt
 others: int = 3  # other cases drawn

@@ -38,9 +38,7 @@ control: str | None = "testbed/control"  # another model, edited the same way; n
 cases: str = "testbed"  # edit cases: a name or a file
 others: str | None = None  # a second set: a name or a file; none for paraphrases of the first
 texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
-corpus: str | None = (
-    None  # texts for the second moments: a name or a file; none for the testbed's own prose, or text the model writes
-)
+corpus: str | None = None  # texts for the second moments: a name or a file; none for text of the model's own
 layer: int | None = None  # the layer that is edited; none for the model's preset, else a middle one
 n: int = 5  # cases drawn from each set
 seed: int = 0  # of the draw, and of the bootstrap

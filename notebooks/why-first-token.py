@@ -39,9 +39,7 @@ rotary: str | None = "testbed/rotary"  # a decoder with rotary positions; none f
 encoder: str | None = "testbed/encdec"  # an encoder-decoder whose encoder is read; none for none
 cases: str = "testbed"  # edit cases: a name or a file
 texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
-corpus: str | None = (
-    None  # texts for the second moments: a name or a file; none for the testbed's own prose, or text the model writes
-)
+corpus: str | None = None  # texts for the second moments: a name or a file; none for text of the model's own
 layer: int | None = None  # the layer that is edited; none for the model's preset, else a middle one
 first: int = 24  # cases drawn whose subject is one token at the start of the prompt
 later: int = 24  # cases drawn whose subject is one token later in the prompt
