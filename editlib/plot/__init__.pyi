@@ -17,6 +17,7 @@ from .style import METHOD_MARKS as METHOD_MARKS
 from .style import SCORE_MARKS as SCORE_MARKS
 from .style import drawable as drawable
 from .style import theme as theme
+from .summaries import by_layer as by_layer
 from .summaries import findings as findings
 from .summaries import scores as scores
 from .summaries import thresholds as thresholds

@@ -1,5 +1,7 @@
 """Results in few numbers: scores, findings that hold or do not, and shares over a threshold."""
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
@@ -31,6 +33,42 @@ def scores(summary: pd.DataFrame, *, wanted: float) -> Figure:
     panels[0, 0].invert_yaxis()
     panels[0, len(protocols) // 2].set_xlabel("Mean over the cases")
     legend_below(figure, panels[0, 0])
+    return figure
+
+
+def by_layer(scores: pd.DataFrame, collapses: pd.DataFrame) -> Figure:
+    """Scores over the edited layer, a panel for each method, and below them the share of edits that collapse the model.
+
+    `scores` has one row per method and layer: score, efficacy, generalization and locality as intervals; `collapses`
+    one per name (of the method), layer and group: sum, size.
+    """
+    methods, marks = list(scores["method"].unique()), {name: mark[:2] for name, mark in SCORE_MARKS.items()}
+    shape: dict[str, Any] = {
+        "figsize": (4.5 * len(methods), 5.4),
+        "height_ratios": (2, 1),
+        "sharex": True,
+        "sharey": "row",
+    }
+    figure: Figure
+    figure, panels = plt.subplots(2, len(methods), squeeze=False, layout="constrained", **shape)
+    for column, method in enumerate(methods):
+        rows, top, below = scores[scores["method"] == method], panels[0, column], panels[1, column]
+        for name, (color, marker) in {**marks, "score": ("black", "")}.items():
+            means, width = [interval.value for interval in rows[name]], 2.5 if name == "score" else 1
+            top.plot(rows["layer"], means, color=color, marker=marker, ms=5, lw=width, label=name)
+        bounds = [[getattr(interval, end) for interval in rows["score"]] for end in ("low", "high")]
+        top.fill_between(rows["layer"], *bounds, color="black", alpha=0.12, lw=0)
+        here = collapses[collapses["name"] == method]
+        for group, (color, marker) in {"one token at the start": ("#d55e00", "^"), "normal": ("#0072b2", "o")}.items():
+            cases = here[here["group"] == group]
+            share = cases["sum"] / cases["size"]
+            below.plot(cases["layer"], share, color=color, marker=marker, ms=5, lw=1, label=group)
+        top.set(title=method, ylim=(-0.04, 1.04))
+        below.set(xlabel="Edited layer", ylim=(-0.04, 1.04), xticks=sorted(scores["layer"].unique()))
+    panels[1, 0].legend(title="Cases", fontsize=9)
+    panels[0, 0].set_ylabel("Mean over normal cases")
+    panels[1, 0].set_ylabel("Share that collapse")
+    legend_below(figure, panels[0, 0], ncols=4)
     return figure
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from editlib import plot
+from editlib.measuring.statistics import Interval
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +123,23 @@ def test_scores_has_a_panel_for_each_protocol_and_a_mark_for_each_mean() -> None
         marks = [line for line in axes.lines if len(line.get_xdata()) == 2 and line.get_linestyle() == "None"]  # type: ignore[arg-type]
         assert [list(line.get_xdata()) for line in marks] == [[0.5, 0.5]] * 3  # type: ignore[arg-type]
         assert [len(c.get_segments()) for c in axes.collections] == [2, 2, 2]  # type: ignore[attr-defined]
+
+
+def test_by_layer_has_scores_above_and_shares_of_collapses_below() -> None:
+    values = {"score": 0.5, "efficacy": 0.75, "generalization": 0.25, "locality": 1.0}
+    intervals = {name: Interval(value, value - 0.25, value) for name, value in values.items()}
+    scores = pd.DataFrame([{"method": m, "layer": layer, **intervals} for m in ("rome", "c-rome") for layer in (3, 5)])
+    counts = [("one token at the start", 3), ("normal", 1)]
+    collapses = pd.DataFrame(
+        [{"name": m, "layer": layer, "group": group, "sum": hits, "size": 4}
+         for m in ("rome", "c-rome") for layer in (3, 5) for group, hits in counts]
+    )  # fmt: skip
+    panels = plot.by_layer(scores, collapses).axes
+    assert [axes.get_title(plt.rcParams["axes.titlelocation"]) for axes in panels[:2]] == ["rome", "c-rome"]
+    for top, below in zip(panels[:2], panels[2:], strict=True):
+        drawn = {line.get_label(): np.asarray(line.get_ydata()).tolist() for line in top.lines}
+        assert drawn == {name: [value] * 2 for name, value in values.items()}
+        assert [np.asarray(line.get_ydata()).tolist() for line in below.lines] == [[0.75] * 2, [0.25] * 2]
 
 
 def test_rises_has_a_strip_for_each_method_in_per_cent_and_loses_no_case(frame: pd.DataFrame) -> None:

@@ -31,6 +31,7 @@ SMALL = {
     "surrogate": {"n": 4, "graded": 2, "sources": 1, "limit": 10},
     "why-first-token": {"first": 2, "later": 2},
     "methods": {"n": 3, "timed": 1, "traced": 2},
+    "presets": {"n": 2, "first": 1, "layers": "1,2"},
     "precision": {"n": 3},
     "performance": {"edits": 2, "plain_edits": 1, "longest": 60, "before": 8, "n": 3, "reference": 100},
     "twins": {"first": 2, "others": 2, "dosed": 1, "doses": 2},
