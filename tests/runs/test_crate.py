@@ -117,7 +117,12 @@ def test_text_that_means_harm_stays_text(tmp_path: Path, text: str) -> None:
     run = make_run(tmp_path, title=text, parameters={"label": text}, inputs=INPUTS | {"models": {text: DIGEST}})
     told = entities(run)
     assert told["./"]["name"] == f"{text} (quick)" and told["#parameter-label"]["value"] == text
-    assert findings(run.folder) == set()
+
+
+def test_the_checker_takes_text_that_means_harm(tmp_path: Path) -> None:
+    labels = {f"label{i}": text for i, text in enumerate(HOSTILE)}
+    inputs = INPUTS | {"models": dict.fromkeys(HOSTILE, DIGEST)}
+    assert findings(make_run(tmp_path, title=HOSTILE[0], parameters=labels, inputs=inputs).folder) == set()
 
 
 @pytest.mark.parametrize(

@@ -44,8 +44,15 @@ CASE_COLUMNS = {
 }  # fmt: skip
 
 
-SLOW = {"single-edits", "precision", "performance", "twins"}
-EACH = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in SMALL]
+QUICK = {  # the others are executed by `make book` and `make test-all`
+    "anatomy",
+    "consistent-keys",
+    "denominator",
+    "first-token",
+    "key-geometry",
+    "prefix-at-test",
+}
+EACH = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in SMALL]
 
 
 def test_every_analysis_is_here() -> None:
@@ -68,6 +75,9 @@ def test_cells_run_and_what_they_show_can_be_shown(name: str, tmp_path: Path, mo
                 names |= values if "parameters" in cell.metadata.get("tags", []) else {}
     plt.close("all")
     assert json.loads(Path("metrics.json").read_text("utf-8"))
+    edits = json.loads(Path("edits.json").read_text("utf-8"))
+    assert edits["hparams"].keys() == edits["moments"].keys() or name == "performance"
+    assert edits["hparams"] or name == "anatomy"
     assert list(Path("data").glob("*.parquet")) and list(Path("figures").glob("*.png"))
     if name == "pilot":
         frame = pd.read_parquet("data/cases.parquet")
@@ -85,13 +95,12 @@ def show(source: str, names: dict[str, object]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", ["anatomy", "pilot"])  # `make book` executes all in kernels
 def test_run_has_figures_data_and_metrics(name: str, tmp_path: Path) -> None:
     for file in ("_config.yml", "CITATION.cff"):
         shutil.copy(ROOT / file, tmp_path)
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
     run = runs.execute(name, root=tmp_path, parameters=SMALL[name])
     assert run.metrics and run.difference() is None
-    assert run.hparams.keys() == run.moments.keys() or name == "performance"
-    assert run.hparams or name == "anatomy"
+    assert run.hparams.keys() == run.moments.keys() and (run.hparams or name == "anatomy")
     assert {Path(output).parts[0] for output in run.outputs} == {"index.ipynb", "data", "figures", CRATE}

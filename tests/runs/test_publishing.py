@@ -107,7 +107,11 @@ def test_a_run_of_an_older_form_is_published_as_it_is(empty: Path) -> None:
     ("data", "reason"),
     [
         ({"application/json": {}}, "application/json, which the book cannot"),
+        ({"application/vnd.plotly.v1+json": {}, "text/plain": "x"}, "plotly"),
+        ({"text/latex": "$x$"}, "text/latex"),
         ({"text/html": ["<p>", "<script src=x>"]}, "holds a script"),
+        ({"image/svg+xml": '<svg xmlns="http://www.w3.org/2000/svg" onload="x()"></svg>'}, "holds a script"),
+        ({"text/markdown": "see [x](nowhere.md)"}, "refers to a page"),
     ],
 )
 def test_what_the_book_cannot_show_is_not_published(empty: Path, data: dict[str, Any], reason: str) -> None:

@@ -386,6 +386,7 @@ def test_the_estimate_grows_with_calls_and_prices() -> None:
     assert str(one).startswith("at most 1 calls, about ") and str(one).endswith("at unknown prices")
 
 
+@pytest.mark.slow  # the command's mistakes are quick, and `build` is tested by itself
 def test_the_command_builds_a_set_offline(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     command = [
         "hardedit",

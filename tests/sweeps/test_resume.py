@@ -143,6 +143,7 @@ def test_another_sweep_is_refused(
         sweep(gpt2, options.pop("cases"), out=swept, resume=True, **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow  # what is left of a sweep, whole or damaged, is gone on with above
 def test_a_killed_sweep_loses_and_repeats_nothing(model: Path, tmp_path: Path) -> None:
     hits = killed.run_whole_and_killed(killed.single_edits, model, tmp_path, kills=10)
     table = pd.read_parquet(tmp_path / "killed")

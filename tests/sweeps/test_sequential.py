@@ -281,6 +281,7 @@ def test_mistakes_are_refused(gpt2: LanguageModel, cases: list[Case], texts: lis
         sequence(gpt2, cases, every=2, resume=True, **options)
 
 
+@pytest.mark.slow  # what is left of a sequence, whole or damaged, is gone on with below
 def test_a_killed_sequence_loses_and_repeats_nothing(gpt2: LanguageModel, texts: list[str], tmp_path: Path) -> None:
     gpt2.model.save_pretrained(tmp_path / "model")
     gpt2.tokenizer.save_pretrained(tmp_path / "model")

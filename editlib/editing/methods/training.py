@@ -146,7 +146,8 @@ def split(cases: Sequence[Case], recipe: MendRecipe) -> tuple[list[Case], list[C
 def digest(cases: Sequence[Case]) -> str:
     """sha256 of the cases themselves, wherever they were read from."""
     records = [asdict(case) for case in cases]
-    for record in records:  # a separator that is not given is as before there were any
+    for record in records:  # a separator that is not given is as before there were any, and nothing is learnt of parts
+        del record["split"], record["group"]
         record["request"] = {name: v for name, v in record["request"].items() if name != "separator" or v is not None}
     return hashlib.sha256(json.dumps(records).encode()).hexdigest()
 
