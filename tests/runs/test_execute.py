@@ -325,7 +325,6 @@ def test_hyper_parameters_and_tokens_are_recorded(empty: Path) -> None:
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
-from editlib.editing.stats import StatsHeader
 from editlib.runs.recording import record
 
 
@@ -336,7 +335,15 @@ class Params:
     layers: tuple = (1, 2)
 
 
-stats = SimpleNamespace(header=StatsHeader("f" * 64, "c" * 64, 64000, 128))
+@dataclass
+class Header:
+    tokens: int = 64000
+    window: int = 128
+    first_position: str = "keep"
+    source: str = "corpus"
+
+
+stats = SimpleNamespace(header=Header())
 record({"x": 1}, hparams={"m": {"rome": Params()}}, moments={"m": stats, "other": None})
 """)
     done = execute("toy", root=empty)

@@ -47,7 +47,6 @@ CASE_COLUMNS = {
 QUICK = {  # the others are executed by `make book` and `make test-all`
     "anatomy",
     "consistent-keys",
-    "denominator",
     "first-token",
     "key-geometry",
     "prefix-at-test",
