@@ -304,6 +304,7 @@ def test_where_the_system_does_not_tell_the_peak_it_is_left_open(
     assert report.record()["peak_memory_bytes"] is None and "engine – GiB" in report.table()
 
 
+@pytest.mark.slow  # the command prints one
 def test_the_profile_has_the_most_expensive_operators_first(work: Work) -> None:
     rows = measure.profile(work, rows=5)
     seconds = [row["seconds"] for row in rows]

@@ -191,6 +191,7 @@ def test_a_tiny_recipe_trains_to_a_model_folder(tmp_path: Path, world: World) ->
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
 
 
+@pytest.mark.slow  # the twins' recipe is quick
 @pytest.mark.parametrize("name", OTHERS)
 def test_tiny_recipes_of_other_families_train_to_a_model_folder(name: str, tmp_path: Path, world: World) -> None:
     folder = train(OTHERS[name], tmp_path / "tiny", name=f"testbed/{name}", checkpoint_every=2)
