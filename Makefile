@@ -1,6 +1,6 @@
 .PHONY: help book pdf test test-all lint typecheck architecture serve clean
 
-PYTEST = .venv/bin/pytest -n 4
+PYTEST = .venv/bin/pytest -n 3
 
 help:       ## list these targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:[^#]*## /\t/' | expand -t 14

@@ -199,9 +199,9 @@ def test_a_failing_edit_is_a_row_and_changes_nothing(
 
 @pytest.mark.parametrize("raised", [KeyboardInterrupt, MemoryError, torch.OutOfMemoryError])
 def test_an_interruption_restores_the_weights_and_can_be_gone_on_from(
-    own: LanguageModel, cases: list[Case], texts: list[str], raised: type[BaseException], tmp_path: Path
+    gpt2: LanguageModel, cases: list[Case], texts: list[str], raised: type[BaseException], tmp_path: Path
 ) -> None:
-    before, solve = weights(own), Rome.solve
+    before, solve = weights(gpt2), Rome.solve
 
     def stopping(*arguments: object) -> object:
         if arguments[2] == [cases[3].request]:
@@ -212,14 +212,14 @@ def test_an_interruption_restores_the_weights_and_can_be_gone_on_from(
     options = {"methods": methods, "texts": texts, "progress": False}
     with pytest.MonkeyPatch.context() as patch, pytest.raises(raised):
         patch.setattr(Rome, "solve", stopping)
-        sequence(own, cases, out=tmp_path / "out", **options)
-    assert restored(own, before)
+        sequence(gpt2, cases, out=tmp_path / "out", **options)
+    assert restored(gpt2, before)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "_sweep.json", "_weights-00002.safetensors", "part-00000.parquet", "part-00001.parquet",
     }  # fmt: skip
-    whole = sequence(own, cases, **options)
-    assert same(sequence(own, cases, out=tmp_path / "out", resume=True, **options), whole)
-    assert same(pd.read_parquet(tmp_path / "out"), whole) and restored(own, before)
+    whole = sequence(gpt2, cases, **options)
+    assert same(sequence(gpt2, cases, out=tmp_path / "out", resume=True, **options), whole)
+    assert same(pd.read_parquet(tmp_path / "out"), whole) and restored(gpt2, before)
     assert not list((tmp_path / "out").glob("_weights*"))  # of no use any more
 
 
@@ -298,7 +298,7 @@ def test_a_killed_sequence_loses_and_repeats_nothing(gpt2: LanguageModel, texts:
 
 
 def test_every_edit_is_tested_again_at_the_end(
-    own: LanguageModel, cases: list[Case], texts: list[str], tmp_path: Path
+    gpt2: LanguageModel, cases: list[Case], texts: list[str], tmp_path: Path
 ) -> None:
     search = {"rome": replace(SEARCH, covariance=False, steps=12)}
     options = {"methods": search, "texts": texts, "retest": True, "answers": True, "progress": False}
@@ -307,9 +307,12 @@ def test_every_edit_is_tested_again_at_the_end(
     def at_end(_: str) -> None:
         for case in cases:
             request = case.request
-            found[case.case_id] = target_probability(own, request, request.target_new), continuation(own, request.text)
+            found[case.case_id] = (
+                target_probability(gpt2, request, request.target_new),
+                continuation(gpt2, request.text),
+            )
 
-    table = sequence(own, cases, at_end=at_end, out=tmp_path / "out", **options)
+    table = sequence(gpt2, cases, at_end=at_end, out=tmp_path / "out", **options)
     then, now = (table[table["retest"] == again].dropna(subset="case_id") for again in (False, True))
     assert then["step"].tolist() == now["step"].tolist() == [1, 2, 3, 4, 5]
     assert now["case_id"].tolist() == [case.case_id for case in cases] and not now["measured"].any()
@@ -323,14 +326,14 @@ def test_every_edit_is_tested_again_at_the_end(
     summed = sequence_module.summary(table)
     assert summed["edits"].tolist() == [5] and summed["failed"].tolist() == [0]
     found.clear()
-    again = sequence(own, cases, at_end=at_end, out=tmp_path / "out", resume=True, **options)
+    again = sequence(gpt2, cases, at_end=at_end, out=tmp_path / "out", resume=True, **options)
     assert not found and same(again, table)
     (tmp_path / "out" / "part-00003.parquet").unlink()  # the retest alone; the weights before it are gone
-    assert same(sequence(own, cases, out=tmp_path / "out", resume=True, **options), table)
+    assert same(sequence(gpt2, cases, out=tmp_path / "out", resume=True, **options), table)
 
 
 def test_a_sequence_with_a_failed_edit_is_run_again_on_request(
-    own: LanguageModel, cases: list[Case], texts: list[str], tmp_path: Path
+    gpt2: LanguageModel, cases: list[Case], texts: list[str], tmp_path: Path
 ) -> None:
     solve = Rome.solve
 
@@ -342,11 +345,11 @@ def test_a_sequence_with_a_failed_edit_is_run_again_on_request(
     options = {"methods": {"rome": replace(SEARCH, covariance=False)}, "texts": texts, "progress": False}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Rome, "solve", failing)
-        broken = sequence(own, cases, out=tmp_path / "out", **options)
+        broken = sequence(gpt2, cases, out=tmp_path / "out", **options)
     assert broken["error"].notna().sum() == 1
-    assert same(sequence(own, cases, out=tmp_path / "out", resume=True, **options), broken)
-    whole = sequence(own, cases, **options)
-    assert same(sequence(own, cases, out=tmp_path / "out", resume=True, retry_failed=True, **options), whole)
+    assert same(sequence(gpt2, cases, out=tmp_path / "out", resume=True, **options), broken)
+    whole = sequence(gpt2, cases, **options)
+    assert same(sequence(gpt2, cases, out=tmp_path / "out", resume=True, retry_failed=True, **options), whole)
 
 
 def test_weights_are_read_once_for_all_parts_that_follow(
