@@ -80,7 +80,7 @@ Markdown(
 # %% [markdown]
 # ## Scores by layer
 #
-# Means over the normal cases with 95 % bootstrap intervals; the right panel has the share of cases of either kind that
+# Means over the normal cases with 95 % bootstrap intervals; the lower panels have the share of cases of either kind that
 # collapse the model.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Efficacy, generalization, locality and their harmonic mean by edited layer, a panel for each method with 95 % intervals, and the share of edits that collapse the model for normal cases and for subjects of one token at the start."}}
