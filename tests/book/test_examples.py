@@ -24,7 +24,7 @@ COMMANDS = sorted(
 )
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "methods")) for n in EXAMPLES])
 def test_examples_of_a_page_run_in_order_and_print_what_their_comments_say(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

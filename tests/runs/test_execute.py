@@ -191,7 +191,8 @@ def test_paths_are_taken_out_of_text_but_not_out_of_images() -> None:
     assert told == {"text": ["~/x", "./y", f"{place}s"], "image/png": f"{place}/z"}
 
 
-@pytest.mark.parametrize("jobs", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow  # the command that runs all does so with two jobs
+@pytest.mark.parametrize("jobs", [1, 2])
 def test_several_analyses_are_executed_whatever_becomes_of_one(
     tmp_path: Path, jobs: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
