@@ -33,13 +33,13 @@ settings.load_profile("editlib")
 
 
 class Scheduling(LoadScopeScheduling):
-    """Workers take whole files, whose fixtures are made once; the book's tests share one site, analyses are spread."""
+    """Workers take whole files, whose fixtures are made once; analyses are spread."""
 
     def _split_scope(self, nodeid: str) -> str:
         file, _, test = nodeid.partition("::")
         if file.endswith("test_notebooks.py"):
             return test.partition("[")[2]
-        return "site" if "/book/" in file else file
+        return file
 
 
 @pytest.hookimpl(optionalhook=True)

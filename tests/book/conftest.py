@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from books import build, published, rewritten, served
+from filelock import FileLock
 from places import ROOT
 from playwright.sync_api import Browser, Error, Page, sync_playwright
 
@@ -17,6 +18,7 @@ FLAGS = (  # the first two for containers, the rest keep the browser itself off 
     "--no-sandbox --disable-gpu --disable-quic --no-first-run "
     "--disable-background-networking --disable-component-update --disable-sync"
 ).split()
+DONE = "built"  # beside a site that is whole
 
 
 def missing(what: str) -> None:
@@ -25,12 +27,27 @@ def missing(what: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The book with its published runs only, so that local runs cannot decide a test, and with an older run of one of
-    their specs: one number is another, and where its interval is one can be told by the middle of a name only."""
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The HTML of the book, built once for all workers."""
     if not published():
         missing("no published run under book/runs")
-    folder = tmp_path_factory.mktemp("site")
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent  # of all workers of this session
+    folder = shared / "site"
+    with FileLock(shared / "site.lock"):
+        if not (folder / DONE).exists():
+            shutil.rmtree(folder, ignore_errors=True)  # what another worker could not finish
+            write_sources(folder)
+            build(folder)
+            (folder / DONE).touch()
+    return folder / "_build/html"
+
+
+def write_sources(folder: Path) -> None:
+    """The book with its published runs only, so that local runs cannot decide a test, and with an older run of one of
+    their specs: one number is another, and where its interval is one can be told by the middle of a name only."""
+    folder.mkdir()
     shutil.copy(ROOT / "_config.yml", folder)
     shutil.copytree(ROOT / "notebooks", folder / "notebooks")  # run pages compare with them
     shutil.copytree(ROOT / "book", folder / "book", ignore=shutil.ignore_patterns("local-*", "__pycache__"))
@@ -38,19 +55,18 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     older = shutil.copytree(run.folder, run.folder.with_name("older"))
     metrics = {**run.metrics, "auc_control": 0.5, "auc_low_control": 0.25, "auc_high_control": 0.75}
     rewritten(older, metrics=metrics, started="2026-01-01T00:00:00Z", finished="2026-01-01T00:01:00Z")
-    return folder
+
+
+@pytest.fixture(scope="session")
+def sources(site: Path) -> Path:
+    """What the site was built from."""
+    return site.parents[1]
 
 
 @pytest.fixture(scope="session")
 def runs(sources: Path) -> list[Manifest]:
     """The runs of the site."""
     return published(root=sources)
-
-
-@pytest.fixture(scope="session")
-def site(sources: Path) -> Path:
-    """The HTML of the book."""
-    return build(sources)
 
 
 @pytest.fixture(scope="session")
