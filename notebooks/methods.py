@@ -173,7 +173,7 @@ def seconds(method: str, case: data.Case) -> float:
     return time.perf_counter() - started
 
 
-space = Session(lm, stats=moments)
+space = Session(lm, stats=moments, reuse=False)
 able = [method for method in presets if main.loc[main["method"] == method, "error"].isna().all()]
 clock = pd.Series({method: np.median([seconds(method, case) for case in chosen[:timed]]) for method in able})
 cells = summary[summary["protocol"] == "em_tf"].set_index(["method", "score"])

@@ -74,7 +74,7 @@ Route = Callable[[Work, Meter], list[Outcome]]
 
 def engine(work: Work, meter: Meter) -> list[Outcome]:
     """All requests at once, by a session that knows nothing yet."""
-    space, params = Session(work.lm), work.params
+    space, params = Session(work.lm, reuse=False), work.params
     with meter("shared"):
         space.past(params.contexts)
         space.prepare_texts(params.layer, work.texts)

@@ -15,6 +15,7 @@ from editlib.data.request import EditRequest
 from editlib.editing.edit import Change, Edit, Intervention
 from editlib.editing.method import Method, Variant, moments_of
 from editlib.editing.stats import MomentOptions, Needed, Stats, StatsHeader, needed_moments
+from editlib.engine import solved
 from editlib.engine.passes import Passes, Past
 from editlib.engine.perplexity import (
     PAPERS,
@@ -42,7 +43,8 @@ class Session:
     """A model with everything already known about its edits; valid as long as its weights are not changed.
 
     Second moments come from `stats`, else from the user's cache, where they are put after a pass over `corpus`.
-    Keys and v* are worked out when asked for, faster by `prepare` for many requests at once.
+    Keys and v* are worked out when asked for, faster by `prepare` for many requests at once; v* is kept in the cache
+    and taken from there if `reuse` says so, or, where it is not given, EDITLIB_REUSE=1.
     """
 
     def __init__(
@@ -52,8 +54,10 @@ class Session:
         stats: Stats | None = None,
         corpus: Sequence[str] | None = None,
         moment_options: MomentOptions | None = None,
+        reuse: bool | None = None,
     ) -> None:
         self.lm = lm
+        self._reuse = solved.asked() if reuse is None else reuse
         self._stats, self._corpus, self._options = stats, corpus, moment_options or MomentOptions()
         self._needed: Needed | None = None
         self._factors: dict[int, Tensor] = {}
@@ -151,9 +155,15 @@ class Session:
         missing = [r for r in dict.fromkeys(requests) if ("target", name, r, params.search) not in self._found]
         rows = [self.rows(request, flavour) for request in missing]
         if rows:
-            found = search(self.passes, self._site(name), name, rows, self.past(flavour), params)
+            paths = [solved.place(self.lm, name, each, params) for each in rows] if self._reuse else []
+            stored = ((i, solved.kept(path, self.lm.device)) for i, path in enumerate(paths))
+            known = {i: target for i, target in stored if target}
+            found = search(self.passes, self._site(name), name, rows, self.past(flavour), params, known=known)
             for request, each in zip(missing, found, strict=True):
                 self.know(name, request, params, each.keys, each.target)
+            for i, path in enumerate(paths):
+                if found[i].target is not known.get(i):
+                    solved.keep(path, found[i].target)
 
     def know(self, name: str, request: EditRequest, params: ValueParams, keys: Keys, target: Target) -> None:
         """Take keys and v* of a request from elsewhere."""
@@ -263,6 +273,7 @@ class Session:
         """Drop all that follows from the weights, since they changed; second moments are the unedited model's, and
         stay."""
         self.forget_requests()
+        self._reuse = False  # what is kept is the unedited model's
         self._kept.clear()
         self.__dict__.pop("passes", None)
 

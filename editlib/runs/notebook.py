@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import shutil
 import tempfile
@@ -75,7 +76,8 @@ def _execute(asked: Plan, stage: Path, timeout: int | None, seen: Seen) -> None:
                 config=Config(KernelManager={"transport": "ipc", "ip": f"{private}/kernel"}),
                 extra_arguments=["--log-level=CRITICAL"],  # an interrupted kernel tells its life story
             )  # fmt: skip
-            return client.execute(stderr=kernel)
+            reuse = {"EDITLIB_REUSE": "1"}  # analyses of the same cases search v* once
+            return client.execute(stderr=kernel, env=reuse | os.environ)
 
     papermill_engines.register("editlib", Told)
     output = str(stage / "index.ipynb").replace("{", "{{").replace("}", "}}")  # papermill fills braces in paths
