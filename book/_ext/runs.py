@@ -8,8 +8,13 @@ three ways:
     ```{run-figure} pilot/scatter         a figure of that run; the first of an analysis also says which run it is
     ```{run-selector} pilot               which run that is and, folded, the others of the analysis
 
-The run quoted for an analysis is its newest published `full` run; without one, its newest run. What a manifest says is
-never trusted as markup: it is escaped before it becomes MyST, and otherwise goes into nodes as text.
+Runs of one analysis differ in their settings, above all in their model. `quoted.yaml` gives settings a name, and that
+name before the analysis quotes a run that has them: `{{ smollm2_pilot_cases }}`, `{run-figure} smollm2/pilot/scatter`,
+`{run-selector} smollm2/pilot`. Without a name it is a run with the settings called `main`. Of several the newest
+published `full` run is quoted; without one, the newest.
+
+What a manifest says is never trusted as markup: it is escaped before it becomes MyST, and otherwise goes into nodes as
+text.
 
 A folder that holds no run (left behind by a killed process, or damaged) is left out of the site, and the page of all
 runs says so. With EDITLIB_PUBLISHED_ONLY set, so are local runs: that is how the public site is built.
@@ -19,11 +24,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from docutils import nodes
 from folds import fold
 from sphinx.addnodes import pending_xref
@@ -38,10 +44,13 @@ from editlib.runs.folders import run_folders
 from editlib.runs.manifest import NAME, Manifest, read_manifest, symbolic_link
 from editlib.text import metric, percent
 
+MAIN = "main"  # the settings of runs that pages quote without a name
 HINT = "execute one with `editlib run {} --profile quick`"
 FIGURE_TYPES = ("svg", "png")
 MARKUP = re.compile(r"""([!-/:-@[-`{-~])""")  # what MyST may read as more than text, all of it punctuation
 LONGEST = 200  # characters of a value that a page shows
+
+Settings = Mapping[str, list[Any]]  # the values that each of some parameters may have
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,7 @@ class Runs:
 
     shown: tuple[Manifest, ...] = ()  # newest first
     damaged: dict[str, str] = field(default_factory=dict)  # why a folder is no run, by its path in the book
-    quoted: dict[str, Manifest] = field(default_factory=dict)  # the run that pages quote, by analysis
+    quoted: dict[str, Manifest] = field(default_factory=dict)  # by what pages call it: pilot, smollm2/pilot
 
 
 def read_runs(book: Path, *, published_only: bool = False) -> Runs:
@@ -72,8 +81,29 @@ def read_runs(book: Path, *, published_only: bool = False) -> Runs:
             place = folder.relative_to(book).as_posix()
             damaged[place] = str(error).replace(str(folder), "it")
     shown.sort(key=lambda run: run.finished, reverse=True)
-    best = sorted(shown, key=lambda run: (run.published, run.profile == "full", run.finished))
-    return Runs(tuple(shown), damaged, {run.analysis: run for run in best})  # the best one is last and stays
+    return Runs(tuple(shown), damaged, quoted(shown, read_settings(book)))
+
+
+def read_settings(book: Path) -> dict[str, Settings]:
+    """The settings that have a name; where the book has no such file, any run is one of the main settings."""
+    path = book / "quoted.yaml"
+    return yaml.safe_load(path.read_text("utf-8")) if path.is_file() else {MAIN: {}}
+
+
+def quoted(runs: Iterable[Manifest], settings: Mapping[str, Settings]) -> dict[str, Manifest]:
+    """The best run of each analysis and settings, by what pages call it."""
+    best = sorted(runs, key=lambda run: (run.published, run.profile == "full", run.finished))
+    return {  # of one name the last stays
+        called(run.analysis, name): run
+        for name, asked in settings.items()
+        for run in best
+        if all(run.parameters.get(key) in values for key, values in asked.items())
+    }
+
+
+def called(analysis: str, settings: str = MAIN) -> str:
+    """What pages call the run of an analysis that has some settings."""
+    return analysis if settings == MAIN else f"{settings}/{analysis}"
 
 
 def docname(run: Manifest) -> str:
@@ -123,11 +153,11 @@ def page_link(run: Manifest, text: str = "") -> pending_xref:
     return pending_xref("", nodes.inline("", text or run.run), refwarn=True, **about)
 
 
-def substitutions(run: Manifest) -> dict[str, str]:
-    """What `{{ <analysis>_<name> }}` stands for."""
+def substitutions(name: str, run: Manifest) -> dict[str, str]:
+    """What `{{ <analysis>_<metric> }}` stands for, with all metrics and parameters of the run that pages call so."""
     values = {**run.parameters, "profile": run.profile, "date": run.finished[:10], **run.metrics}
-    shown = {name: quote(name, value) for name, value in values.items()} | {"run": f"run {link(run)}"}
-    return {f"{run.analysis.replace('-', '_')}_{name}": text for name, text in shown.items()}
+    shown = {key: quote(key, value) for key, value in values.items()} | {"run": f"run {link(run)}"}
+    return {f"{re.sub('[-/]', '_', name)}_{key}": text for key, text in shown.items()}
 
 
 # -- once for a build ----------------------------------------------------------------------------------
@@ -140,8 +170,8 @@ def find_runs(app: Sphinx, config: Config) -> None:
     shown = {run.folder for run in config.runs.shown}
     left_out = (path.relative_to(book).as_posix() for path in book.glob("runs/*/*") if path not in shown)
     config.exclude_patterns = [*config.exclude_patterns, *(re.sub(r"([[*?])", r"[\1]", path) for path in left_out)]
-    quoted = (pair for run in config.runs.quoted.values() for pair in substitutions(run).items())
-    config.myst_substitutions = {**config.myst_substitutions, **dict(quoted)}
+    for name, run in config.runs.quoted.items():
+        config.myst_substitutions = {**config.myst_substitutions, **substitutions(name, run)}
     if not config.runs.shown:
         problem = "book/runs holds no run, so pages that quote one cannot be built: %s"
         logging.getLogger(__name__).warning(problem, HINT.format("pilot"))
@@ -154,17 +184,15 @@ class RunFigure(Figure, SphinxDirective):
     """`{run-figure} pilot/scatter`: the figure of that name of the quoted pilot run, with options of `figure`."""
 
     def run(self) -> list[nodes.Node]:
-        analysis, name = self.arguments[0].split("/")
-        run = self.config.runs.quoted.get(analysis)
-        files = (f"figures/{name}.{kind}" for kind in FIGURE_TYPES) if run else ()
+        called, _, name = self.arguments[0].rpartition("/")
+        run = quoted_run(self, called)
+        files = (f"figures/{name}.{kind}" for kind in FIGURE_TYPES)
         file = next((file for file in files if file in run.outputs), None)
         if not file:
-            raise self.error(f"no run of {analysis!r} has a figure {name!r}: {HINT.format(analysis)}")
-        self.arguments[0] = f"/runs/{analysis}/{run.folder.name}/{file}"
-        selected = self.env.temp_data.setdefault("runs_selected", set())  # of this page
-        first = analysis not in selected
-        selected.add(analysis)
-        return [*super().run(), *([selector(run, self.config.runs.shown)] if first else [])]
+            raise self.error(f"run {run.run} of {called!r} has no figure {name!r}")
+        self.arguments[0] = f"/runs/{run.analysis}/{run.folder.name}/{file}"
+        first = called not in self.env.temp_data.get("runs_selected", ())
+        return [*super().run(), *(selected(self, called) if first else [])]
 
 
 class RunSelector(SphinxDirective):
@@ -173,11 +201,24 @@ class RunSelector(SphinxDirective):
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        run = self.config.runs.quoted.get(self.arguments[0])
-        if run is None:
-            raise self.error(f"there is no run of {self.arguments[0]!r}: {HINT.format(self.arguments[0])}")
-        self.env.temp_data.setdefault("runs_selected", set()).add(run.analysis)
-        return [selector(run, self.config.runs.shown)]
+        return selected(self, self.arguments[0])
+
+
+def quoted_run(directive: SphinxDirective, called: str) -> Manifest:
+    """The run that pages call so."""
+    run: Manifest | None = directive.config.runs.quoted.get(called)
+    if run:
+        return run
+    analysis = called.rpartition("/")[2]
+    raise directive.error(
+        f"no run is called {called!r} by quoted.yaml: {HINT.format(analysis)}, with the settings there"
+    )
+
+
+def selected(directive: SphinxDirective, called: str) -> list[nodes.Node]:
+    """Which run pages call so; noted, so that a page says it once."""
+    directive.env.temp_data.setdefault("runs_selected", set()).add(called)  # of this page
+    return [selector(quoted_run(directive, called), directive.config.runs.shown)]
 
 
 def selector(run: Manifest, runs: Iterable[Manifest]) -> nodes.Node:
