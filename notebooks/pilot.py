@@ -29,8 +29,8 @@
 # Editing* {cite}`yang-etal-2024-butterfly`, which ran ROME {cite}`meng2022locating` on GPT-J and all of COUNTERFACT.
 #
 # *Collapse* means a perplexity of at least `collapse_ratio` times the unedited one. The published threshold, 1,000, is 15,
-# 20 and 30 times the unedited perplexity of the three models of the paper; it says little about a small model. The
-# distribution is always shown, so that you can see whether the threshold matters.
+# 20 and 30 times the unedited perplexity of the three models of the paper. Counts are given for three thresholds, and
+# the distribution is always shown, so that you can see whether the choice matters.
 
 # %% tags=["parameters"]
 model: str = "testbed/anchored"  # the model to edit
@@ -39,7 +39,9 @@ cases: str = "testbed"  # edit cases: a name or a file in COUNTERFACT's form
 texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
 corpus: str | None = None  # texts for the second moments: a name or a file; none for text of the model's own
 layer: int | None = None  # the layer that is edited; none for the model's preset, else a middle one
+split: str | None = None  # the cases of one split only; none for all
 n: int = 60  # cases drawn
+first: int | None = None  # of these, cases whose subject is one token at the start; none for as many as the draw has
 seed: int = 0  # of the draw
 method: str = "rome"  # the method under test
 remedy: str = "c-rome"  # the method beside it
@@ -60,6 +62,7 @@ import editlib as el
 from editlib import data, plot
 from editlib.editing.methods import prepare, solve
 from editlib.editing.session import Session
+from editlib.measuring import contrast, statistics
 from editlib.measuring.tasks import evaluate
 from editlib.runs.recording import record
 from editlib.sweeps import setup
@@ -67,7 +70,11 @@ from editlib.text import percent
 
 plot.theme()
 lm = el.load(model)
-chosen = data.draw(data.cases(cases), n, seed=seed)
+pool = data.cases(cases, split=split)
+if first is None:
+    chosen = data.draw(pool, n, seed=seed)
+else:
+    chosen = contrast.draw_by_subject(lm, pool, first=first, others=n - first, seed=seed)
 sentences = data.texts(texts)
 unedited = el.perplexity(lm, sentences)
 Markdown(
@@ -96,6 +103,7 @@ arms = [
 ]
 frame = pd.concat(arms, ignore_index=True)
 frame["collapsed"] = ~(frame["perplexity_ratio"] < collapse_ratio)  # nan counts as collapsed
+frame["subject_kind"] = frame["case_id"].map(contrast.subject_kinds(lm, chosen))
 frame["arm"] = frame["method"] + " on " + frame["model"].str.removeprefix("testbed/")
 frame.to_parquet("data/cases.parquet")
 failed = int(frame["error"].notna().sum())
@@ -123,6 +131,42 @@ Markdown(
     f"unedited). Of the {len(rest)} others, {rest['collapsed'].sum()} do; of the {len(late)} whose subject ends at the "
     f"fourth token or later, {late['collapsed'].sum()}."
 )
+
+# %% [markdown]
+# ### By kind of subject, setting and threshold
+#
+# Edits that collapse the model, and their share with Wilson's 95 % interval. *Doubled* subjects say one word twice, the papers'
+# other kind of first-token subject; *full stop*: the subject ends in one.
+
+
+# %% tags=["hide-input"]
+LIMITS = {f"{collapse_ratio:g} times": None, "20 times": 20.0, "perplexity 1,000": 1000.0}
+
+
+def beyond(rows: pd.DataFrame, limit: str) -> pd.Series:
+    """Whether each edit collapses the model by one threshold; nan does by all."""
+    if limit == "perplexity 1,000":
+        return ~(rows["perplexity_mean"] < LIMITS[limit])
+    return ~(rows["perplexity_ratio"] < (LIMITS[limit] or collapse_ratio))
+
+
+def told(collapsed: pd.Series) -> str:
+    return f"{collapsed.sum()}: {statistics.share(collapsed.sum(), len(collapsed)):.2f}"
+
+
+edited = frame[(frame["model"] == model) & frame["error"].isna()]
+order = [kind for kind in contrast.SUBJECT_KINDS if kind in set(edited["subject_kind"])]
+by_subject = pd.DataFrame(
+    [
+        {"subject": kind, "method": name, "edits": len(rows), "median rise": rows["perplexity_ratio"].median()}
+        | {"largest rise": rows["perplexity_ratio"].max()}
+        | {limit: told(beyond(rows, limit)) for limit in LIMITS}
+        for kind in order
+        for name in variants
+        for rows in [edited[(edited["subject_kind"] == kind) & (edited["method"] == name)]]
+    ]
+).set_index(["subject", "method"])
+by_subject.style.format("{:,.2f}", subset=["median rise", "largest rise"])
 
 # %% [markdown]
 # ### The ten worst
@@ -325,9 +369,26 @@ metrics = {
     "denominator_ratio_first": float(by_kind.get(plot.KINDS[0], float("nan"))),
     "denominator_ratio_late": float(late_ratio),
 }
+apart = edited.assign(ratio=(edited["denominator"] / edited["denominator_consistent"]).abs())
+for name, suffix in {method: "", bare: "_no_covariance", remedy: "_c_rome"}.items():
+    of_method = apart[apart["method"] == name]
+    groups = {kind: of_method[of_method["subject_kind"] == kind] for kind in order}
+    groups |= {"others": of_method[of_method["subject_kind"] != contrast.SUBJECT_KINDS[0]]}
+    for kind, rows in groups.items():
+        short = "first" if kind == contrast.SUBJECT_KINDS[0] else kind.replace(" ", "_")
+        metrics[f"cases_{short}"] = len(rows)
+        for limit, ending in zip(LIMITS, ("", "_20x", "_1000"), strict=True):
+            held = statistics.share(beyond(rows, limit).sum(), len(rows))
+            metrics[f"collapsed_{short}{suffix}{ending}"] = int(beyond(rows, limit).sum())
+            metrics |= {f"collapsed_{short}{suffix}_{end}{ending}": getattr(held, end) for end in ("low", "high")}
+        metrics[f"median_ratio_{short}{suffix}"] = float(rows["perplexity_ratio"].median())
+        metrics[f"max_ratio_{short}{suffix}"] = most(rows)
+        metrics[f"denominator_ratio_{short}{suffix}"] = float(rows["ratio"].median())
+    for limit, ending in zip(LIMITS, ("", "_20x", "_1000"), strict=True):
+        metrics[f"collapsed{suffix}{ending}"] = int(beyond(of_method, limit).sum())
 metrics["worst_models"] = len(requests)
 for row in results.itertuples():
-    name = row.Index.replace("-", "_")
+    name = row.Index.split("-", 1)[-1].replace("-", "_")  # by its form: facts-choice and testbed-choice are choice
     metrics |= {f"unedited_{name}": row.unedited, f"worst_{name}": row.edited, f"worst_sd_{name}": row.sd}
 if control:
     checked = frame[frame["model"] == control]

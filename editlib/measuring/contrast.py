@@ -26,6 +26,7 @@ from editlib.models.language_model import LanguageModel
 from editlib.models.tokens import Encoded, encode
 
 COLLAPSE, NORMAL = GROUPS = ("collapse", "normal")
+SUBJECT_KINDS = ("one token", "doubled", "full stop", "several tokens", "later")  # all at the start but the last
 ROWS = 64  # texts a forward pass
 
 
@@ -45,6 +46,23 @@ def draw_by_subject(lm: LanguageModel, pool: Sequence[Case], *, first: int, othe
     if not drawn:
         raise EditlibError(f"first={first} and others={others} of {len(pool)} cases leave none to edit; draw more")
     return [pool[i] for i in sorted(drawn)]
+
+
+def subject_kinds(lm: LanguageModel, cases: Sequence[Case]) -> pd.Series:
+    """By case_id, one of `SUBJECT_KINDS`; a case whose subject cannot be located has none."""
+    kinds = dict[int, str]()
+    for case in cases:
+        with suppress(EditlibError):
+            tokens, words = for_models.subject_tokens(lm, case.request), case.request.subject.split()
+            if tokens.first:
+                kinds[case.case_id] = "later"
+            elif tokens.count == 1:
+                kinds[case.case_id] = "one token"
+            elif len(words) == 2 and words[0] == words[1]:
+                kinds[case.case_id] = "doubled"
+            else:
+                kinds[case.case_id] = "full stop" if words[-1].endswith(".") else "several tokens"
+    return pd.Series(kinds, dtype="str")
 
 
 def groups(table: pd.DataFrame, *, method: str, collapse_ratio: float) -> pd.Series:

@@ -1,6 +1,7 @@
 """Collapse cases beside normal ones: who is drawn, who collapses, their keys, and intervals."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -50,6 +51,22 @@ def test_a_draw_has_the_wanted_numbers_of_both_kinds_in_file_order(anchored: Lan
     assert drawn == contrast.draw_by_subject(anchored, pool, first=5, others=7, seed=0)
     assert drawn != contrast.draw_by_subject(anchored, pool, first=5, others=7, seed=1)
     assert contrast.draw_by_subject(anchored, pool[::-1], first=400, others=999, seed=0) == pool[::-1]
+
+
+def test_kinds_of_subjects_are_those_of_the_papers(anchored: LanguageModel, pool: list[Case]) -> None:
+    kinds = (for_models.subject_tokens(anchored, case.request) for case in pool)
+    word = next(case for case, tokens in zip(pool, kinds, strict=True) if tokens.kind == "one token, first").request
+    subjects = {
+        word.subject: "one token",
+        f"{word.subject} {word.subject}": "doubled",
+        f"{word.subject} Ltd.": "full stop",
+    }
+    subjects |= {f"{word.subject} Hall": "several tokens"}
+    cases = [Case(i, replace(word, subject=subject)) for i, subject in enumerate(subjects)]
+    cases.append(Case(10, replace(word, prompt="The old {} is in")))
+    found = contrast.subject_kinds(anchored, cases)
+    assert found.tolist() == [*subjects.values(), "later"] and found.index.tolist() == [0, 1, 2, 3, 10]
+    assert set(found) == set(contrast.SUBJECT_KINDS)
 
 
 def test_where_a_kind_is_short_there_are_fewer(anchored: LanguageModel, pool: list[Case]) -> None:
