@@ -37,6 +37,7 @@ from editlib.cli.options import (
     values,
 )
 from editlib.cli.output import alive, emit, note
+from editlib.data.sources import own
 from editlib.errors import EditlibError
 from editlib.text import duration, table
 
@@ -221,8 +222,9 @@ def tasks(
     model: Model,
     task: Annotated[
         list[str] | None,
-        typer.Option(help="testbed-choice, testbed-cloze, testbed-qa, piqa, hellaswag, lambada_standard, nq_open, "
-                          "squadv2 or mmlu; repeat for more.  [default for testbed models: the first three]"),
+        typer.Option(help="facts-choice, facts-cloze, facts-qa, the same of testbed, piqa, hellaswag, "
+                          "lambada_standard, nq_open, squadv2 or mmlu; repeat for more.  "
+                          "[default: the three of testbed for its models, else those of facts]"),
     ] = None,
     file: Annotated[
         list[str] | None,
@@ -246,7 +248,7 @@ def tasks(
 
     from editlib.measuring import tasks as downstream
 
-    names = task or list(files) or (downstream.TESTBED_TASKS if model.startswith("testbed/") else ())
+    names = task or list(files) or str(own(model, ",".join(downstream.TESTBED_TASKS))).split(",")
     downstream.check_tasks(names, limit=limit, files=files)  # before the model is loaded
     lm = load_model(model, dtype=dtype, device=device, revision=revision, layout=layout)
     rows = downstream.evaluate(lm, names, limit=limit, files=files).to_dict(orient="records")

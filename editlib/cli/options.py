@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from editlib.cli.output import note
+from editlib.data.sources import own
 from editlib.editing.names import FLAVOURS, METHODS
 from editlib.errors import EditlibError, unknown
 from editlib.models.names import DTYPES, PACKAGED, gguf_file, hub_id, locate
@@ -19,8 +20,6 @@ from editlib.models.names import DTYPES, PACKAGED, gguf_file, hub_id, locate
 if TYPE_CHECKING:
     from editlib.data.datasets import Case, Reading
     from editlib.models.language_model import LanguageModel
-
-TEXTS, CASES = "prose-50", "facts"  # for models that have none of their own
 
 
 # -- checks of single values -------------------------------------------------------------------------------
@@ -121,12 +120,14 @@ FirstPosition = Annotated[
 Texts = Annotated[
     str | None,
     typer.Option(callback=known_data, help="Texts to measure perplexity on: a name, or a JSON list of strings or "
-                 f"ME-PPL records.  [default: testbed-ppl-50 for testbed models, else {TEXTS}]"),
+                 "ME-PPL records.  [default: testbed-ppl-50 for testbed models, else prose-50]"),
 ]  # fmt: skip
 Cases = Annotated[
     str | None,
     typer.Option(
-        "--data", callback=known_data, help="Edit cases: a name or a path.  [default: testbed for testbed models]"
+        "--data",
+        callback=known_data,
+        help="Edit cases: a name or a path.  [default: testbed for testbed models, else facts]",
     ),
 ]
 Split = Annotated[
@@ -157,7 +158,7 @@ def values(parameters: Sequence[str] | None) -> dict[str, Any]:
 
 def texts_for(model: str, name: str | None) -> list[str]:
     """Texts by name, or a model's default ones."""
-    texts = texts_of(name or ("testbed-ppl-50" if model.startswith("testbed/") else TEXTS))
+    texts = texts_of(name or own(model, "testbed-ppl-50"))
     assert texts is not None  # by name, or refused
     return texts
 
@@ -166,7 +167,7 @@ def cases_for(model: str, name: str | None, *, split: str | None = None) -> list
     """Edit cases by name, or a model's default ones."""
     from editlib.data import datasets as data
 
-    name = name or ("testbed" if model.startswith("testbed/") else CASES)
+    name = name or str(own(model, "testbed"))
     return data.of_split(_told(name, data.read_cases(name)).cases, split)
 
 

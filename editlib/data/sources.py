@@ -6,10 +6,16 @@ from pathlib import Path
 
 from editlib.errors import EditlibError
 from editlib.files import TESTBED, cache_folder
+from editlib.models.names import of_testbed, testbed_names
 
 SHIPPED = {name: TESTBED / f"{name}.json" for name in ("testbed", "testbed-ppl-50", "testbed-ppl-1k")}
 REAL_WORLD = ("facts", "prose-50", "prose-500")  # facts are written by tools/facts.py, texts by hand
 SHIPPED |= {name: Path(__file__).parent / "shipped" / f"{name}.jsonl" for name in REAL_WORLD}
+
+IN_PLACE_OF = {  # data and tasks about the testbed's world, and about the real one
+    "testbed": "facts", "testbed-ppl-50": "prose-50", "testbed-ppl-1k": "prose-500",
+    "testbed-choice": "facts-choice", "testbed-cloze": "facts-cloze", "testbed-qa": "facts-qa",
+}  # fmt: skip
 
 ROME = "https://rome.baulab.info/data/dsets/"
 SPREAD = "https://github.com/Jometeorie/KnowledgeSpread/tree/51d7402617c2e52bde0dc11b76e400c3725a181a/data/counterfact"
@@ -105,3 +111,13 @@ SOURCES = {
         ),
     )
 }  # fmt: skip
+
+
+def own(model: str, usual: str) -> str | None:
+    """What a model has where the testbed's models have the `usual` data or tasks (with commas between): the real
+    world's; no model (None) in place of a twin to compare with. What is not the testbed's stays as it is."""
+    if of_testbed(model):
+        return usual
+    if usual in testbed_names():
+        return None
+    return ",".join(IN_PLACE_OF.get(name, name) for name in usual.split(","))

@@ -164,9 +164,9 @@ class Form:
 
 JSON = "give a JSON list or JSON lines with"
 FORMS = {
-    "testbed-choice": Form(_Choice, f"{JSON} text, choices (four), label (0 to 3)"),
-    "testbed-cloze": Form(_Cloze, f"{JSON} text, target"),
-    "testbed-qa": Form(_Short, f"{JSON} question, answer"),
+    **dict.fromkeys(("testbed-choice", "facts-choice"), Form(_Choice, f"{JSON} text, choices (four), label (0 to 3)")),
+    **dict.fromkeys(("testbed-cloze", "facts-cloze"), Form(_Cloze, f"{JSON} text, target")),
+    **dict.fromkeys(("testbed-qa", "facts-qa"), Form(_Short, f"{JSON} question, answer")),
     "piqa": Form(
         _Piqa, f"{JSON} goal, sol1, sol2, label (0 or 1, or in NAME-labels.lst beside NAME.jsonl)", _piqa_records
     ),

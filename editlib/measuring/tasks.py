@@ -23,7 +23,9 @@ from editlib.measuring.questions import Record, questions
 from editlib.models.language_model import LanguageModel
 
 TESTBED = Path(__file__).parents[1] / "testbed" / "tasks"
+FACTS = Path(__file__).parents[1] / "data" / "shipped"
 TESTBED_TASKS = ("testbed-choice", "testbed-cloze", "testbed-qa")
+FACTS_TASKS = ("facts-choice", "facts-cloze", "facts-qa")
 BATCH = 32  # questions run together
 COLUMNS = ("task", "metric", "value", "stderr", "n", "chance")
 
@@ -118,7 +120,8 @@ def _scored(model: Any, name: str, loaded: Record, *, limit: int | None) -> tupl
 
 def _loaded(model: Any, name: str, file: str | Path | None, limit: int | None) -> Record:
     """The harness's tasks by name, with questions that this model can be asked."""
-    shipped = TESTBED / f"{name}.jsonl" if TASKS[name].folder is None else None
+    folder = TASKS[name].folder
+    shipped = folder / f"{name}.jsonl" if isinstance(folder, Path) else None
     path = shipped if file is None else Path(file)
     asked = questions(name, path, limit=limit) if path else None
     loaded: Record = _from_file(name, [question.fields for question in asked]) if asked else _from_hub(name)
@@ -181,7 +184,7 @@ def _manager(task: "Task") -> Any:
     """The harness's index of one folder: that of all its tasks takes seconds."""
     import lm_eval.tasks
 
-    folder = TESTBED if task.folder is None else Path(lm_eval.tasks.__file__).parent / task.folder
+    folder = Path(lm_eval.tasks.__file__).parent / task.folder  # an absolute one stays as it is
     return lm_eval.tasks.TaskManager(include_path=folder, include_defaults=False)
 
 
@@ -195,13 +198,13 @@ SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 class Task:
     """A task: the metric that the papers report, and what guessing scores.
 
-    `folder` of the harness (None: the testbed's) has the task file, of which `base` is the name and `changes` replace
-    entries when questions come from a file.
+    `folder` of the harness, or of this package as a path, has the task file, of which `base` is the name and `changes`
+    replace entries when questions come from a file.
     """
 
     metric: str
     chance: float
-    folder: str | None = None
+    folder: str | Path
     base: str | None = None
     hub: bool = True
     changes: Record = field(default_factory=dict)
@@ -211,9 +214,12 @@ SHORT = {"max_gen_toks": 32, "do_sample": False}  # no answer is longer, and sma
 PASSAGE = "{% if title %}Title: {{title}}\n\n{% endif %}Background: {{context}}\n\nQuestion: {{question}}\n\nAnswer:"
 
 TASKS = {
-    "testbed-choice": Task("acc", 0.25),
-    "testbed-cloze": Task("acc", 0.0),
-    "testbed-qa": Task("exact_match", 0.0),
+    "testbed-choice": Task("acc", 0.25, TESTBED),
+    "testbed-cloze": Task("acc", 0.0, TESTBED),
+    "testbed-qa": Task("exact_match", 0.0, TESTBED),
+    "facts-choice": Task("acc", 0.25, FACTS),
+    "facts-cloze": Task("acc", 0.0, FACTS),
+    "facts-qa": Task("exact_match", 0.0, FACTS),
     "piqa": Task("acc", 0.5, "piqa"),
     "hellaswag": Task("acc", 0.25, "hellaswag"),
     "lambada_standard": Task("acc", 0.0, "lambada"),

@@ -54,6 +54,12 @@ def locate(name: str) -> Path | None:
     return Path(name) if name and Path(name).is_dir() else None
 
 
+def of_testbed(name: str) -> bool:
+    """Whether a model lives in the testbed's world, about which there are cases, texts and tasks: its card says so."""
+    folder = locate(name)
+    return folder is not None and (folder / "card.json").is_file()
+
+
 def beside(name: str) -> Path | None:
     """Where a model's prefix contexts, own text, settings and editors are: its folder, or what ships for a packaged
     one; None for anything else."""

@@ -32,7 +32,7 @@ class Plan:
 def plan(name: str, *, root: Path, profile: str = "quick", parameters: Mapping[str, object] | None = None) -> Plan:
     """Resolve and hash all a run depends on; raises `EditlibError` for what is unknown or of a wrong type."""
     chosen = read(name, root)
-    resolved = chosen.resolve(profile, parameters or {})
+    resolved = chosen.resolve(profile, _own(chosen, profile, parameters or {}) | dict(parameters or {}))
     values = {key: _absolute(key, value, chosen) for key, value in resolved.items()}
     source = chosen.path.read_bytes()
     models = _fingerprints("models.names", chosen.models, values)
@@ -53,6 +53,17 @@ def plan(name: str, *, root: Path, profile: str = "quick", parameters: Mapping[s
     shown, inputs = without_paths((values, inputs), folders=[root], called=called)
     spec = short_hash({"schema": SCHEMA, "analysis": name, "parameters": shown, **inputs})
     return Plan(chosen, profile, values, shown, called, inputs, spec)
+
+
+def _own(chosen: Analysis, profile: str, given: Mapping[str, object]) -> dict[str, object]:
+    """What another model than the testbed's has in place of what is the testbed's and not given: a notebook's defaults
+    and profiles are written for its first model."""
+    model = given.get("model")
+    if "model" not in chosen.models or not isinstance(model, str):
+        return {}
+    own = importlib.import_module("editlib.data.sources").own
+    usual = chosen.resolve(profile, {})
+    return {name: own(model, text) for name, text in usual.items() if name != "model" and isinstance(text, str)}
 
 
 def _absolute(name: str, value: Value, chosen: Analysis) -> Value:

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from places import ROOT, SHARED
 
 from editlib import data
 from editlib.data.sources import SHIPPED
+from editlib.measuring.questions import questions
+from editlib.measuring.tasks import FACTS, FACTS_TASKS
 
 COUNTERFACT = SHARED / "data" / "counterfact" / "counterfact_easyedit_21919.json"
 
@@ -57,11 +59,32 @@ def test_a_subject_has_one_true_answer_in_a_relation(records: list[dict[str, Any
 
 def test_the_file_is_what_its_table_gives(tmp_path: Path) -> None:
     (tmp_path / "tools").mkdir()
-    for name in ("facts.py", "facts.yaml"):
+    for name in ("facts.py", "facts.yaml", "fact_tasks.py"):
         (tmp_path / "tools" / name).write_bytes((ROOT / "tools" / name).read_bytes())
     (tmp_path / "editlib" / "data").mkdir(parents=True)
-    subprocess.run([sys.executable, "tools/facts.py"], cwd=tmp_path, check=True, capture_output=True)
-    assert (tmp_path / "editlib/data/shipped/facts.jsonl").read_bytes() == SHIPPED["facts"].read_bytes()
+    for tool in ("facts", "fact_tasks"):
+        subprocess.run([sys.executable, f"tools/{tool}.py"], cwd=tmp_path, check=True, capture_output=True)
+    for name in ("facts", *FACTS_TASKS):
+        file = f"{name}.jsonl"
+        assert (tmp_path / "editlib/data/shipped" / file).read_bytes() == (FACTS / file).read_bytes()
+
+
+def test_tasks_ask_about_facts_that_no_test_case_edits(records: list[dict[str, Any]]) -> None:
+    """Each question ends in a prompt about a fact for tuning, and its answer is that fact's; at least 300 a task."""
+    told = defaultdict(set)
+    for record in records:
+        request = record["requested_rewrite"]
+        for text in [request["prompt"].replace("{}", request["subject"]), *record["paraphrase_prompts"]]:
+            told[text].add((request["target_true"]["str"], record["split"]))
+    for name in FACTS_TASKS:
+        asked = [question.fields for question in questions(name, FACTS / f"{name}.jsonl")]
+        assert len(asked) >= 300
+        for row in asked:
+            answer = row.get("answer") or row.get("target") or row["choices"][row["label"]]
+            text = row.get("question") or row["text"]
+            ends = [told[text[start:]] for start in range(len(text)) if text[start:] in told]
+            assert ends == [{(answer.strip(), "tune")}], text
+            assert len(set(row.get("choices", "four"))) == 4
 
 
 @pytest.mark.skipif(not COUNTERFACT.is_file(), reason="the authors' files are not beside the checkout")

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from editlib.data import sources
 from editlib.data.forms import MARKS
 from editlib.data.sources import SHIPPED, SOURCES, Source
 from editlib.errors import EditlibError
+from editlib.files import TESTBED
 
 
 def source(name: str = "tiny", **fields: str) -> Source:
@@ -40,3 +42,18 @@ def test_a_file_lies_in_the_users_cache(tmp_path: Path, monkeypatch: pytest.Monk
 def test_it_is_told_how_to_get_a_file() -> None:
     assert source(url="https://example.org/a").how == "get it with: editlib data get tiny"
     assert source().how == "download it from https://example.org/, then: editlib data import tiny FILE"
+
+
+@pytest.mark.parametrize(
+    ("usual", "own"),
+    [
+        ("testbed", "facts"),
+        ("testbed-ppl-1k", "prose-500"),
+        ("testbed-choice,testbed-qa,piqa", "facts-choice,facts-qa,piqa"),
+        ("testbed/control", None),
+        ("c-rome,memit", "c-rome,memit"),
+    ],
+)
+def test_a_model_of_another_world_has_its_own_data_and_no_twin(usual: str, own: str | None) -> None:
+    assert sources.own("smollm2-135m", usual) == own
+    assert sources.own("testbed/control", usual) == sources.own(str(TESTBED / "anchored"), usual) == usual

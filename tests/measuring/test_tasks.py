@@ -339,6 +339,14 @@ def test_the_command_prints_a_table_or_json(capsys: pytest.CaptureFixture[str]) 
     assert json.loads(capsys.readouterr().out)[0]["chance"] == 0
 
 
+def test_a_model_of_another_world_is_asked_about_the_real_one(
+    gpt2_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_app(["tasks", "--model", str(gpt2_folder), "--limit", "2", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["task"] for row in rows] == list(tasks.FACTS_TASKS) and [row["chance"] for row in rows] == [0.25, 0, 0]
+
+
 def test_the_command_takes_files(gpt2_folder: Path, jsonl: Jsonl, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_app(["tasks", "--model", str(gpt2_folder), "--file", f"piqa={jsonl(*PIQA)}", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["n"] == 4
@@ -348,7 +356,6 @@ def test_the_command_takes_files(gpt2_folder: Path, jsonl: Jsonl, capsys: pytest
     ("arguments", "said"),
     [
         (["--task", "piqua"], "'piqua' is unknown"),
-        ([], "no tasks to evaluate; give some of testbed-choice"),
         (["--file", "piqa"], "--file TASK=PATH"),
     ],
 )

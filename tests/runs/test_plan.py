@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from folders import NOTEBOOK
+from places import ROOT
 
 from editlib.errors import EditlibError
 from editlib.files import TESTBED
@@ -91,6 +92,17 @@ def test_a_local_models_path_works_in_the_run_but_is_not_told(empty: Path, monke
     asked = plan("toy", root=empty, parameters={"model": "mine"})
     assert asked.parameters["model"] == str(empty / "mine")
     assert asked.shown["model"] == "./mine" and asked.inputs["models"] == {"./mine": "sha"}
+
+
+def test_what_is_the_testbeds_is_replaced_for_another_model(gpt2_folder: Path) -> None:
+    """Unless it is given: then even a twin is compared with."""
+    there = plan("denominator", root=ROOT, parameters={"model": str(gpt2_folder)}).parameters
+    assert [there[name] for name in ("cases", "texts", "control")] == ["facts", "prose-50", None]
+    asked = {"model": str(gpt2_folder), "control": "testbed/control", "cases": "testbed"}
+    given = plan("denominator", root=ROOT, parameters=asked).parameters
+    assert [given[name] for name in ("cases", "texts", "control")] == ["testbed", "prose-50", "testbed/control"]
+    twin = plan("denominator", root=ROOT, parameters={"model": "testbed/control"}).parameters
+    assert [twin[name] for name in ("cases", "control")] == ["testbed", "testbed/control"]
 
 
 def test_paths_outside_the_project_keep_different_names() -> None:
