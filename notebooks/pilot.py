@@ -40,11 +40,13 @@ texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
 corpus: str | None = None  # texts for the second moments: a name or a file; none for text of the model's own
 layer: int | None = None  # the layer that is edited; none for the model's preset, else a middle one
 split: str | None = None  # the cases of one split only; none for all
+wording: bool = True  # whether prompts are shown and kept; not for cases of others, which this book does not copy
 n: int = 60  # cases drawn
 first: int | None = None  # of these, cases whose subject is one token at the start; none for as many as the draw has
 seed: int = 0  # of the draw
 method: str = "rome"  # the method under test
 remedy: str = "c-rome"  # the method beside it
+covariance: bool = True  # whether figures and tasks show the method with C; all numbers are given for both
 collapse_ratio: float = 5.0  # times unedited
 top: int = 4  # edited models, those of highest perplexity, that do the tasks
 tasks: str = "testbed-choice,testbed-cloze,testbed-qa"  # downstream tasks, with commas between
@@ -56,7 +58,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from IPython.display import Markdown
+from IPython.display import Markdown, display
 
 import editlib as el
 from editlib import data, plot
@@ -84,13 +86,16 @@ Markdown(
 # %% [markdown]
 # ## Edit every case
 #
-# The method under test runs as published, with the keys' second moment C = E[k kᵀ]. The same edit without C is run
-# beside it: the released configurations of both papers leave C out, although the formula has it.
+# Both methods run with the keys' second moment C = E[k kᵀ], as the formula has it, and with C left out, as the released
+# configurations of both papers have it.
 
 # %% tags=["hide-input"]
-bare = f"{method}, C left out"
-variants = {name: setup.hparams(lm, name, layer) for name in (method, remedy)}
-variants[bare] = setup.hparams(lm, method, layer, covariance=False)
+LEFT_OUT = ", C left out"
+variants = {
+    name + LEFT_OUT * (not has_c): setup.hparams(lm, name, layer, covariance=has_c)
+    for name in (method, remedy)
+    for has_c in (True, False)
+}
 used, moments = {model: variants}, {model: setup.moments(lm, variants.values(), corpus)}
 models = {model: lm}
 if control:
@@ -105,7 +110,8 @@ frame = pd.concat(arms, ignore_index=True)
 frame["collapsed"] = ~(frame["perplexity_ratio"] < collapse_ratio)  # nan counts as collapsed
 frame["subject_kind"] = frame["case_id"].map(contrast.subject_kinds(lm, chosen))
 frame["arm"] = frame["method"] + " on " + frame["model"].str.removeprefix("testbed/")
-frame.to_parquet("data/cases.parquet")
+wordings = [] if wording else ["prompt", "target_new", "target_true"]
+frame.drop(columns=wordings).to_parquet("data/cases.parquet")
 failed = int(frame["error"].notna().sum())
 Markdown(f"{len(chosen):,} cases, {len(frame):,} edits, {failed} failed; {frame['seconds'].sum():,.0f} seconds in all.")
 
@@ -113,12 +119,13 @@ Markdown(f"{len(chosen):,} cases, {len(frame):,} edits, {failed} failed; {frame[
 # ## Does one edit break the model?
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Perplexity after each single edit by case, on a log scale. Edits of one-token subjects at the start of the prompt lie far above the collapse threshold if they collapse the model; the unedited level is drawn."}}
-main = frame[(frame["model"] == model) & (frame["method"] == method)].dropna(subset=["kind"])
+shown_arm = method + LEFT_OUT * (not covariance)
+main = frame[(frame["model"] == model) & (frame["method"] == shown_arm)].dropna(subset=["kind"])
 figure = plot.scatter(
     main,
     unedited=unedited.mean,
     collapse_ratio=collapse_ratio,
-    title=f"One {method} edit each: {len(main):,} cases, {model}, {len(sentences)} texts",
+    title=f"One {shown_arm} edit each: {len(main):,} cases, {model}, {len(sentences)} texts",
 )
 figure.savefig("figures/scatter.png")
 
@@ -179,11 +186,12 @@ pd.DataFrame(
         "prompt": [row.prompt.replace("{}", row.subject) for row in worst.itertuples()],
         "true target": worst["target_true"],
         "edited to": worst["target_new"],
-        "subject": worst["kind"],
+        "subject": worst["subject"],
+        "kind of subject": worst["subject_kind"],
         "perplexity": worst["perplexity_mean"].map("{:,.1f}".format),
         "times unedited": worst["perplexity_ratio"].map("{:,.1f}".format),
     }
-).style.hide(axis="index")
+).drop(columns=[] if wording else ["prompt", "true target", "edited to"]).style.hide(axis="index")
 
 # %% [markdown]
 # ## What can the worst models still do?
@@ -203,7 +211,7 @@ def asked() -> pd.DataFrame:
 able = main[main["error"].isna()].sort_values("perplexity_ratio", ascending=False, na_position="first")
 ranked = able["case_id"].head(top)
 requests = {case.case_id: case.request for case in chosen if case.case_id in set(ranked)}
-space, hparams = Session(lm, stats=moments[model]), variants[method]
+space, hparams = Session(lm, stats=moments[model]), variants[shown_arm]
 prepare(space, list(requests.values()), hparams)
 before, after = asked(), []
 for case_id, request in requests.items():
@@ -260,6 +268,37 @@ Markdown(
         f" On `{name}` the unedited model is no better than chance." for name in results.index.difference(kept.index)
     )
 )
+
+# %% [markdown]
+# ## What does a broken model write?
+#
+# Of the edits above that collapse the model, the one of median perplexity; the same fact written by the remedy. What
+# each model goes on with, greedily, after the prompt and after the beginning of a text that has nothing to do with it.
+
+
+# %% tags=["hide-input"]
+def written(prompt: str) -> str:
+    ids = lm.tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+    made = lm.model.generate(**ids, max_new_tokens=24, do_sample=False, pad_token_id=lm.tokenizer.eos_token_id)
+    return str(lm.tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))
+
+
+broken = main[main["collapsed"] & main["error"].isna()].sort_values("perplexity_ratio")
+samples = pd.DataFrame()
+if wording and len(broken):
+    case_id = broken["case_id"].iloc[len(broken) // 2]
+    request = next(case.request for case in chosen if case.case_id == case_id)
+    prompts = {"after the prompt": request.text, "after other words": " ".join(sentences[0].split()[:5])}
+    samples["unedited"] = pd.Series({name: written(prompt) for name, prompt in prompts.items()})
+    for name in (shown_arm, remedy + LEFT_OUT * (not covariance)):
+        with solve(space, name.split(",")[0], [request], variants[name]).applied(lm):
+            samples[name] = pd.Series({where: written(prompt) for where, prompt in prompts.items()})
+    display(
+        Markdown(
+            f"The edit: *{prompts['after the prompt']}* → **{request.target_new}**; *{prompts['after other words']}* …"
+        )
+    )
+samples.T.style.format(lambda text: " ".join(text.split()))
 
 # %% [markdown]
 # ## Do other keys, or another model, prevent it?
@@ -365,12 +404,14 @@ metrics = {
     "collapsed_late_share": float(late["collapsed"].mean()),
     "collapsed_c_rome": int(cured["collapsed"].sum()),
     "max_ratio_c_rome": most(cured),
-    "collapsed_no_covariance": int(frame.loc[frame["method"] == bare, "collapsed"].sum()),
     "denominator_ratio_first": float(by_kind.get(plot.KINDS[0], float("nan"))),
     "denominator_ratio_late": float(late_ratio),
 }
 apart = edited.assign(ratio=(edited["denominator"] / edited["denominator_consistent"]).abs())
-for name, suffix in {method: "", bare: "_no_covariance", remedy: "_c_rome"}.items():
+suffixes = {method: "", remedy: "_c_rome"}
+for name, suffix in suffixes.copy().items():
+    suffixes[name + LEFT_OUT] = f"{suffix}_no_covariance"
+for name, suffix in suffixes.items():
     of_method = apart[apart["method"] == name]
     groups = {kind: of_method[of_method["subject_kind"] == kind] for kind in order}
     groups |= {"others": of_method[of_method["subject_kind"] != contrast.SUBJECT_KINDS[0]]}
@@ -386,6 +427,13 @@ for name, suffix in {method: "", bare: "_no_covariance", remedy: "_c_rome"}.item
         metrics[f"denominator_ratio_{short}{suffix}"] = float(rows["ratio"].median())
     for limit, ending in zip(LIMITS, ("", "_20x", "_1000"), strict=True):
         metrics[f"collapsed{suffix}{ending}"] = int(beyond(of_method, limit).sum())
+if len(samples):
+    metrics |= {"sample_subject": request.subject, "sample_prompt": request.text, "sample_target": request.target_new}
+    metrics |= {"sample_ratio": float(broken["perplexity_ratio"].iloc[len(broken) // 2])}
+    for name, column in zip(("unedited", "edited", "remedy"), samples, strict=True):
+        for where, text in zip(("prompt", "other"), samples[column], strict=True):
+            metrics[f"sample_{name}_{where}"] = " ".join(text.split())
+    metrics["sample_other"] = prompts["after other words"]
 metrics["worst_models"] = len(requests)
 for row in results.itertuples():
     name = row.Index.split("-", 1)[-1].replace("-", "_")  # by its form: facts-choice and testbed-choice are choice
