@@ -32,6 +32,7 @@ SMALL = {
     "why-first-token": {"first": 2, "later": 2},
     "methods": {"n": 3, "timed": 1, "traced": 2},
     "presets": {"n": 2, "first": 1, "layers": "1,2"},
+    "own-text": {"first": 1, "others": 1, "tokens": "1024,2048"},
     "precision": {"n": 3},
     "performance": {"edits": 2, "plain_edits": 1, "longest": 60, "before": 8, "n": 3, "reference": 100},
     "twins": {"first": 2, "others": 2, "dosed": 1, "doses": 2},
@@ -81,7 +82,7 @@ def test_cells_run_and_what_they_show_can_be_shown(name: str, tmp_path: Path, mo
     if name == "pilot":
         frame = pd.read_parquet("data/cases.parquet")
         assert CASE_COLUMNS <= set(frame.columns)
-        assert len(frame) == 3 * 4 and frame["error"].isna().all()
+        assert len(frame) == 3 * 5 and frame["error"].isna().all()
 
 
 def show(source: str, names: dict[str, object]) -> None:
