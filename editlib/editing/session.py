@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +16,7 @@ from editlib.editing.edit import Change, Edit, Intervention
 from editlib.editing.method import Method, Variant, moments_of
 from editlib.editing.stats import MomentOptions, Needed, Stats, StatsHeader, needed_moments
 from editlib.engine import solved
-from editlib.engine.passes import Passes, Past
+from editlib.engine.passes import Passes, Past, Tokens
 from editlib.engine.perplexity import (
     PAPERS,
     Corpus,
@@ -29,13 +29,14 @@ from editlib.engine.perplexity import (
 )
 from editlib.engine.prefixes import LENGTHS, Flavour, are_stored, prefix_contexts
 from editlib.engine.search import search
-from editlib.engine.sites import Site, layer_of, site_of
+from editlib.engine.sites import Site, layer_of, run_below, site_of
 from editlib.engine.values import Keys, Prefixes, Row, Target, ValueParams, encode_contexts, read_keys, rows_of
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel, widened
 from editlib.models.tokens import encode_texts
 
 T = TypeVar("T")
+Logits = Callable[[Sequence[Sequence[int]], Sequence[tuple[int, int]]], Tensor]  # of rows of ids, at (row, position)
 ABSENT = {"numerator": None, "denominator": None, "denominator_consistent": None}  # not every method has them
 
 
@@ -65,6 +66,8 @@ class Session:
         self._files: dict[Hashable, Any] = {}  # what follows from files alone
         self._kept: dict[Hashable, Any] = {}  # what concerns the model
         self._found: dict[Hashable, Any] = {}  # what concerns a request
+        self._asked: Sequence[EditRequest] = ()  # whose edits were last asked something
+        self._below: dict[Hashable, Any] = {}  # what blocks below an edited layer made of it
 
     def check(
         self,
@@ -195,17 +198,46 @@ class Session:
     ) -> list[Perplexity]:
         """Perplexity of texts under each edit; no weight is written for edits of one down-projection."""
         measured: dict[int, Perplexity] = {}
-        changes = [edit.changes if isinstance(edit, Edit) else {} for edit in edits]
-        for layer in range(self.lm.num_layers):
-            name = f"{self.lm.layout.name(layer)}.weight"
-            alone = [i for i, changed in enumerate(changes) if set(changed) == {name}]
-            if alone:
-                corpus = self.prepare_texts(layer, texts, protocol=protocol)
-                outputs = [changes[i][name].output for i in alone]
-                measured |= zip(alone, perplexities(self.passes, corpus, outputs), strict=True)
+        single = {i: found for i, edit in enumerate(edits) if (found := self._single(edit))}
+        for layer in sorted({layer for layer, _ in single.values()}):
+            corpus = self.prepare_texts(layer, texts, protocol=protocol)
+            outputs = {i: change.output for i, (at, change) in single.items() if at == layer}
+            measured |= zip(outputs, perplexities(self.passes, corpus, list(outputs.values())), strict=True)
         for i in set(range(len(edits))) - set(measured):
-            measured[i] = self._applied_perplexity(edits[i], set(changes[i]), texts, protocol)
+            measured[i] = self._applied_perplexity(edits[i], texts, protocol)
         return [measured[i] for i in range(len(edits))]
+
+    def logits(self, edit: Intervention) -> Logits | None:
+        """Logits of rows of token ids, at (row, position) pairs, under an edit of one down-projection, whose weight is
+        not written; None for any other. What edits of the same requests are asked runs once below their layer.
+        """
+        found = self._single(edit)
+        if found is None:
+            return None
+        if self._asked != edit.requests:
+            self._asked, self._below = edit.requests, {}
+        return partial(self._logits, *found)
+
+    @torch.no_grad()
+    def _logits(
+        self, layer: int, change: Change, rows: Sequence[Sequence[int]], at: Sequence[tuple[int, int]]
+    ) -> Tensor:
+        site, key = self._site(self.lm.layout.name(layer)), (layer, tuple(map(tuple, rows)))
+        if key not in self._below:
+            tokens = Tokens.of(self.lm, rows)
+            self._below[key] = tokens, *run_below(self.passes, site, tokens, layer=layer)
+        tokens, base, keys = self._below[key]
+        start, changed = site.enter(base, change.output(keys))
+        row, column = torch.tensor(at, device=self.lm.device).T
+        run = self.passes.run(tokens, start=start, changed=changed, at=(row, column), above=site.above)
+        return widened(run.logits)
+
+    def _single(self, edit: Intervention) -> tuple[int, Change] | None:
+        """The layer and the change of an edit of one down-projection; None for any other."""
+        changes = dict(edit.changes) if isinstance(edit, Edit) else {}
+        layers = (layer for layer in range(self.lm.num_layers) if f"{self.lm.layout.name(layer)}.weight" in changes)
+        layer = next(layers, None) if len(changes) == 1 else None
+        return None if layer is None else (layer, next(iter(changes.values())))
 
     def whiten(self, layer: int, keys: Tensor) -> Tensor:
         """C⁻¹ applied to the columns of `keys`, in float64: C is ill-conditioned wherever one token dominates it.
@@ -273,17 +305,16 @@ class Session:
         """Drop all that follows from the weights, since they changed; second moments are the unedited model's, and
         stay."""
         self.forget_requests()
-        self._reuse = False  # what is kept is the unedited model's
+        self._asked, self._reuse = (), False  # what is kept is the unedited model's
         self._kept.clear()
         self.__dict__.pop("passes", None)
 
     def _site(self, name: str) -> Site:
         return self.once(("site", name), lambda: site_of(self.passes, name))
 
-    def _applied_perplexity(
-        self, edit: Intervention, names: set[str], texts: Sequence[str], protocol: Protocol
-    ) -> Perplexity:
+    def _applied_perplexity(self, edit: Intervention, texts: Sequence[str], protocol: Protocol) -> Perplexity:
         """With the edit in force; of one that changes blocks' weights alone, only from the lowest of them on."""
+        names = set(edit.changes) if isinstance(edit, Edit) else set()
         if not names:
             with edit.applied(self.lm):
                 return perplexity(self.lm, texts, bos=protocol.bos, stride=protocol.stride)

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from editlib.engine.memory import alike, budget, most_logits
 from editlib.engine.passes import At, Passes, Start, Tokens
-from editlib.engine.sites import Site
+from editlib.engine.sites import Site, run_below
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel, widened
 from editlib.models.tokens import encode_texts
@@ -163,11 +163,7 @@ def _bucket(lm: LanguageModel, windows: Sequence[tuple[int, list[int], int]]) ->
 
 def _run(passes: Passes, site: Site, layer: int | None, bucket: Bucket) -> Bucket:
     """A bucket with what the blocks below a site make of it."""
-    kept, down = site.kept(passes.lm), [] if layer is None else [passes.lm.layout.name(layer)]
-    if not kept and not down:
-        return bucket
-    seen = passes.run(bucket.tokens, names=[*kept, *down], stop=True).seen
-    base, keys = (seen[kept[0]].output if kept else None), (widened(seen[down[0]].input) if down else None)
+    base, keys = run_below(passes, site, bucket.tokens, layer=layer)
     return replace(bucket, base=base, keys=keys)
 
 

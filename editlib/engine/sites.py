@@ -50,6 +50,15 @@ def layer_of(lm: LanguageModel, name: str) -> int:
     return int(name.removeprefix(f"{lm.layout.blocks}.").split(".")[0])
 
 
+def run_below(passes: Passes, site: Site, tokens: Tokens, *, layer: int | None) -> tuple[Tensor | None, Tensor | None]:
+    """What the blocks below a site make of tokens, and the keys of a layer; None for what is not there or asked for."""
+    kept, down = site.kept(passes.lm), [] if layer is None else [passes.lm.layout.name(layer)]
+    if not kept and not down:
+        return None, None
+    seen = passes.run(tokens, names=[*kept, *down], stop=True).seen
+    return seen[kept[0]].output if kept else None, widened(seen[down[0]].input) if down else None
+
+
 @torch.no_grad()
 def site_of(passes: Passes, name: str) -> Site:
     """Where a change of the output of a block or a down-projection enters.

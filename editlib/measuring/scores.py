@@ -17,6 +17,7 @@ from torch import Tensor
 
 from editlib.data.datasets import Case
 from editlib.data.request import EditRequest
+from editlib.editing.session import Logits
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel, widened
 from editlib.models.tokens import check_length, encode, encode_text, pad, prompt_ids
@@ -137,9 +138,16 @@ def _encoded(lm: LanguageModel, separator: str | None, prefix: str, prompt: str,
 
 
 def read(
-    lm: LanguageModel, case: Case | Prompts, *, prefixes: Sequence[str] = ("{}",), prefixed: Prefixed = "efficacy"
+    lm: LanguageModel,
+    case: Case | Prompts,
+    *,
+    prefixes: Sequence[str] = ("{}",),
+    prefixed: Prefixed = "efficacy",
+    logits: Logits | None = None,
 ) -> Reading:
     """Ask a model, edited or not, everything the scores of a case need; `prompts` already made are taken as they are.
+
+    `logits` are another way to the model's, such as `Session.logits` of an edit that is not applied.
 
     One batched pass for all answers; more only where a neighborhood prompt's greedy continuation leaves its answer
     before its last token. Up to there, which is enough for the other scores, the teacher-forced picks are what a model
@@ -147,12 +155,13 @@ def read(
     """
     lm.require_causal()
     asked = prompts(lm, case, prefixes=prefixes, prefixed=prefixed) if isinstance(case, Case) else case
-    heard = _heard(lm, {a for q in asked.questions for a in (q.answer, q.rival) if a})
+    logits = logits or partial(plain_logits, lm)
+    heard = _heard(lm, logits, {a for q in asked.questions for a in (q.answer, q.rival) if a})
     said = dict[Answer, tuple[int, ...]]()
     for answer, (_, picks) in heard.items():  # up to the first that is wrong, greedy decoding sees what forcing does
         wrong = (i for i, (pick, token) in enumerate(zip(picks, answer.tokens, strict=True)) if pick != token)
         said[answer] = picks[: next(wrong, len(picks)) + 1]
-    said |= _continued(lm, {q.answer: said[q.answer] for q in asked.questions if q.score == "locality"})
+    said |= _continued(lm, logits, {q.answer: said[q.answer] for q in asked.questions if q.score == "locality"})
     return Reading(
         asked,
         tuple(
@@ -162,28 +171,28 @@ def read(
     )
 
 
-def _heard(lm: LanguageModel, answers: Iterable[Answer]) -> dict[Answer, tuple[float, tuple[int, ...]]]:
+def _heard(lm: LanguageModel, logits: Logits, answers: Iterable[Answer]) -> dict[Answer, tuple[float, tuple[int, ...]]]:
     """Mean log-probability and picks of every answer; answers of like length share a pass, equal prompts a row."""
     ordered = sorted(answers, key=lambda answer: (len(answer.fed), answer.fed))
     batches = [ordered[start : start + PASS_ROWS] for start in range(0, len(ordered), PASS_ROWS)]
-    return {answer: heard for batch in batches for answer, heard in zip(batch, _forced(lm, batch), strict=True)}
+    return {answer: heard for batch in batches for answer, heard in zip(batch, _forced(lm, logits, batch), strict=True)}
 
 
 @torch.no_grad()
-def _forced(lm: LanguageModel, answers: Sequence[Answer]) -> list[tuple[float, tuple[int, ...]]]:
+def _forced(lm: LanguageModel, logits: Logits, answers: Sequence[Answer]) -> list[tuple[float, tuple[int, ...]]]:
     """Mean log-probability and picks of every answer, in one pass."""
     rows = list(dict.fromkeys(answer.fed for answer in answers))
     at = [(rows.index(a.fed), column) for a in answers for column in range(len(a.prompt) - 1, len(a.fed))]
-    logits = _logits(lm, rows, at)
+    found = logits(rows, at)
     tokens = torch.tensor([token for answer in answers for token in answer.tokens], device=lm.device)
-    scores = logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0].cpu()
+    scores = found.log_softmax(-1).gather(1, tokens[:, None])[:, 0].cpu()
     lengths = [len(answer.tokens) for answer in answers]
-    pairs = zip(scores.split(lengths), _picks(logits).cpu().split(lengths), strict=True)
+    pairs = zip(scores.split(lengths), _picks(found).cpu().split(lengths), strict=True)
     return [(float(own.mean()), tuple(picks.tolist())) for own, picks in pairs]
 
 
-def _logits(lm: LanguageModel, rows: Sequence[Sequence[int]], at: Sequence[tuple[int, int]]) -> Tensor:
-    """Logits at (row, position) pairs.  # (pairs, vocabulary)"""
+def plain_logits(lm: LanguageModel, rows: Sequence[Sequence[int]], at: Sequence[tuple[int, int]]) -> Tensor:
+    """A model's logits at (row, position) pairs of some rows of token ids.  # (pairs, vocabulary)"""
     ids, mask = pad(rows, lm.device)
     columns = sorted({column for _, column in at})
     kept = torch.tensor(columns, device=lm.device)
@@ -198,12 +207,12 @@ def _picks(logits: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _continued(lm: LanguageModel, said: dict[Answer, tuple[int, ...]]) -> dict[Answer, tuple[int, ...]]:
+def _continued(lm: LanguageModel, logits: Logits, said: dict[Answer, tuple[int, ...]]) -> dict[Answer, tuple[int, ...]]:
     """Continuations made as long as their answers, or up to the end of text; one pass a token."""
     said, ends = dict(said), (NONE, lm.tokenizer.eos_token_id)
     while short := [a for a, so_far in said.items() if len(so_far) < len(a.tokens) and so_far[-1] not in ends]:
         rows = [answer.prompt + said[answer] for answer in short]
-        picks = _picks(_logits(lm, rows, [(i, len(row) - 1) for i, row in enumerate(rows)]))
+        picks = _picks(logits(rows, [(i, len(row) - 1) for i, row in enumerate(rows)]))
         said |= {answer: (*said[answer], pick) for answer, pick in zip(short, picks.tolist(), strict=True)}
     return said
 
@@ -251,13 +260,13 @@ def continuation(lm: LanguageModel, text: str, *, tokens: int = 8) -> str:
 
 
 @torch.no_grad()
-def target_probability(lm: LanguageModel, request: EditRequest, target: str) -> float:
-    """Probability of all tokens of `target` after the request's prompt, teacher forced.
+def target_probability(lm: LanguageModel, request: EditRequest, target: str, *, logits: Logits | None = None) -> float:
+    """Probability of all tokens of `target` after the request's prompt, teacher forced; `logits` as for `read`.
 
     Raises `EditlibError` if they cannot be located, or are more than the model takes.
     """
     row = encode(lm.tokenizer, request.prompt, request.subject, target=target, separator=request.separator)
     answer = Answer(row.ids[: row.target], row.wanted)
     check_length(lm, [request.text], [answer.fed])
-    ((mean, _),) = _forced(lm, [answer])
+    ((mean, _),) = _forced(lm, logits or partial(plain_logits, lm), [answer])
     return math.exp(mean * len(answer.tokens))

@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -253,22 +254,23 @@ def _measured(session: Session, plan: Plan, trials: Sequence[Trial]) -> list[dic
     each = (time.perf_counter() - started) / max(1, len(made))
     for trial in trials:
         begun = time.perf_counter()
-        replies = attempt(_replies, session.lm, plan, trial) if trial.edit else {}
+        replies = attempt(_replies, session, plan, trial) if trial.edit else {}
         trial.row |= {"error": replies} if isinstance(replies, str) else replies
         trial.row["seconds"] = trial.seconds + (each if trial in made else 0.0) + time.perf_counter() - begun
     return [trial.row for trial in trials]
 
 
-def _replies(lm: LanguageModel, plan: Plan, trial: Trial) -> dict[str, Any]:
-    """What the edited model says of the case, and how that scores."""
+def _replies(session: Session, plan: Plan, trial: Trial) -> dict[str, Any]:
+    """What the edited model says of the case, and how that scores; the edit is applied only where it must be."""
     assert trial.edit
-    request, said = trial.case.request, dict[str, Any]()
-    with trial.edit.applied(lm):
-        said["target_probability"] = scoring.target_probability(lm, request, request.target_new)
+    lm, request, said = session.lm, trial.case.request, dict[str, Any]()
+    logits = None if plan.answers else session.logits(trial.edit)
+    with nullcontext() if logits else trial.edit.applied(lm):
+        said["target_probability"] = scoring.target_probability(lm, request, request.target_new, logits=logits)
         if plan.answers:
             said["answer"] = scoring.continuation(lm, request.text)
         if trial.before:
-            after = scoring.read(lm, trial.before.prompts)
+            after = scoring.read(lm, trial.before.prompts, logits=logits)
             said |= scoring.score(trial.case, trial.before, after)
     return said
 
