@@ -26,11 +26,16 @@ OLD = 24 * 3600  # seconds after which something half-written is nobody's any mo
 def cache_folder(kind: str) -> Path:
     """The user's cache folder for one kind of file; `EDITLIB_CACHE` overrides its place.
 
-    What killed processes left there more than a day ago is removed: one layer's second moments can take 2 GB.
+    What killed processes left there more than a day ago is removed: one layer's second moments can take 2 GB. Raises
+    `EditlibError` if it cannot be made.
     """
     root = os.environ.get("EDITLIB_CACHE")
     folder = (Path(root) if root else user_cache_path("editlib")) / kind
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"cache folder {folder} cannot be made: {error.strerror}"
+        raise EditlibError(f"{reason}; set EDITLIB_CACHE to a folder that can be written") from error
     for leftover in folder.glob(".*.writing"):
         with suppress(OSError):  # somebody else may be faster
             if leftover.stat().st_mtime < time.time() - OLD:

@@ -2,11 +2,9 @@
 
 import json
 import os
-import resource
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -14,20 +12,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from disks import full_disk
 
 from editlib.errors import EditlibError
 from editlib.files import LOCK, OLD, aside, cache_folder, locked, new_folder, write_json, write_tensors
-
-
-@contextmanager
-def full_disk(size: int = 4096) -> Iterator[None]:
-    """No file may grow beyond a size, as on a disk with no more room."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def json_file(path: Path) -> None:

@@ -5,19 +5,17 @@ from pathlib import Path
 
 from editlib.errors import EditlibError
 from editlib.files import cache_folder, new_folder
-from editlib.models.names import file_sha256
 
 KEPT = 16  # hex digits of the file's hash in its folder's name
 
 
-def dequantised(file: Path) -> Path:
-    """The model folder (float32 safetensors, tokenizer, configuration) made from a GGUF file, made now if it is not
-    there.
+def dequantised(file: Path, sha256: str) -> Path:
+    """The model folder (float32 safetensors, tokenizer, configuration) made from a GGUF file of that sha256, made now
+    if it is not there.
 
     It is written aside and then renamed, so that two processes at once are safe. Raises `EditlibError` if the file is
-    of a family that transformers does not read from GGUF, or cannot be read.
+    of a family that transformers does not read from GGUF, cannot be read, or the folder cannot be written.
     """
-    sha256 = file_sha256(file)
     folder = cache_folder("models") / f"{file.stem}-{sha256[:KEPT]}"
     if not folder.is_dir():
         try:
@@ -39,10 +37,18 @@ def _convert(file: Path, folder: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except Exception as error:  # whatever is in the file reaches all of transformers
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise EditlibError(f"{file} cannot be read as GGUF: {reason}; give a model folder with safetensors") from error
+        raise EditlibError(
+            f"{file} cannot be read as GGUF: {_reason(error)}; give a model folder with safetensors"
+        ) from error
     model.hf_quantizer = None  # the weights are plain now, and saved as such
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    try:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    except Exception as error:  # safetensors and tokenizers tell of a full disk by errors of their own
+        raise OSError(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from editlib.errors import EditlibError, unknown
 from editlib.models.gguf import dequantised
 from editlib.models.language_model import LanguageModel, Layout
-from editlib.models.names import DTYPES, beside, check_folder, gguf_file, hub_id, locate
+from editlib.models.names import DTYPES, beside, check_folder, gguf_file, gguf_sha256, hub_id, locate
 
 BUFFERS = (".attn.bias", ".masked_bias", ".attention.bias", "inv_freq", "position_ids")  # older files hold constants
 
@@ -35,7 +35,7 @@ def load(
     device = require_device(device)
     layout = Layout.of(layout) if isinstance(layout, str) else layout
     file = gguf_file(name)
-    folder = dequantised(file) if file else locate(name)
+    folder = dequantised(file, gguf_sha256(name, file)) if file else locate(name)
     if folder is None:
         source, pinned = hub_id(f"{name}@{revision}" if revision else name)
     elif revision:

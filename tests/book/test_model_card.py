@@ -10,7 +10,7 @@ import pytest
 from places import ROOT
 
 import editlib as el
-from editlib.models.names import PACKAGED, gguf_file
+from editlib.models.names import PACKAGED, fingerprint
 
 PAGE = (ROOT / "book/smollm2.md").read_text("utf-8")
 CARD = json.loads((ROOT / "book/smollm2.json").read_text("utf-8"))
@@ -45,7 +45,7 @@ def test_every_entry_that_it_quotes_is_there() -> None:
 def test_the_card_is_of_the_file_that_is_read() -> None:
     made = script().build(model())
     assert made == {key: CARD[key] for key in made}
-    assert gguf_file(NAME)
+    assert fingerprint(NAME)  # or refused
 
 
 @pytest.mark.slow  # a model of its size, loaded and read
