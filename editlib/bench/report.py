@@ -102,14 +102,19 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
+def check(plain_edits: int, edits: int) -> None:
+    """Raise `EditlibError` for more plain edits than edits."""
+    if not 1 <= plain_edits <= edits:
+        raise EditlibError(f"plain_edits={plain_edits} is out of range; there are {edits} edits")
+
+
 def bench(work: Work, *, plain_edits: int = 2, rounds: int = 1, progress: bool = False) -> Report:
     """Go along both paths in turn, `rounds` times: some edits alone, then all side by side; before that, once along
     each to count operations (plain: those of an edit of median length), which also warms up.
 
     Raises `EditlibError` for more plain edits than edits.
     """
-    if not 1 <= plain_edits <= len(work.requests):
-        raise EditlibError(f"plain_edits={plain_edits} is out of range; there are {len(work.requests)} edits")
+    check(plain_edits, len(work.requests))
     alone = work.alone(plain_edits)
     with tqdm(total=(1 + rounds) + 1 + rounds * plain_edits, disable=not progress, unit="part") as bar:
 

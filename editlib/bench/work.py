@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -12,6 +13,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, LlamaConf
 
 from editlib.bench.floor import Span, spans
 from editlib.data import datasets as data
+from editlib.data.datasets import Case
+from editlib.data.for_models import is_testbed
 from editlib.data.request import EditRequest
 from editlib.editing.methods import hparams_for
 from editlib.editing.methods.rome import RomeParams
@@ -19,10 +22,11 @@ from editlib.engine.prefixes import prefix_contexts
 from editlib.errors import EditlibError, unknown
 from editlib.models.language_model import LanguageModel
 from editlib.models.loading import load, require_device
-from editlib.models.names import DTYPES
+from editlib.models.names import DTYPES, PACKAGED, beside, gguf_file, locate, testbed_names
 from editlib.models.tokens import encode_texts
 
 TESTBED = "testbed/anchored"  # lends random models its tokenizer, prefix contexts, cases and prose
+DATA = {True: ("testbed", "testbed-ppl-1k"), False: ("facts", "prose-500")}  # of the testbed's world, or the real one
 SHAPES: dict[str, PreTrainedConfig] = {
     "gpt2": GPT2Config(n_layer=12, n_embd=768, n_head=12, n_positions=1024, vocab_size=50257),
     "gpt2-xl": GPT2Config(n_layer=48, n_embd=1600, n_head=25, n_positions=1024, vocab_size=50257),
@@ -33,17 +37,17 @@ SHAPES: dict[str, PreTrainedConfig] = {
     ),
 }  # fmt: skip
 MODELS = ("testbed", *SHAPES)
+ALSO = (*PACKAGED, *testbed_names(), "a folder", "a GGUF file", "id@commit")
 
 
 def model(name: str, *, dtype: str = "float32", device: str = "cpu") -> LanguageModel:
-    """The testbed's anchored twin, or a model of true shape with random weights, which needs no download.
+    """The testbed's anchored twin, a model of true shape with random weights, which needs no download, or whatever
+    `load` takes.
 
     Raises `EditlibError` for an unknown name or device, or before a model larger than the free memory is made.
     """
-    if name not in MODELS:
-        raise unknown("bench model", name, MODELS)
     if name not in SHAPES:
-        return load(TESTBED, dtype=dtype, device=device)
+        return load(TESTBED if name == "testbed" else name, dtype=dtype, device=device)
     lender, config = load(TESTBED), SHAPES[name]
     _require_memory(name, config, dtype, require_device(device))
     with torch.random.fork_rng(), torch.device(device):
@@ -65,6 +69,24 @@ def _require_memory(name: str, config: PreTrainedConfig, dtype: str, device: str
             f"model {name} has {needed / 2**30:.1f} GiB of weights in {dtype}, and {free / 2**30:.1f} GiB of memory "
             "are free; choose a smaller model or --dtype bfloat16"
         )
+
+
+def check(name: str, *, edits: int) -> None:
+    """Raise `EditlibError` for a model that is none of those `model` takes, or more edits than there are cases for it.
+    No model is loaded."""
+    named = TESTBED if name in MODELS else name
+    if "@" not in name and locate(named) is None and gguf_file(named) is None:
+        raise unknown("bench model", name, (*MODELS, *ALSO))
+    _pool(beside(named), edits)
+
+
+def _pool(folder: Path | None, edits: int) -> list[Case]:
+    """Cases for a model that has this folder."""
+    name, _ = DATA[is_testbed(folder)]
+    cases = data.cases(name)
+    if not 1 <= edits <= len(cases):
+        raise EditlibError(f"edits={edits} is out of range; {name} has {len(cases)} cases")
+    return cases
 
 
 @dataclass(frozen=True)
@@ -116,20 +138,19 @@ def work(
     before: int = 0,
     steps: int | None = None,
 ) -> Work:
-    """Requests and texts of the testbed for any model with its tokenizer; ROME's preset, without second moments.
+    """Requests and texts of the testbed's world for its models and random ones, English ones for others; ROME's
+    preset, without second moments.
 
-    They are of the papers' size. Searches have about 17 tokens a row, 20 with padding, 4 from the subject's last on, as
-    have COUNTERFACT's requests in GPT-2's tokens behind prefixes of 7 and 12. Texts are pieces of prose whose lengths
-    grow as squares from a sixth of `longest` tokens to `longest`, about as in ME-PPL-50 (50 texts, 1,328 tokens,
-    longest 59). `before` tokens of prose go before each prompt. Every search takes all its steps.
+    They are of the papers' size. On the testbed searches have about 17 tokens a row, 20 with padding, 4 from the
+    subject's last on, as have COUNTERFACT's requests in GPT-2's tokens behind prefixes of 7 and 12. Texts are pieces of
+    prose whose lengths grow as squares from a sixth of `longest` tokens to `longest`, about as in ME-PPL-50 (50 texts,
+    1,328 tokens, longest 59). `before` tokens of prose go before each prompt. Every search takes all its steps.
 
     Raises `EditlibError` for more edits than there are cases, or a text or prompt longer than the model's context.
     """
-    cases = data.cases("testbed")
-    if not 1 <= edits <= len(cases):
-        raise EditlibError(f"edits={edits} is out of range; the testbed has {len(cases)} cases")
+    cases, (_, sentences) = _pool(lm.folder, edits), DATA[is_testbed(lm.folder)]
     Random(0).shuffle(cases)
-    prose = lm.tokenizer(" ".join(data.texts("testbed-ppl-1k")), add_special_tokens=False)["input_ids"]
+    prose = lm.tokenizer(" ".join(data.texts(sentences)), add_special_tokens=False)["input_ids"]
     lengths = [before, *(round(longest * (1 + 5 * (i / max(texts - 1, 1)) ** 2) / 6) for i in range(texts))]
     opening, *pieces = (lm.tokenizer.decode(prose[start:end]) for start, end in pairwise((0, *accumulate(lengths))))
     requests = [case.request for case in cases[:edits]]

@@ -226,8 +226,8 @@ def hardedit(
 def bench(
     model: Annotated[
         str,
-        typer.Option(help="testbed, or gpt2, gpt2-xl, gpt-j-6b, llama-2-7b in their true shapes with random weights "
-                          "(nothing is downloaded)."),
+        typer.Option(help="testbed; gpt2, gpt2-xl, gpt-j-6b, llama-2-7b in their true shapes with random weights "
+                          "(nothing is downloaded); or any other model, as everywhere."),
     ] = "testbed",
     edits: Annotated[int, typer.Option(min=1, help="Edits the engine makes side by side.")] = 16,
     plain_edits: Annotated[int, typer.Option(min=1, help="Edits made the plain way, one at a time.")] = 2,
@@ -256,6 +256,8 @@ def bench(
     from editlib.bench import work as workload
 
     hush()
+    workload.check(model, edits=edits)
+    both_paths.check(plain_edits, edits)
     work = workload.work(
         workload.model(model, dtype=dtype, device=device),
         edits=edits, steps=steps, texts=texts, longest=longest, before=before,

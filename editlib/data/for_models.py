@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 from editlib.data.request import EditRequest
 from editlib.errors import EditlibError
@@ -36,7 +37,12 @@ def subject_tokens(lm: LanguageModel, request: EditRequest) -> SubjectTokens:
 
 def has_prose(lm: LanguageModel) -> bool:
     """Whether a model is of the testbed, whose world has prose without end."""
-    return lm.folder is not None and (lm.folder / "card.json").is_file()
+    return is_testbed(lm.folder)
+
+
+def is_testbed(folder: Path | None) -> bool:
+    """Whether a model's folder is of the testbed."""
+    return folder is not None and (folder / "card.json").is_file()
 
 
 def corpus(lm: LanguageModel, tokens: int) -> list[str]:

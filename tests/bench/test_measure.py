@@ -17,6 +17,7 @@ from editlib.bench import report as both_paths
 from editlib.bench import work as workload
 from editlib.bench.floor import Shape, Span, floor, spans
 from editlib.bench.work import Work
+from editlib.data import datasets as data
 from editlib.data.request import EditRequest
 from editlib.editing.edit import Edit, LowRank
 from editlib.editing.methods import hparams_for
@@ -106,8 +107,8 @@ def test_a_model_larger_than_memory_is_refused_before_it_is_made(monkeypatch: py
 
 
 def test_unknown_models_and_types_are_named() -> None:
-    with pytest.raises(EditlibError, match=r"'gpt3' is unknown; did you mean gpt2\? use one of testbed"):
-        workload.model("gpt3")
+    with pytest.raises(EditlibError, match=r"'gpt3' is unknown; did you mean gpt2\? use one of testbed.* id@commit$"):
+        workload.check("gpt3", edits=1)
     with pytest.raises(EditlibError, match="dtype 'int3' is unknown"):
         workload.model("gpt2", dtype="int3")
 
@@ -124,6 +125,16 @@ def test_the_work_is_about_that_of_the_papers() -> None:
         assert [row.end + 40 for row in short[:-1]] == pytest.approx([row.end for row in long[:-1]], abs=2)
         assert [row.end - row.last for row in short] == [row.end - row.last for row in long]
     assert longer.params.steps == 2
+
+
+def test_any_model_can_be_measured(gpt2: LanguageModel, gpt2_folder: Path) -> None:
+    """One that is not of the testbed edits real facts, and is measured on real prose."""
+    workload.check(str(gpt2_folder), edits=2)
+    lm = workload.model(str(gpt2_folder))
+    assert lm.fingerprint == gpt2.fingerprint
+    made = workload.work(lm, edits=2, texts=3, longest=20)
+    assert set(made.requests) <= {case.request for case in data.cases("facts")}
+    assert made.texts[0].strip() in " ".join(data.texts("prose-500")) and max(made.lengths) == 20
 
 
 def test_plain_edits_are_spread_over_the_lengths() -> None:
@@ -144,7 +155,7 @@ def test_work_a_model_cannot_take_is_refused() -> None:
         workload.work(lm, before=120)
     with pytest.raises(EditlibError, match="takes at most 128"):
         workload.work(lm, longest=200)
-    with pytest.raises(EditlibError, match="edits=1001 is out of range; the testbed has 1000 cases"):
+    with pytest.raises(EditlibError, match="edits=1001 is out of range; testbed has 1000 cases"):
         workload.work(lm, edits=1001)
 
 

@@ -3,9 +3,11 @@
 import json
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 
+from editlib.bench import work as workload
 from editlib.cli import run_app
 
 SMALL = ["bench", "--edits", "2", "--plain-edits", "1", "--steps", "2", "--texts", "4"]
@@ -44,10 +46,18 @@ def test_json_holds_the_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["value_difference"] < 1e-3 and found["perplexity_difference"] < 1e-3
 
 
+@pytest.mark.parametrize("model", ["testbed", "gpt2", "folder"])
+def test_too_many_edits_are_refused_before_the_model_is_loaded(
+    model: str, mistake: Mistake, gpt2_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workload, "load", None)
+    named = ("--model", gpt2_folder if model == "folder" else model)
+    assert "edits=2000 is out of range; " in mistake(*named, "--edits", 2000)
+    assert "plain_edits=3 is out of range; there are 2 edits" in mistake(*named, "--edits", 2, "--plain-edits", 3)
+
+
 def test_mistakes_are_named(mistake: Mistake) -> None:
     assert "bench model 'gpt3' is unknown; did you mean gpt2? use one of testbed, gpt2" in mistake("--model", "gpt3")
-    assert "plain_edits=3 is out of range; there are 2 edits" in mistake("--edits", 2, "--plain-edits", 3)
-    assert "edits=2000 is out of range" in mistake("--edits", 2000)
     assert "device 'abacus' is unknown; use auto, cpu" in mistake("--model", "gpt2", "--device", "abacus")
     assert "takes at most 128" in mistake("--longest", 400)
     assert "before=120 or longest=59 is too large" in mistake("--before", 120)
