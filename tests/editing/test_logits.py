@@ -51,4 +51,5 @@ def test_it_is_read_anew_once_the_weights_have_changed(own: LanguageModel, momen
 
 def test_edits_of_more_than_one_weight_must_be_applied(lm: LanguageModel, moments: Stats) -> None:
     params = replace(hparams_for(lm, "memit"), layers=(0, 1))
-    assert Session(lm, stats=moments).logits(compute(lm, [REQUEST], method="memit", hparams=params, stats=moments)) is None
+    edit = compute(lm, [REQUEST], method="memit", hparams=params, stats=moments)
+    assert Session(lm, stats=moments).logits(edit) is None
