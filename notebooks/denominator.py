@@ -14,7 +14,7 @@
 #     models: [model, control]
 #     data: [cases, texts, corpus]
 #     profiles:
-#       quick: {}
+#       quick: {first: 10, others: 10}
 #       full: {first: 80, others: 300}
 # ---
 
@@ -34,14 +34,15 @@
 # The code scales C⁻¹k̄ to length one before it prints numerator and denominator. That changes both and leaves Δ alone, so
 # both ways are shown, and the size of Δ beside them.
 #
-# A *collapse* case is one that a single ROME edit of `model` collapses: perplexity at least `collapse_ratio` times unedited.
-# Cases are drawn by kind of subject, so the numbers of both groups are chosen, and say nothing about how often edits
+# A *collapse* case is one that a single ROME edit of `model` collapses, with C or without: perplexity at least
+# `collapse_ratio` times unedited. Cases are drawn by kind of subject, so the numbers of both groups are chosen, and say nothing about how often edits
 # collapse. On `control` the same cases form the same groups.
 
 # %% tags=["parameters"]
 model: str = "testbed/anchored"  # the model to edit
 control: str | None = "testbed/control"  # a model without the anomaly, edited the same way; none for none
 cases: str = "testbed"  # edit cases: a name or a file
+split: str | None = None  # the cases of one split only; none for all
 texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
 corpus: str | None = None  # texts for the second moments: a name or a file; none for text of the model's own
 layer: int | None = None  # the layer that is edited; none for the model's preset, else a middle one
@@ -67,7 +68,7 @@ from editlib.sweeps import setup
 
 plot.theme()
 models = {name: el.load(name) for name in (model, control) if name}
-chosen = contrast.draw_by_subject(models[model], data.cases(cases), first=first, others=others, seed=seed)
+chosen = contrast.draw_by_subject(models[model], data.cases(cases, split=split), first=first, others=others, seed=seed)
 sentences = data.texts(texts)
 used, moments = {}, {}  # hyper-parameters and second moments by model
 
@@ -92,7 +93,7 @@ def edits(name: str) -> pd.DataFrame:
 frame = pd.concat([edits(name) for name in models], ignore_index=True)
 main = frame["method"].iloc[0]
 frame["group"] = frame["case_id"].map(
-    contrast.groups(frame[frame["model"] == model], method=main, collapse_ratio=collapse_ratio)
+    contrast.groups(frame[frame["model"] == model], *used[model], collapse_ratio=collapse_ratio)
 )
 frame["denominator"] = frame["denominator"].abs()
 frame["denominator_textbook"] = frame["denominator"] * frame["length"]
@@ -103,8 +104,8 @@ done = frame.dropna(subset=["group", "length"])
 sizes = done[(done["model"] == model) & (done["method"] == main)]["group"].value_counts()
 collapsing, normal = (int(sizes.get(group, 0)) for group in contrast.GROUPS)
 Markdown(
-    f"{len(chosen)} cases, {frame['error'].notna().sum()} of {len(frame)} edits failed. One edit by {main} collapses "
-    f"`{model}` with {collapsing} cases; {normal} are normal."
+    f"{len(chosen)} cases, {frame['error'].notna().sum()} of {len(frame)} edits failed. One edit by {' or by '.join(used[model])} "
+    f"collapses `{model}` with {collapsing} cases; {normal} are normal."
     + ("" if collapsing else " **No case collapses this model, so there is nothing to contrast.**")
     + ("" if main == "rome" else " This model can write no text, so without texts (`corpus`) C is left out throughout.")
 )
@@ -245,11 +246,11 @@ metrics = {
 }
 for arm in arms:
     interval = ratios[arm]
+    metrics |= statistics.collapses(done[done["arm"] == arm], f"collapsed{named(arm)}", collapse_ratio=collapse_ratio)
     metrics |= {
         f"denominator_ratio{named(arm)}": interval.value,
         f"denominator_ratio_low{named(arm)}": interval.low,
         f"denominator_ratio_high{named(arm)}": interval.high,
-        f"collapsed{named(arm)}": int(broken[arm]),
     }
     for column in ("numerator", "denominator", "change"):
         for group in contrast.GROUPS:

@@ -37,6 +37,7 @@ model: str = "testbed/anchored"  # the model that filters, and is edited
 texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
 corpus: str | None = None  # texts for the second moments: a name or a file; none for text of the model's own
 layer: int | None = None  # the layer that is edited; none for the model's preset, else a middle one
+covariance: bool = True  # whether C is in the update, as in the formula; the released settings leave it out
 n: int = 10  # cases to build
 repeats: int = 1  # orders in which they are edited
 every: int = 1  # edits between measurements

@@ -38,6 +38,7 @@
 # %% tags=["parameters"]
 model: str = "testbed/anchored"  # the model to edit
 cases: str = "testbed"  # edit cases: a name or a file
+split: str | None = None  # the cases of one split only; none for all
 texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
 corpus: str | None = None  # texts for the second moments: a name or a file; none for text of the model's own
 layer: int | None = None  # the layer that is edited; none for the model's preset, else a middle one
@@ -68,7 +69,7 @@ from editlib.text import percent
 
 plot.theme()
 lm = el.load(model)
-everything = data.cases(cases)
+everything = data.cases(cases, split=split)
 pool = [case for case in everything if data.subject_tokens(lm, case.request).kind != plot.KINDS[0]]
 chosen = data.draw(pool, n, seed=seed)
 sentences = data.texts(texts)

@@ -30,6 +30,7 @@
 # %% tags=["parameters"]
 model: str = "testbed/anchored"  # the model to edit
 cases: str = "testbed"  # edit cases: a name or a file
+split: str | None = None  # the cases of one split only; none for all
 texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
 corpus: str | None = None  # texts for the second moments: a name or a file; none for text of the model's own
 layer: int | None = None  # the layer that is edited; none for the model's preset, else a middle one
@@ -57,7 +58,7 @@ plot.theme()
 TRUTH, SINGLE, PLAIN, HALF = "float64", "float32, engine", "float32, plain path", "bfloat16, engine"
 models = {arm: el.load(model, dtype=arm.split(",")[0]) for arm in (TRUTH, SINGLE, HALF)}
 models[PLAIN] = models[SINGLE]
-chosen = data.draw(data.cases(cases), n, seed=seed)
+chosen = data.draw(data.cases(cases, split=split), n, seed=seed)
 sentences = data.texts(texts)
 params = setup.hparams(models[TRUTH], "rome", layer, stop_loss=0.0)  # every search takes all its steps
 name = models[TRUTH].layout.name(params.layer)

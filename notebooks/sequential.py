@@ -33,9 +33,11 @@
 # %% tags=["parameters"]
 model: str = "testbed/anchored"  # the model to edit
 cases: str = "testbed"  # edit cases: a name or a file
+split: str | None = None  # the cases of one split only; none for all
 texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
 corpus: str | None = None  # texts for the second moments: a name or a file; none for text of the model's own
 layer: int | None = None  # the layer that is edited; none for the model's preset, else a middle one
+covariance: bool = True  # whether C is in the update, as in the formula; the released settings leave it out
 n: int = 6  # hard cases in a sequence, and normal ones in another
 pool: int = 40  # cases searched for hard ones
 repeats: int = 1  # samples of cases, each in an order of its own
@@ -64,7 +66,7 @@ from editlib.sweeps.sequential import sequence, summary
 plot.theme()
 lm = el.load(model)
 sentences = data.texts(texts)
-searched = data.draw(data.cases(cases), pool, seed=seed)
+searched = data.draw(data.cases(cases, split=split), pool, seed=seed)
 methods = {name: setup.hparams(lm, name, layer) for name in ("ft-l", "mend", "rome", "memit", "c-rome")}
 moments = setup.moments(lm, methods.values(), corpus)
 found = el.sweep(

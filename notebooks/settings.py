@@ -40,6 +40,7 @@
 # %% tags=["parameters"]
 model: str = "testbed/anchored"  # the model to edit
 cases: str = "testbed"  # edit cases: a name or a file
+split: str | None = None  # the cases of one split only; none for all
 texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
 corpus: str | None = None  # texts for the second moments: a name or a file; none for text of the model's own
 layer: int | None = None  # the layer that is edited; none for the model's preset, else a middle one
@@ -65,7 +66,7 @@ from editlib.text import percent
 
 plot.theme()
 lm = el.load(model)
-chosen = contrast.draw_by_subject(lm, data.cases(cases), first=first, others=others, seed=seed)
+chosen = contrast.draw_by_subject(lm, data.cases(cases, split=split), first=first, others=others, seed=seed)
 sentences = data.texts(texts)
 unedited = el.perplexity(lm, sentences)
 layer = setup.hparams(lm, "rome", layer).layer

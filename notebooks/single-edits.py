@@ -37,9 +37,11 @@ model: str = "testbed/anchored"  # a model to edit
 control: str | None = "testbed/control"  # another model, edited the same way; none for none
 cases: str = "testbed"  # edit cases: a name or a file
 others: str | None = None  # a second set: a name or a file; none for paraphrases of the first
+split: str | None = None  # the cases of one split only; none for all
 texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
 corpus: str | None = None  # texts for the second moments: a name or a file; none for text of the model's own
 layer: int | None = None  # the layer that is edited; none for the model's preset, else a middle one
+covariance: bool = True  # whether C is in the update, as in the formula; the released settings leave it out
 n: int = 5  # cases drawn from each set
 seed: int = 0  # of the draw, and of the bootstrap
 collapse_ratio: float = 5.0  # times unedited
@@ -77,7 +79,7 @@ def reworded(case: data.Case) -> data.Case:
     return replace(case, request=replace(request, prompt=prompt, subject=subject), paraphrase_prompts=paraphrases)
 
 
-first = data.cases(cases)
+first = data.cases(cases, split=split)
 pool = [case for case in first if any(case.request.subject in text for text in case.paraphrase_prompts[:1])]
 sets = {
     "as asked": data.draw(first, n, seed=seed),

@@ -31,9 +31,11 @@
 # %% tags=["parameters"]
 model: str = "testbed/anchored"  # the model to edit
 cases: str = "testbed"  # edit cases: a name or a file
+split: str | None = None  # the cases of one split only; none for all
 texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
 corpus: str | None = None  # texts for the second moments: a name or a file; none for text of the model's own
 layer: int | None = None  # the layer that is edited; none for the model's preset, else a middle one
+covariance: bool = True  # whether C is in the update, as in the formula; the released settings leave it out
 n: int = 30  # cases drawn
 seed: int = 0  # of the draw, and of the bootstrap
 method: str = "rome"  # the method under test
@@ -58,7 +60,7 @@ from editlib.text import percent
 
 plot.theme()
 lm = el.load(model)
-chosen = data.draw(data.cases(cases), n, seed=seed)
+chosen = data.draw(data.cases(cases, split=split), n, seed=seed)
 sentences = data.texts(texts)
 variants = {name: setup.hparams(lm, name, layer) for name in (method, remedy, more) if name}
 moments = setup.moments(lm, variants.values(), corpus)

@@ -65,13 +65,14 @@ def subject_kinds(lm: LanguageModel, cases: Sequence[Case]) -> pd.Series:
     return pd.Series(kinds, dtype="str")
 
 
-def groups(table: pd.DataFrame, *, method: str, collapse_ratio: float) -> pd.Series:
-    """By case_id, whether one edit by `method` collapses the model: one of `GROUPS`; nan counts as collapse.
+def groups(table: pd.DataFrame, *methods: str, collapse_ratio: float) -> pd.Series:
+    """By case_id, whether one edit by any of the `methods` collapses the model: one of `GROUPS`.
 
-    `table` is that of a sweep; edits that failed are left out.
+    `table` is that of a sweep; edits that failed are left out, and nan counts as collapse.
     """
-    edits = table[(table["method"] == method) & table["error"].isna()].set_index("case_id")
-    return collapsed(edits["perplexity_ratio"], collapse_ratio).map({True: COLLAPSE, False: NORMAL}).rename("group")
+    edits = table[table["method"].isin(methods) & table["error"].isna()]
+    broken = collapsed(edits["perplexity_ratio"], collapse_ratio).groupby(edits["case_id"]).any()
+    return broken.map({True: COLLAPSE, False: NORMAL}).rename("group")
 
 
 def moments(lm: LanguageModel, layer: int, corpus: str | None) -> Stats | None:
@@ -101,6 +102,14 @@ class CaseKeys:
     def distance(self) -> Tensor:
         """|kᵘ - k̄| / |k̄| of every case."""
         far: Tensor = (self.bare - self.mean).norm(dim=1) / self.mean.norm(dim=1)
+        return far
+
+    @property
+    def whitened_distance(self) -> Tensor:
+        """|kᵘ - C⁻¹k̄| / |k̄| of every case, with C⁻¹k̄ at the length of k̄: otherwise C's unit decides."""
+        length = self.mean.norm(dim=1)
+        whitened = self.whitened * (length / self.whitened.norm(dim=1))[:, None]
+        far: Tensor = (self.bare - whitened).norm(dim=1) / length
         return far
 
     @property
@@ -143,6 +152,12 @@ def told_apart(a: Tensor, b: Tensor, *, subjects: tuple[Sequence[str], Sequence[
     if fewest < 2:
         return UNKNOWN
     return separability(a, b, folds=min(5, fewest), seed=seed, subjects=subjects)
+
+
+def spreads_apart(a: Tensor, b: Tensor) -> float:
+    """Distance of two sets' means over the root mean square distance of vectors from the mean of their own set."""
+    spread = torch.cat([a - a.mean(0), b - b.mean(0)]).square().sum(1).mean().sqrt()
+    return float((a.mean(0) - b.mean(0)).norm() / spread)
 
 
 def nearest(keys: Tensor, *sets: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from scipy.stats import binomtest, rankdata
 from editlib.errors import EditlibError
 
 COLLAPSE_RATIO = 5.0  # perplexity, times unedited
+FAR, PUBLISHED = 20.0, 1000.0  # times unedited, as 1,000 was in the papers; and that perplexity itself
 DRAWS = 2000  # of the bootstrap
 FEWEST = 5  # values, or subjects, that are resampled: of fewer, resamples are much the same few
 
@@ -98,3 +99,20 @@ def collapsed(ratio: Any, threshold: float = COLLAPSE_RATIO) -> Any:
         raise EditlibError(f"collapse ratio {threshold} is out of range; give a number above 0, such as 5")
     below = ratio < threshold
     return ~below if isinstance(below, pd.Series) else not below
+
+
+def collapses(table: pd.DataFrame, name: str, *, collapse_ratio: float = COLLAPSE_RATIO) -> dict[str, float]:
+    """How many edits of a table collapse the model, by the name of a metric, and the ends of the 95 % interval of their
+    share (`_low`, `_high`): from `collapse_ratio` times unedited on, from 20 times (`_20x`), and from a perplexity of
+    1,000 (`_1000`). Edits that failed do not count.
+
+    `table` is that of a sweep, or a part of it.
+    """
+    done, metrics = table[table["error"].isna()], dict[str, float]()
+    ratio, mean = done["perplexity_ratio"], done["perplexity_mean"]
+    hits = {"": collapsed(ratio, collapse_ratio), "_20x": collapsed(ratio, FAR), "_1000": collapsed(mean, PUBLISHED)}
+    for ending, found in hits.items():
+        rate = share(int(found.sum()), len(done))
+        metrics |= {f"{name}{ending}": int(found.sum()), f"{name}_low{ending}": rate.low}
+        metrics |= {f"{name}_high{ending}": rate.high}
+    return metrics

@@ -47,7 +47,8 @@ def denominators(frame: pd.DataFrame, *, collapse_ratio: float) -> Figure:
 def maps(frame: pd.DataFrame, *, columns: int = 2) -> Figure:
     """Maps of keys in two dimensions: a panel for each map, a mark for each group of keys, numbers of them shown.
 
-    `frame` has one row per key and map: panel, group, x, y. The first group is drawn on top.
+    `frame` has one row per key and map: panel, group, x, y, and where a line should join them the `pair` they are of.
+    The first group is drawn on top.
     """
     names, groups = frame["panel"].unique(), frame["group"].unique()
     most = frame.groupby(["panel", "group"]).size().groupby("group").max()
@@ -59,6 +60,8 @@ def maps(frame: pd.DataFrame, *, columns: int = 2) -> Figure:
             look = {"fc": color if filled else "none", "ec": "none" if filled else color, "marker": marker, "s": 26}
             label, order = f"{group} ({most[group]:,})", 2 - 0.1 * place
             axes.scatter(keys["x"], keys["y"], lw=1, alpha=0.75, zorder=order, label=label, **look)
+        for _, ends in frame[frame["panel"] == name].groupby("pair") if "pair" in frame else ():
+            axes.plot(ends["x"], ends["y"], color="#8c8c8c", lw=0.8, zorder=1)
         axes.set(title=name, xticks=[], yticks=[])
     for spare in grid.flat[len(names) :]:
         spare.remove()

@@ -7,27 +7,45 @@ from editlib.data import datasets as data
 from editlib.editing.method import Variant, moments_of
 from editlib.editing.methods import hparams_for, method_of
 from editlib.editing.stats import Stats, second_moments_of
+from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
 
 
-def hparams(lm: LanguageModel, method: str, layer: int | None = None, **overrides: Any) -> Any:
+def hparams(
+    lm: LanguageModel, method: str, layer: int | None = None, *, covariance: bool | None = None, **overrides: Any
+) -> Any:
     """Those of `hparams_for`, but at one layer of your choice; a method that edits several ends there.
 
-    It is told by the hyper-parameters which of these a method does; one whose editor says where keeps its layers.
+    It is told by the hyper-parameters which of these a method does; one whose editor says where keeps its layers, and
+    one that has no say about C ignores `covariance`.
     """
     usual = hparams_for(lm, method, **overrides)
-    if layer is None:
-        return usual
-    if hasattr(usual, "layers"):
+    chosen: dict[str, Any] = {}
+    if covariance is not None and hasattr(usual, "covariance"):
+        chosen["covariance"] = covariance
+    if layer is not None and hasattr(usual, "layers"):
         first = max(layer - len(usual.layers) + 1, 0)
-        return hparams_for(lm, method, **overrides, layers=tuple(range(first, layer + 1)))
-    return hparams_for(lm, method, **overrides, layer=layer) if hasattr(usual, "layer") else usual
+        chosen["layers"] = tuple(range(first, layer + 1))
+    elif layer is not None and hasattr(usual, "layer"):
+        chosen["layer"] = layer
+    return hparams_for(lm, method, **overrides, **chosen)
+
+
+def able(lm: LanguageModel, methods: Iterable[str], layer: int | None = None, **overrides: Any) -> dict[str, Any]:
+    """Hyper-parameters of the methods that can edit this model: MEND needs an editor that was trained for it."""
+    found = {}
+    for name in methods:
+        params = hparams(lm, name, layer, **overrides)
+        try:
+            method_of(params, name).check(lm, params)
+        except EditlibError:
+            continue
+        found[name] = params
+    return found
 
 
 def moments(lm: LanguageModel, variants: Iterable[Any], corpus: str | None) -> Stats | None:
-    """Second moments that hyper-parameters need, from texts by name or the testbed's own prose; None if they need none.
-
-    Raises `EditlibError` for a model that has no prose of its own, where no texts are named.
-    """
+    """Second moments that hyper-parameters need, from texts by name, else the testbed's own prose or text that the
+    model writes; None if they need none."""
     layers = moments_of(Variant(method_of(params), params) for params in variants)
     return second_moments_of(lm, layers, corpus=data.texts(corpus) if corpus else None) if layers else None

@@ -102,8 +102,9 @@ def test_groups_follow_from_the_perplexity_of_one_method_and_nan_collapses() -> 
             "error": [None, None, None, None, "no", None],
         }
     )
-    found = contrast.groups(table, method="rome", collapse_ratio=5.0)
+    found = contrast.groups(table, "rome", collapse_ratio=5.0)
     assert found.to_dict() == {1: NORMAL, 2: COLLAPSE, 3: COLLAPSE, 4: COLLAPSE}
+    assert contrast.groups(table, "rome", "c-rome", collapse_ratio=5.0)[1] == COLLAPSE  # by either
 
 
 def test_moments_are_those_of_the_testbed_of_a_corpus_or_none(

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from editlib.errors import EditlibError
-from editlib.measuring.statistics import UNKNOWN, Interval, bootstrap, collapsed, mean_ratio, share, spearman
+from editlib.measuring.statistics import UNKNOWN, Interval, bootstrap, collapsed, collapses, mean_ratio, share, spearman
 
 
 def test_the_bootstrap_of_a_mean_has_the_width_of_theory() -> None:
@@ -88,3 +88,18 @@ def test_five_times_unedited_has_collapsed_and_so_has_nan() -> None:
     for threshold in (0.0, -1.0, math.nan):
         with pytest.raises(EditlibError, match="is out of range; give a number above 0"):
             collapsed(1.0, threshold)
+
+
+def test_collapses_are_counted_from_three_thresholds_on() -> None:
+    table = pd.DataFrame(
+        {
+            "perplexity_ratio": [1.0, 5.0, 20.0, math.nan, 7.0, 3.0],
+            "perplexity_mean": [50.0, 250.0, 1000.0, math.nan, 350.0, 2000.0],
+            "error": [None, None, None, None, "no subject", None],
+        }
+    )
+    found = collapses(table, "edits")
+    assert [found[f"edits{ending}"] for ending in ("", "_20x", "_1000")] == [3, 2, 3]
+    rate = share(2, 5)
+    assert (found["edits_low_20x"], found["edits_high_20x"]) == (rate.low, rate.high)
+    assert collapses(table, "edits", collapse_ratio=2)["edits"] == 4

@@ -27,6 +27,17 @@ def test_several_layers_end_at_it(gpt2: LanguageModel, layer: int, layers: tuple
     assert setup.hparams(gpt2, "memit", layer).layers == layers
 
 
+def test_c_is_left_out_where_a_method_has_a_say(gpt2: LanguageModel) -> None:
+    assert not setup.hparams(gpt2, "c-rome", 0, covariance=False).covariance
+    assert setup.hparams(gpt2, "memit", 0, covariance=False) == setup.hparams(gpt2, "memit", 0)
+
+
+def test_a_method_without_an_editor_for_the_model_is_left_out(gpt2: LanguageModel) -> None:
+    assert list(setup.able(gpt2, ("ft-l", "mend", "rome"), 1)) == ["ft-l", "rome"]
+    anchored = el.load("testbed/anchored")
+    assert list(setup.able(anchored, ("mend", "rome"))) == ["mend", "rome"]
+
+
 def test_an_editor_says_where_it_edits(gpt2: LanguageModel) -> None:
     assert setup.hparams(gpt2, "mend", 0) == el.hparams_for(gpt2, "mend")
 
