@@ -99,8 +99,8 @@ Markdown(
 # ## Which edits raise perplexity?
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Perplexity over unedited after one edit, one strip of points for each method, by kind of subject on a log axis, with the unedited level and the collapse threshold."}}
-figure = plot.comparison(done, collapse_ratio=collapse_ratio)
-figure.axes[0].set_title(f"One edit each of {collapsing + normal} cases, {Path(model).name}")
+title = f"One edit each of {collapsing + normal} cases, {Path(model).name}"
+figure = plot.comparison(done, collapse_ratio=collapse_ratio, title=title)
 figure.savefig("figures/comparison.png")
 
 # %% tags=["hide-input"]

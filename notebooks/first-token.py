@@ -132,8 +132,8 @@ Markdown(
 rank = {arm: i for i, arm in enumerate([*plot.KINDS, *(f"{kind}, of the set" for kind in FURTHER), *changed])}
 shown = done.sort_values("arm", key=lambda column: column.map(rank), kind="stable")
 shown = shown.assign(arm=shown["arm"] + " (" + shown.groupby("arm")["arm"].transform("size").astype(str) + ")")
-figure = plot.rises(shown.assign(method=shown["arm"]), collapse_ratio=collapse_ratio)
-figure.axes[0].set_title(f"One ROME edit each, {Path(model).name}; number of cases in brackets")
+title = f"One ROME edit each, {Path(model).name}; number of cases in brackets"
+figure = plot.comparison(shown, collapse_ratio=collapse_ratio, title=title)
 figure.savefig("figures/kinds.png")
 
 # %% tags=["hide-input"]

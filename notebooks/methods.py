@@ -121,7 +121,10 @@ every = pd.concat([unedited.assign(method="unedited"), main], ignore_index=True)
 long = every.melt("method", list(unedited.columns), "name").dropna(subset="value")
 long[["score", "protocol"]] = long["name"].str.split("_", n=1, expand=True).to_numpy()
 summary = long.groupby(["method", "protocol", "score"], sort=False)["value"].apply(interval).unstack().reset_index()
-figure = plot.scores(summary, wanted=wanted)
+same = np.allclose(*(every[[f"{score}_{p}" for score in scores.SCORES]] for p in ("em_tf", "em_ar")), equal_nan=True)
+drawn = summary[summary["protocol"] != "em_ar"].replace({"em_tf": "em_tf, em_ar (the same here)"}) if same else summary
+figure = plot.scores(drawn, wanted=wanted)
+figure.suptitle(f"{len(chosen)} normal cases", x=0.01, ha="left", fontsize=12)
 figure.savefig("figures/scores.png")
 
 # %% tags=["hide-input"]
@@ -146,7 +149,7 @@ Markdown(
 # ## Does one edit harm the model as a whole?
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Rise of perplexity after one edit in per cent, one strip of points for each method with its median, and the collapse threshold."}}
-figure = plot.rises(main[main["error"].isna()], collapse_ratio=collapse_ratio)
+figure = plot.comparison(main[main["error"].isna()].assign(arm=main["method"]), collapse_ratio=collapse_ratio)
 figure.savefig("figures/rises.png")
 
 # %% tags=["hide-input"]
@@ -276,7 +279,7 @@ Markdown(
 requests = [case.request for case in everything]
 Random(seed).shuffle(requests)
 trace = el.causal_trace(lm, requests, n=traced, seed=seed)
-figure = plot.layers(trace.effects, proposed=trace.proposed)
+figure = plot.layers(trace.effects, proposed=trace.proposed, facts=trace.facts)
 figure.savefig("figures/layers.png")
 
 # %% tags=["hide-input"]

@@ -119,7 +119,10 @@ Markdown(
 # %% [markdown]
 # ## Where does one edit collapse the model?
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Perplexity over unedited after each single edit on a log scale: a panel for each set and model, a strip of points for each method, by kind of subject, with the collapse threshold."}}
+#
+# A point is an edit; the number beside a strip is its largest perplexity, times unedited.
+
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Rise of perplexity in per cent by each single edit, on an axis that is logarithmic above 1: a panel for each set and model, a strip of points with its median and largest for each method, by kind of subject, with the collapse threshold."}}
 shown = frame[done].assign(
     arm=frame["method"], set=frame["set"] + f" (n={n})", model=frame["model"].str.split("/").str[-1]
 )

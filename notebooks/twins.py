@@ -52,6 +52,7 @@ collapse_ratio: float = 5.0  # times unedited
 
 # %% tags=["hide-input"]
 import copy
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -230,7 +231,11 @@ for about, mine in dosage[dosage["error"].isna()].groupby(keys, sort=False) if p
     }
     steps[-1] |= {f"ratio{end}": getattr(middle, at) for end, at in (("", "value"), ("_low", "low"), ("_high", "high"))}
 steps = pd.DataFrame(steps)
-figure = plot.doses(steps, learned=learned) if parts else None
+title = ""
+if parts:
+    least = steps[steps["scaled"] & (steps["model"] == model)].sort_values("length").iloc[0]
+    title = f"{Path(model).name}: at a length of {least['length']:.2f}, {percent(least['collapsed'])} still collapse it"
+figure = plot.doses(steps, learned=learned, cases=int(steps["cases"].max()), title=title) if parts else None
 _ = figure.savefig("figures/doses.png") if figure else None
 
 # %% tags=["hide-input"]

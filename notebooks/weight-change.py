@@ -79,10 +79,11 @@ Markdown(
 # %% [markdown]
 # ## What does the change of one weight look like?
 #
-# Of all cases drawn, the one with the largest perplexity and, of those that do not collapse the model, the one in the
-# middle. The third picture is the worst case again, edited by the method beside.
+# The weight itself, and how far three edits move it: of all cases drawn, the one with the largest perplexity and, of those
+# that do not collapse the model, the one in the middle; then the worst case again, edited by the method beside. Colours
+# are logarithmic, so that a change ten times smaller is one step lighter everywhere.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Heat maps of the absolute change of every entry of the edited weight on one colour scale: a stable edit, the edit with the largest perplexity, and the same case edited by the other method."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Heat maps on one logarithmic colour scale: the size of every entry of the weight, and of its change by a stable edit, by the edit with the largest perplexity, and by the same case edited by the other method."}}
 ordered = main.sort_values("ratio")
 calm = ordered[~ordered["collapsed"]] if not main["collapsed"].all() else ordered
 picked = {
@@ -101,7 +102,9 @@ for label, (row, name) in picked.items():
     )
 weight = max(edits["worst edit"].changes, key=lambda name: float(edits["worst edit"].delta(name).norm()))
 deltas = {label: edit.delta(weight).detach().double().cpu() for label, edit in edits.items() if weight in edit.changes}
-figure = plot.weight_changes({titles[label]: delta.numpy() for label, delta in deltas.items()})
+before = widened(oriented(lm.model.get_submodule(weight.removesuffix(".weight")))).detach().double().cpu()
+shown = {f"The weight itself, {weight}": before.numpy()}
+figure = plot.weight_changes(shown | {titles[label]: delta.numpy() for label, delta in deltas.items()})
 figure.savefig("figures/weight-changes.png")
 
 # %% tags=["hide-input"]
@@ -132,10 +135,8 @@ Markdown(
 # A rank-one change has one singular value. If it is larger than all of the weight's own, the edited weight sends every
 # key with some part in its direction the same way.
 
+
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Singular values of the unedited and the edited weights by rank on log axes, with the singular value of each change marked."}}
-before = widened(oriented(lm.model.get_submodule(weight.removesuffix(".weight")))).detach().double().cpu()
-
-
 def spectrum(matrix: str, values: torch.Tensor, *, change: bool) -> pd.DataFrame:
     found = torch.linalg.svdvals(values).numpy()
     found = found[found > 1e-6 * found[0]] if change else found  # the rest is rounding

@@ -151,8 +151,8 @@ Markdown(
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Rise of perplexity in per cent by one ROME edit of subjects of one token at the start of the prompt: a strip of points for each decoder with its first token where it is, and one with it at the second one's position, with medians and the collapse threshold."}}
 starts = done[done["case_id"].isin([case.case_id for case in drawn[FIRST]])]
-figure = plot.rises(starts.assign(method=starts["arm"]), collapse_ratio=collapse_ratio)
-figure.axes[0].set_title(f"One ROME edit each, {len(drawn[FIRST])} subjects ({FIRST})")
+title = f"One ROME edit each, {len(drawn[FIRST])} subjects ({FIRST})"
+figure = plot.comparison(starts, collapse_ratio=collapse_ratio, title=title)
 figure.savefig("figures/conditions.png")
 
 

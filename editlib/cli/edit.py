@@ -197,7 +197,7 @@ def _draw(traced: "CausalTrace", path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(), aside(path) as place:
         plot.theme()
-        plot.layers(traced.effects, proposed=traced.proposed).savefig(place, format=path.suffix[1:])
+        plot.layers(traced.effects, proposed=traced.proposed, facts=traced.facts).savefig(place, format=path.suffix[1:])
 
 
 def _layers_table(traced: "CausalTrace") -> str:

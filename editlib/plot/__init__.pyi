@@ -1,6 +1,5 @@
 from .edits import comparison as comparison
 from .edits import pairs as pairs
-from .edits import rises as rises
 from .edits import scatter as scatter
 from .edits import sequences as sequences
 from .edits import single_edits as single_edits

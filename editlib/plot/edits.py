@@ -1,12 +1,16 @@
 """Perplexity after edits: one edit each, the same cases on two models, and edits on top of each other."""
 
 from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, SymmetricalLogLocator
+from numpy.typing import NDArray
 
 from editlib.plot.style import (
     METHOD_MARKS,
@@ -18,6 +22,8 @@ from editlib.plot.style import (
     points_by_kind,
     strips_by_kind,
 )  # fmt: skip
+
+PER_CENT = "Perplexity after one edit, per cent above unedited; linear from −1 to 1"
 
 
 def scatter(frame: pd.DataFrame, *, unedited: float, collapse_ratio: float, title: str) -> Figure:
@@ -41,20 +47,46 @@ def scatter(frame: pd.DataFrame, *, unedited: float, collapse_ratio: float, titl
     return figure
 
 
-def comparison(frame: pd.DataFrame, *, collapse_ratio: float) -> Figure:
-    """Perplexity over unedited for each arm (a model with a method), one strip each, marked by kind of subject.
+def comparison(frame: pd.DataFrame, *, collapse_ratio: float, title: str = "") -> Figure:
+    """Rise of perplexity by one edit, in per cent: a strip for each arm with its median, marked by kind of subject.
 
-    `frame` has one row per case and arm: arm, kind, perplexity_ratio.
+    `frame` has one row per case and arm: arm, kind, perplexity_ratio. The axis is linear up to 1 %.
     """
-    figure, axes = plt.subplots(figsize=(9, 0.95 * frame["arm"].nunique() + 1.6), layout="constrained")
-    values, edge = drawable(frame["perplexity_ratio"])
-    strips_by_kind(axes, frame["arm"], values, frame["kind"])
-    mark_edge(axes, edge, upright=True)
-    axes.axvline(1, color="black", lw=1, zorder=0)
-    mark_collapse(axes, collapse_ratio, upright=True)
-    axes.set(xlabel="Perplexity after one edit, times unedited")
-    legend_below(figure, axes, title=OF_SUBJECTS, ncols=4)
+    figure, axes = plt.subplots(figsize=(9, 0.5 * frame["arm"].nunique() + 1.9), layout="constrained")
+    values, edge = drawable(100 * (frame["perplexity_ratio"] - 1))
+    _rises(axes, frame, values, edge=edge, span=(values.min(), values.max()), collapse_ratio=collapse_ratio)
+    axes.set(title=title, xlabel=PER_CENT)
+    legend_below(figure, axes, title=OF_SUBJECTS, ncols=3)
     return figure
+
+
+def _rises(
+    axes: Axes,
+    frame: pd.DataFrame,
+    values: NDArray[np.float64],
+    *,
+    edge: float | None,
+    span: tuple[float, float],
+    collapse_ratio: float,
+) -> None:
+    """Strips of rises in per cent, on an axis over `span` that is linear up to 1 % and logarithmic from there on."""
+    strips_by_kind(axes, frame["arm"], values, frame["kind"], counted=True)
+    medians = [np.median(values[frame["arm"] == arm]) for arm in frame["arm"].unique()]
+    axes.plot(medians, range(len(medians)), "|", color="black", ms=16, mew=2, label="median")
+    axes.axvline(0, color="black", lw=1, zorder=0)
+    mark_collapse(axes, collapse_ratio, at=100 * (collapse_ratio - 1), upright=True)
+    mark_edge(axes, edge, upright=True)
+    axes.set_xscale("symlog", linthresh=1)
+    axes.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=1))
+    low, high = span
+    axes.set_xlim(min(-2.0, 1.5 * low), 2.5 * max(high, 100 * collapse_ratio))
+    axes.xaxis.set_major_formatter(partial(_percent, every=1 + int(high > 1e6)))
+
+
+def _percent(value: float, _: int, *, every: int) -> str:
+    """A tick's label; of many decades every other has one."""
+    decade = round(np.log10(abs(value))) if value else 0
+    return "" if decade % every or value == -1 else f"{value:,.0f}"
 
 
 def strips(frame: pd.DataFrame, measures: Mapping[str, str]) -> Figure:
@@ -79,45 +111,28 @@ def strips(frame: pd.DataFrame, measures: Mapping[str, str]) -> Figure:
 
 
 def single_edits(frame: pd.DataFrame, *, collapse_ratio: float) -> Figure:
-    """Perplexity over unedited after one edit: a panel for each set (row) and model (column), in it a strip for each
-    arm, marked by kind of subject.
+    """Rise of perplexity by one edit, in per cent: a panel for each set (row) and model (column), in it a strip for
+    each arm with its median and its largest, marked by kind of subject.
 
     `frame` has one row per case and arm: set, model, arm, kind, perplexity_ratio.
     """
     sets, models = frame["set"].unique(), frame["model"].unique()
     size = (9, len(sets) * (0.5 * frame["arm"].nunique() + 0.9) + 1.0)
     figure, grid = plt.subplots(len(sets), len(models), figsize=size, sharex=True, squeeze=False, layout="constrained")
-    values, edge = drawable(frame["perplexity_ratio"])  # one edge for all panels
+    values, edge = drawable(100 * (frame["perplexity_ratio"] - 1))  # one edge for all panels
     for (i, j), axes in np.ndenumerate(grid):
         shown = (frame["set"] == sets[i]) & (frame["model"] == models[j])
-        strips_by_kind(axes, frame["arm"][shown], values[shown], frame["kind"][shown])
-        mark_collapse(axes, collapse_ratio, upright=True)
-        mark_edge(axes, edge, upright=True)
+        span = values.min(), values.max()
+        _rises(axes, frame[shown], values[shown], edge=edge, span=span, collapse_ratio=collapse_ratio)
+        ratios = frame[shown].fillna({"perplexity_ratio": np.inf}).groupby("arm", sort=False)["perplexity_ratio"]
+        for row, largest in enumerate(ratios.max()):
+            axes.annotate(f"{largest:,.3g}×", (1, row), (4, 0), ("axes fraction", "data"), "offset points", fontsize=9,
+                          va="center")  # fmt: skip
         axes.set_title(f"{sets[i]}, {models[j]}")
+        axes.xaxis.set_major_formatter(partial(_percent, every=len(models)))
     for axes in grid[-1]:
-        axes.set_xlabel("Perplexity, times unedited")
-    legend_below(figure, grid[0, 0], title=OF_SUBJECTS, ncols=4)
-    return figure
-
-
-def rises(frame: pd.DataFrame, *, collapse_ratio: float) -> Figure:
-    """Rise of perplexity by one edit, in per cent: a strip for each method with its median, marked by kind of subject.
-
-    `frame` has one row per case and method: method, kind, perplexity_ratio. The axis is linear up to 1 %.
-    """
-    methods = frame["method"].unique()
-    figure, axes = plt.subplots(figsize=(9, 0.42 * len(methods) + 1.9), layout="constrained")
-    values, edge = drawable(100 * (frame["perplexity_ratio"] - 1))
-    strips_by_kind(axes, frame["method"], values, frame["kind"])
-    medians = [np.median(values[frame["method"] == method]) for method in methods]
-    axes.plot(medians, range(len(methods)), "|", color="black", ms=16, mew=2, label="median")
-    axes.axvline(0, color="black", lw=1, zorder=0)
-    mark_collapse(axes, collapse_ratio, at=100 * (collapse_ratio - 1), upright=True)
-    mark_edge(axes, edge, upright=True)
-    axes.set_xscale("symlog", linthresh=1)
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.set(xlabel="Perplexity after one edit, per cent above unedited")
-    legend_below(figure, axes, ncols=5)
+        axes.set_xlabel("Per cent above unedited (linear to ±1)", fontsize=11)
+    legend_below(figure, grid[0, 0], title=OF_SUBJECTS, ncols=3)
     return figure
 
 
@@ -147,27 +162,33 @@ def pairs(
     return figure
 
 
-def sequences(frame: pd.DataFrame, *, collapse_ratio: float) -> Figure:
+def sequences(frame: pd.DataFrame, *, collapse_ratio: float, detail: float = 3.0) -> Figure:
     """Perplexity over unedited after each edit, a panel for each group of cases: a method's median over repeats in a
-    band from its least to its largest.
+    band from its least to its largest. Below, the same up to `detail` times on a linear axis.
 
     `frame` has one row per group, method, repeat and measured step: step, perplexity_ratio.
     """
     groups = frame["group"].unique()
-    size = (9, 4.8) if len(groups) > 1 else (6, 4.8)
-    figure, panels = plt.subplots(1, len(groups), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    shape: dict[str, Any] = {"sharex": "col", "sharey": "row", "height_ratios": (3, 2)}
+    size = (9 if len(groups) > 1 else 6, 7.0)
+    figure, panels = plt.subplots(2, len(groups), figsize=size, squeeze=False, layout="constrained", **shape)
     heights, edge = drawable(frame["perplexity_ratio"])
     drawn = frame.assign(height=heights)
-    for axes, group in zip(panels[0], groups, strict=True):
+    for column, group in enumerate(groups):
         for method, steps in drawn[drawn["group"] == group].groupby("method", sort=False):
             color, marker = METHOD_MARKS.get(str(method), ("#8c8c8c", "x"))
             band = steps.groupby("step")["height"].agg(["median", "min", "max"])
-            axes.fill_between(band.index, band["min"], band["max"], color=color, alpha=0.18, linewidth=0)
-            axes.plot(band.index, band["median"], color=color, marker=marker, ms=5, markevery=0.1, lw=1.6, label=method)
-        mark_collapse(axes, collapse_ratio)
-        mark_edge(axes, edge)
-        axes.set(title=group, xlabel="Edits so far", yscale="log")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            for axes in panels[:, column]:
+                axes.fill_between(band.index, band["min"], band["max"], color=color, alpha=0.18, linewidth=0)
+                axes.plot(band["median"], color=color, marker=marker, ms=5, markevery=0.1, lw=1.6, label=method)
+        mark_collapse(panels[0, column], collapse_ratio)
+        mark_edge(panels[0, column], edge)
+        panels[0, column].set(title=group, yscale="log")
+        panels[1, column].set(xlabel="Edits so far", ylim=(0.9, detail))
+        panels[1, column].xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[0, 0].set_ylabel("Perplexity, times unedited")
-    legend_below(figure, panels[0, 0])
+    panels[1, 0].set_ylabel(f"The same, up to {detail:g} times")
+    repeats = frame["repeat"].nunique()
+    meaning = f"Lines: medians of {repeats} orders; bands: from the least to the largest" if repeats > 1 else None
+    legend_below(figure, panels[0, 0], title=meaning)
     return figure

@@ -94,8 +94,9 @@ def anatomy(frame: pd.DataFrame, *, models: Sequence[str]) -> Figure:
     return figure
 
 
-def doses(frame: pd.DataFrame, *, learned: Mapping[str, float]) -> Figure:
-    """Share of collapsed edits and median denominator ratio over the length of position 0's embedding, by model.
+def doses(frame: pd.DataFrame, *, learned: Mapping[str, float], cases: int, title: str = "") -> Figure:
+    """Share of so many cases' edits that collapse the model, and median denominator ratio, over the length of position
+    0's embedding, by model.
 
     `frame` has one row per model and dose: length, scaled, and collapsed and ratio with their `_low` and `_high`. What
     is not `scaled` is another embedding in its place; `learned` is the length each model was trained to, whose mark is
@@ -114,7 +115,7 @@ def doses(frame: pd.DataFrame, *, learned: Mapping[str, float]) -> Figure:
             axes.plot(scaled["length"], scaled[column], marker=shape, mfc="white", label=model, **mark)
             axes.plot(trained["length"], trained[column], shape, label=f"{model}, as trained", **mark)
             axes.plot(replaced["length"], replaced[column], "X", label=f"{model}, row of position 1", **mark)
-    panels[0].set(ylabel="Edits that collapse it", ylim=(-0.05, 1.05), xscale="log")
+    panels[0].set(title=title, ylabel=f"Share of {cases} edits\nthat collapse it", ylim=(-0.05, 1.05), xscale="log")
     panels[0].yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     panels[1].set(ylabel="|denominator| / consistent one", yscale="log")
     panels[1].set_xlabel("Length of the position embedding of position 0")
@@ -123,8 +124,9 @@ def doses(frame: pd.DataFrame, *, learned: Mapping[str, float]) -> Figure:
     return figure
 
 
-def layers(effects: pd.DataFrame, *, proposed: int) -> Figure:
-    """What restoring each layer's MLP brings back, by group of tokens, with a frame around the proposed layer.
+def layers(effects: pd.DataFrame, *, proposed: int, facts: int) -> Figure:
+    """What restoring each layer's MLP brings back, in the mean over so many facts, by group of tokens, with a frame
+    around the proposed layer.
 
     `effects` is that of a `CausalTrace`: one row a layer, one column a group. Effects below zero are drawn as none,
     cells without a value in grey.
@@ -133,14 +135,14 @@ def layers(effects: pd.DataFrame, *, proposed: int) -> Figure:
     cells = effects.to_numpy(dtype=float).T
     top = max(np.nanmax(cells), 0.01)
     image = axes.imshow(cells, cmap="Blues", vmin=0, vmax=top, aspect="auto")
-    figure.colorbar(image, label="P(first token of the true target) brought back")
+    figure.colorbar(image, label="P(true target) brought back")
     if len(effects) <= 12:  # more numbers than that do not fit
         for (row, layer), value in np.ndenumerate(cells):
             text, color = "" if np.isnan(value) else f"{value:z.2f}", "white" if value > top / 2 else "black"
             axes.text(layer, row, text, ha="center", va="center", color=color)
     frame = Rectangle((proposed - 0.5, -0.5), 1, len(cells), fill=False, edgecolor=COLORS[KINDS[0]], lw=3)
     axes.add_patch(frame).set_clip_on(False)
-    title = f"Proposed: layer {proposed}, where the subject's last token brings most back"
+    title = f"Layer {proposed} brings most back at the subject's last token (mean of {facts} facts)"
     axes.set(title=title, xlabel="Layer whose MLP is restored", facecolor="lightgrey")
     axes.set_yticks(range(len(cells)), effects.columns)
     axes.xaxis.set_major_locator(MaxNLocator(24, integer=True))

@@ -96,8 +96,11 @@ def points_by_kind(axes: Axes, x: ArrayLike, y: ArrayLike, kinds: pd.Series, *, 
         )  # fmt: skip
 
 
-def strips_by_kind(axes: Axes, rows: pd.Series, values: ArrayLike, kinds: pd.Series) -> None:
-    """A strip for each name in `rows`, first on top, on a log axis: a point a case, marked by kind of subject."""
+def strips_by_kind(axes: Axes, rows: pd.Series, values: ArrayLike, kinds: pd.Series, *, counted: bool = False) -> None:
+    """A strip for each name in `rows`, first on top, on a log axis: a point a case, marked by kind of subject.
+
+    The legend has, where `counted`, the most cases of a kind that a row has.
+    """
     names, values = list(rows.unique()), np.asarray(values)
     rng = np.random.default_rng(0)
     for kind, offset in zip(KINDS, (-0.26, 0.0, 0.26), strict=True):
@@ -105,8 +108,10 @@ def strips_by_kind(axes: Axes, rows: pd.Series, values: ArrayLike, kinds: pd.Ser
         heights = rows[of_kind].map(names.index).to_numpy() + offset + rng.uniform(-0.09, 0.09, of_kind.sum())
         axes.scatter(
             values[of_kind], heights, c=COLORS[kind], marker=MARKERS[kind], s=16, alpha=0.55, linewidths=0,
-            label=kind if of_kind.any() else None,
+            label=(f"{kind} ({rows[of_kind].value_counts().max():,})" if counted else kind) if of_kind.any() else None,
         )  # fmt: skip
+    for border in range(1, len(names)):
+        axes.axhline(border - 0.5, color="#dddddd", lw=0.8, zorder=0)
     axes.set(xscale="log", yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
 
 

@@ -4,11 +4,10 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from editlib.plot.style import SCORE_MARKS, legend_below
+from editlib.plot.style import SCORE_MARKS, drawable, legend_below, mark_collapse, mark_edge
 
 
 def scores(summary: pd.DataFrame, *, wanted: float) -> Figure:
@@ -17,7 +16,7 @@ def scores(summary: pd.DataFrame, *, wanted: float) -> Figure:
     `summary` has one row per method, protocol and score: mean, low, high. `wanted` is the efficacy asked for.
     """
     methods, protocols = list(summary["method"].unique()), list(summary["protocol"].unique())
-    size = (9, 0.42 * len(methods) + 1.7)
+    size = (9, 0.42 * len(methods) + 1.9)
     figure, panels = plt.subplots(1, len(protocols), figsize=size, sharey=True, squeeze=False, layout="constrained")
     for axes, protocol in zip(panels[0], protocols, strict=True):
         for score, (color, marker, offset) in SCORE_MARKS.items():
@@ -25,14 +24,13 @@ def scores(summary: pd.DataFrame, *, wanted: float) -> Figure:
             rows = means["method"].map(methods.index) + offset
             axes.hlines(rows, means["low"], means["high"], color=color, lw=1.5, alpha=0.6)
             axes.plot(means["mean"], rows, marker, color=color, ms=6, label=score)
-        axes.axvline(wanted, color="black", lw=0.6, ls=":", zorder=0)
-        axes.set(
-            title=protocol, xlim=(-0.04, 1.04), xticks=(0, 0.25, 0.5, 0.75, 1), xticklabels=("0", "", "½", "", "1")
-        )
-    panels[0, 0].set(yticks=range(len(methods)), yticklabels=methods)
-    panels[0, 0].invert_yaxis()
+        axes.axvline(wanted, color="black", lw=1, ls=":", zorder=0, label=f"efficacy asked for: {wanted:g}")
+        for border in range(1, len(methods)):
+            axes.axhline(border - 0.5, color="#dddddd", lw=0.8, zorder=0)
+        axes.set(title=protocol, xlim=(-0.04, 1.04), xticks=(0, 0.5, 1), xticklabels=("0", "0.5", "1"))
+    panels[0, 0].set(yticks=range(len(methods)), yticklabels=methods, ylim=(len(methods) - 0.5, -0.5))
     panels[0, len(protocols) // 2].set_xlabel("Mean over the cases")
-    legend_below(figure, panels[0, 0])
+    legend_below(figure, panels[0, 0], ncols=4)
     return figure
 
 
@@ -93,23 +91,35 @@ def findings(frame: pd.DataFrame, *, title: str) -> Figure:
     return figure
 
 
-def thresholds(frame: pd.DataFrame, *, published: tuple[float, float]) -> Figure:
-    """Share of edits that count as collapse over the threshold: a panel for each group of lines.
+def thresholds(
+    frame: pd.DataFrame, *, collapse_ratio: float, published: tuple[float, float], emphasised: str = ""
+) -> Figure:
+    """Perplexity over unedited of every edit on a log axis, a row for each line of a panel, panels below each other.
 
-    `frame` has one row per panel, line and threshold: share. `published` is a span of thresholds to be shaded.
+    What lies to the right of a threshold counts as collapse; the share from `collapse_ratio` on stands at the right.
+    `frame` has one row per panel, line and edit: ratio. `published` is a span of thresholds to be shaded, the row of
+    the line `emphasised` is in bold.
     """
-    panels = frame["panel"].unique()
-    figure, grid = plt.subplots(1, len(panels), figsize=(9, 5), sharey=True, squeeze=False, layout="constrained")
-    for axes, panel in zip(grid[0], panels, strict=True):
+    rows = frame.groupby("panel", sort=False)["line"].nunique()
+    shape: dict[str, Any] = {"sharex": True, "height_ratios": list(rows), "squeeze": False}
+    figure: Figure
+    size = (9, 0.36 * rows.sum() + 0.5 * len(rows) + 1.1)
+    figure, grid = plt.subplots(len(rows), 1, figsize=size, layout="constrained", **shape)
+    values, edge = drawable(frame["ratio"])
+    for axes, panel in zip(grid[:, 0], rows.index, strict=True):
+        mine = frame.assign(value=values)[frame["panel"] == panel]
+        names = list(mine["line"].unique())
         axes.axvspan(*published, color="#e0e0e0", zorder=0, lw=0, label="1,000 in the papers")
-        for number, (line, shares) in enumerate(frame[frame["panel"] == panel].groupby("line", sort=False)):
-            color = sns.color_palette("colorblind")[number]
-            style = ("-", "--", "-.", ":")[number % 4]
-            axes.plot(shares["threshold"], shares["share"], color=color, ls=style, lw=2, label=line)
-        axes.set(xscale="log", ylim=(-0.03, 1.03), title=panel)
-        axes.set_xlabel("Threshold, times unedited")
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=9)
-    grid[0, 0].set_ylabel("Edits that count as collapse")
-    grid[0, 0].yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+        for row, (_, edits) in enumerate(mine.groupby("line", sort=False)):
+            axes.plot(edits["value"], [row] * len(edits), "|", color="#0072b2", ms=12, alpha=0.6)
+            share = (edits["value"] >= collapse_ratio).mean()
+            axes.annotate(f"{share:.0%}", (1, row), (4, 0), ("axes fraction", "data"), "offset points", va="center")
+        mark_collapse(axes, collapse_ratio, upright=True)
+        mark_edge(axes, edge, upright=True)
+        axes.set(xscale="log", title=panel, yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
+        for label in axes.get_yticklabels():
+            label.set_fontweight("bold" if label.get_text() == emphasised else "normal")
+    grid[-1, 0].set_xlabel("Perplexity after one edit, times unedited (a line an edit)")
+    grid[-1, 0].xaxis.set_major_formatter("{x:,.0f}")
+    legend_below(figure, grid[0, 0])
     return figure

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -13,21 +14,22 @@ from editlib.plot.style import OF_SUBJECTS, drawable, legend_below, mark_collaps
 
 
 def weight_changes(changes: Mapping[str, NDArray[np.float64]]) -> Figure:
-    """`|Δ|` of one weight, shape (d_out, d_in), as a heat map for each of several edits, all on one colour scale.
+    """Sizes of the entries of matrices of one shape (d_out, d_in), as heat maps on one logarithmic colour scale.
 
-    Large weights are shown in blocks, each by its largest entry; the scale ends at the 99.9th percentile.
+    Large ones are shown in blocks, each by its largest entry; the scale reaches three decades down from the largest.
     """
     blocks = {title: _largest(np.abs(change)) for title, change in changes.items()}
-    top = np.quantile(np.concatenate([block.ravel() for block in blocks.values()]), 0.999) or 1.0
+    top = max(block.max() for block in blocks.values()) or 1.0
+    scale = LogNorm(top / 1000, top, clip=True)
     figure, panels = plt.subplots(len(blocks), 1, figsize=(9, 2.4 * len(blocks) + 0.6), layout="constrained")
     for axes, (title, block) in zip(np.atleast_1d(panels), blocks.items(), strict=True):
         rows, columns = changes[title].shape
-        image = axes.imshow(block, cmap="magma_r", vmin=0, vmax=top, aspect="auto", extent=(0, columns, rows, 0))
+        image = axes.imshow(block, cmap="magma_r", norm=scale, aspect="auto", extent=(0, columns, rows, 0))
         axes.set_title(title, fontsize=10)
         axes.set_ylabel("Output")
         axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     axes.set_xlabel("Input (entry of the key)")
-    figure.colorbar(image, ax=panels, label="|W after − W before|", extend="max", shrink=0.8)
+    figure.colorbar(image, ax=panels, label="Size of an entry (logarithmic)", extend="min", shrink=0.8)
     return figure
 
 

@@ -79,12 +79,6 @@ def test_scatter_legend_counts_each_kind(frame: pd.DataFrame) -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [f"{kind} (2)" for kind in plot.KINDS]
 
 
-def test_comparison_has_a_strip_for_each_arm_and_loses_no_case(frame: pd.DataFrame) -> None:
-    (axes,) = plot.comparison(frame, collapse_ratio=5.0).axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["rome", "c-rome"]
-    assert len(points(axes)) == len(frame)
-
-
 def test_denominators_are_drawn_without_their_sign(frame: pd.DataFrame) -> None:
     (axes,) = plot.denominators(frame, collapse_ratio=5.0).axes
     assert sorted(points(axes)[:, 0].round(6)) == [0.01, 0.02, 0.9, 1.0, 1.0, 1.0]
@@ -92,21 +86,22 @@ def test_denominators_are_drawn_without_their_sign(frame: pd.DataFrame) -> None:
 
 def test_layers_shows_every_effect_and_frames_the_proposed_layer() -> None:
     effects = pd.DataFrame({"last subject token": [0.1, 0.5, 0.2], "further tokens": [0.0, -0.2, math.nan]})
-    axes = plot.layers(effects, proposed=1).axes[0]
+    axes = plot.layers(effects, proposed=1, facts=50).axes[0]
     assert [text.get_text() for text in axes.texts] == ["0.10", "0.50", "0.20", "0.00", "-0.20", ""]
     assert [label.get_text() for label in axes.get_yticklabels()] == list(effects.columns)
     (frame,) = axes.patches
     assert frame.get_bbox().bounds == (0.5, -0.5, 1, 2)  # type: ignore[attr-defined]
-    assert "layer 1" in axes.get_title(plt.rcParams["axes.titlelocation"])
+    title = axes.get_title(plt.rcParams["axes.titlelocation"])
+    assert "Layer 1 " in title and "50 facts" in title
 
 
 def test_effects_that_are_all_negative_can_be_drawn() -> None:
-    axes = plot.layers(pd.DataFrame({"last subject token": [-0.2, -0.001]}), proposed=1).axes[0]
+    axes = plot.layers(pd.DataFrame({"last subject token": [-0.2, -0.001]}), proposed=1, facts=50).axes[0]
     assert [text.get_text() for text in axes.texts] == ["-0.20", "0.00"]
 
 
 def test_many_layers_are_shown_without_numbers() -> None:
-    axes = plot.layers(pd.DataFrame({"last subject token": np.arange(48) / 48}), proposed=47).axes[0]
+    axes = plot.layers(pd.DataFrame({"last subject token": np.arange(48) / 48}), proposed=47, facts=50).axes[0]
     assert not axes.texts and axes.images[0].get_array().shape == (1, 48)  # type: ignore[union-attr]
 
 
@@ -142,12 +137,17 @@ def test_by_layer_has_scores_above_and_shares_of_collapses_below() -> None:
         assert [np.asarray(line.get_ydata()).tolist() for line in below.lines] == [[0.75] * 2, [0.25] * 2]
 
 
-def test_rises_has_a_strip_for_each_method_in_per_cent_and_loses_no_case(frame: pd.DataFrame) -> None:
-    (axes,) = plot.rises(frame.rename(columns={"arm": "method"}), collapse_ratio=5.0).axes
+def test_comparison_has_a_strip_for_each_arm_in_per_cent_and_loses_no_case(frame: pd.DataFrame) -> None:
+    figure = plot.comparison(frame, collapse_ratio=5.0)
+    (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["rome", "c-rome"]
     heights = sorted(points(axes)[:, 0].round(6))
     assert heights == [0.0, 3.0, 7.0, 1230.0, 12300.0, 12300.0]
-    assert axes.lines[0].get_xdata().tolist() == pytest.approx([3.0, 1230.0])  # type: ignore[union-attr]  # the medians
+    medians = next(line for line in axes.lines if line.get_label() == "median")
+    assert medians.get_xdata().tolist() == pytest.approx([3.0, 1230.0])  # type: ignore[union-attr]
+    left, right = axes.get_xlim()
+    assert left < heights[0] and right > heights[-1]
+    assert "one token, first (1)" in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def test_anatomy_has_two_panels_for_each_model_and_a_line_for_each_layer() -> None:
@@ -177,7 +177,9 @@ def test_maps_has_a_panel_for_each_map_and_counts_each_group() -> None:
     )
     figure = plot.maps(frame)
     assert [axes.get_title(plt.rcParams["axes.titlelocation"]) for axes in figure.axes[:2]] == ["a", "b"]
-    assert [len(points(axes)) for axes in figure.axes[:2]] == [3, 1]
+    assert [len(points(axes)) for axes in figure.axes[:2]] == [3, 1] and not figure.axes[0].lines
+    (joined,) = plot.maps(frame.assign(pair=[0, 1, 0, 2])).axes[0].lines[:1]
+    assert joined.get_xdata().tolist() == [0, 2]  # type: ignore[union-attr]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["k (2)", "m (1)"]
 
 
@@ -209,7 +211,8 @@ def test_doses_fills_the_length_a_model_was_trained_to() -> None:
     ]
     columns = {f"{name}{end}": 0.5 for name in ("collapsed", "ratio") for end in ("", "_low", "_high")}
     table = pd.DataFrame(rows).assign(**columns)
-    share, ratio = plot.doses(table, learned={"a": 200.0, "b": 1.0}).axes
+    share, ratio = plot.doses(table, learned={"a": 200.0, "b": 1.0}, cases=24).axes
+    assert "24 edits" in share.get_ylabel()
     marks = {line.get_label(): list(line.get_xdata()) for line in share.lines}  # type: ignore[arg-type]
     assert marks["a, as trained"] == [200.0] and marks["b, as trained"] == [1.0]
     assert marks["a"] == [1.0, 200.0] and marks["a, row of position 1"] == [300.0]
@@ -224,12 +227,12 @@ def test_findings_crosses_what_does_not_hold() -> None:
     assert [label.get_text() for label in axes.get_yticklabels()] == ["as here", "without C"]
 
 
-def test_thresholds_has_a_line_for_each_group() -> None:
-    table = pd.DataFrame(
-        {"panel": "left", "line": ["a", "a", "b", "b"], "threshold": [2, 1000] * 2, "share": [1, 0, 1, 1]}
-    )
-    (axes,) = plot.thresholds(table, published=(14.5, 30.1)).axes
-    assert [list(line.get_ydata()) for line in axes.lines] == [[1, 0], [1, 1]]  # type: ignore[arg-type]
+def test_thresholds_has_a_row_for_each_group_with_its_edits_and_the_share_that_collapses() -> None:
+    table = pd.DataFrame({"panel": "left", "line": ["a", "a", "b", "b"], "ratio": [2.0, 1000.0, 5.0, math.inf]})
+    (axes,) = plot.thresholds(table, collapse_ratio=5.0, published=(14.5, 30.1), emphasised="b").axes
+    assert [list(line.get_xdata()) for line in axes.lines[:2]] == [[2.0, 1000.0], [5.0, 10_000.0]]  # type: ignore[arg-type]
+    assert [text.get_text() for text in axes.texts[:2]] == ["50%", "100%"]
+    assert [label.get_fontweight() for label in axes.get_yticklabels()] == ["normal", "bold"]
 
 
 @pytest.fixture
@@ -249,8 +252,11 @@ def steps() -> pd.DataFrame:
 
 def test_sequences_has_a_panel_for_each_group_with_medians_in_bands(steps: pd.DataFrame) -> None:
     figure = plot.sequences(steps, collapse_ratio=5.0)
-    normal, hard = figure.axes
-    assert [axes.get_title() for axes in figure.axes] == ["normal cases", "hard cases"]
+    normal, hard, *detail = figure.axes
+    assert [axes.get_title() for axes in (normal, hard)] == ["normal cases", "hard cases"]
+    assert [axes.get_ylim()[1] for axes in detail] == [3.0, 3.0] and {axes.get_yscale() for axes in detail} == {
+        "linear"
+    }
     assert list(normal.lines[0].get_ydata()) == [1.0, 2.5, 4.0]
     low, high = (bound(normal.collections[0].get_paths()[0].vertices[:, 1]) for bound in (min, max))
     assert (low, high) == (1.0, 5.0)
@@ -262,7 +268,8 @@ def test_single_edits_has_a_panel_for_each_set_and_model_and_one_rim(frame: pd.D
     figure = plot.single_edits(pd.concat(arms, ignore_index=True), collapse_ratio=5.0)
     assert [axes.get_title() for axes in figure.axes] == [f"{s}, {m}" for s in ("as asked", "second") for m in "abc"]
     assert all(len(points(axes)) == len(frame) for axes in figure.axes)
-    assert all(points(axes)[:, 0].max() == figure.axes[0].lines[-1].get_xdata()[0] for axes in figure.axes)  # type: ignore[index]
+    rim = points(figure.axes[0])[:, 0].max()
+    assert all(points(axes)[:, 0].max() == rim < axes.get_xlim()[1] for axes in figure.axes)
 
 
 def test_weight_changes_are_shown_on_one_scale_without_sign() -> None:
@@ -276,7 +283,7 @@ def test_weight_changes_are_shown_on_one_scale_without_sign() -> None:
 
 def test_changes_of_nothing_can_be_drawn() -> None:
     (image,) = plot.weight_changes({"none": np.zeros((3, 3))}).axes[0].images
-    assert image.get_clim() == (0, 1)
+    assert image.get_clim() == (0.001, 1)
 
 
 def test_spectra_marks_changes_and_draws_weights_as_lines() -> None:
