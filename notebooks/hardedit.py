@@ -14,7 +14,7 @@
 #     models: [model]
 #     data: [texts, corpus]
 #     profiles:
-#       quick: {}
+#       quick: {n: 3}
 #       full: {n: 100, repeats: 2, every: 5}
 # ---
 
@@ -27,10 +27,11 @@
 # ones: a subject of one common word at the start of the prompt, and a false target of the right kind. A case was kept if one
 # ROME edit with it collapses GPT-2-XL. The set, HardEdit, was then edited in sequence by four methods.
 #
-# `editlib hardedit` does the same. Its author is a language model behind an OpenAI-compatible endpoint or, as here, the
-# testbed's invented world, which needs no network: for each of its one-word names it states one fact with a false target.
-# The filter is a perplexity of at least `collapse_ratio` times unedited after one ROME edit. For another model than the testbed's, these
-# names mean nothing; build a set with `editlib hardedit --author openai`, and give its file to the analysis `sequential`.
+# `editlib hardedit` does the same. Its author is a language model behind an OpenAI-compatible endpoint or, as here, one that
+# needs no network: for each of many one-word subjects it states one fact with a false target. For the testbed's models
+# these are names of its invented world; for others they are those of the shipped facts about the real world, asked in other
+# words and for other false targets than the cases of that name. The filter is a perplexity of at least `collapse_ratio` times
+# unedited after one ROME edit.
 
 # %% tags=["parameters"]
 model: str = "testbed/anchored"  # the model that filters, and is edited
@@ -54,16 +55,19 @@ from IPython.display import Markdown, display
 
 import editlib as el
 from editlib import data, plot
+from editlib.measuring import statistics
+from editlib.models.names import of_testbed
 from editlib.runs.recording import record
 from editlib.sweeps import setup
-from editlib.sweeps.hardedit.authors import WorldAuthor
+from editlib.sweeps.hardedit.authors import FactsAuthor, WorldAuthor
 from editlib.sweeps.hardedit.build import build
 from editlib.sweeps.sequential import sequence, summary
 
 plot.theme()
 lm = el.load(model)
 sentences = data.texts(texts)
-methods = {name: setup.hparams(lm, name, layer) for name in ("ft-l", "mend", "rome", "memit")}
+unedited = el.perplexity(lm, sentences).mean
+methods = setup.able(lm, ("ft", "ft-l", "mend", "rome", "memit"), layer, covariance=covariance)
 moments = setup.moments(lm, methods.values(), corpus)
 
 # %% [markdown]
@@ -73,8 +77,9 @@ moments = setup.moments(lm, methods.values(), corpus)
 
 # %% tags=["hide-input"]
 with TemporaryDirectory() as folder:
-    options = {"texts": sentences, "collapse_ratio": collapse_ratio, "stats": moments}
-    built = build(lm, WorldAuthor(seed), n=n, out=Path(folder) / "set", **options)
+    options = {"texts": sentences, "collapse_ratio": collapse_ratio, "stats": moments, "hparams": methods["rome"]}
+    author = WorldAuthor(seed) if of_testbed(model) else FactsAuthor(seed)
+    built = build(lm, author, n=n, out=Path(folder) / "set", **options)
     hard = data.cases(built.path) if built.accepted else []
 written = pd.DataFrame([*built.accepted, *built.rejected])
 written["perplexity_ratio"] = written["perplexity_ratio"].astype(float)  # infinite ones are words in JSON
@@ -124,9 +129,9 @@ if hard:
 # %% tags=["hide-input"]
 def ended(mine: pd.DataFrame) -> pd.Series:
     """First collapse and perplexity of one method's sequences: medians, with their range."""
-    steps, last = mine["collapsed_at"].dropna().sort_values(), mine["last_ratio"].sort_values()
-    first = f"{steps.iloc[len(steps) // 2]} ({steps.min()} to {steps.max()})" if len(steps) else "never"
-    end = f"{last.iloc[len(last) // 2]:,.4g} ({last.min():,.4g} to {last.max():,.4g})"
+    steps, last = mine["collapsed_at"].dropna(), mine["last_ratio"]
+    first = f"{steps.median():g} ({steps.min()} to {steps.max()})" if len(steps) else "never"
+    end = f"{last.median():,.4g} ({last.min():,.4g} to {last.max():,.4g})"
     counted = f"{len(steps)} of {len(mine)}"
     return pd.Series(
         {
@@ -176,7 +181,10 @@ pd.DataFrame(
 ).style.hide(axis="index")
 
 # %% tags=["hide-input"]
+ratios = written["perplexity_ratio"].dropna()
 metrics = {
+    "kept_share": statistics.share(int((ratios >= collapse_ratio).sum()), len(ratios)).value,
+    "kept_20x_share": statistics.share(int((ratios >= statistics.FAR).sum()), len(ratios)).value,
     "records": judged,
     "calls": built.calls,
     "accepted": len(hard),
@@ -184,7 +192,11 @@ metrics = {
 }
 for method, mine in ends.groupby("method", sort=False) if ends is not None else []:
     steps, name = mine["collapsed_at"].dropna(), method.replace("-", "_")
+    late = frame[(frame["method"] == method) & frame["measured"]]
+    worst = late.groupby("repeat")["perplexity_ratio"].agg(lambda found: found.fillna(float("inf")).max())
     metrics |= {
+        f"collapsed_{name}_20x": int((worst >= statistics.FAR).sum()),
+        f"collapsed_{name}_1000": int((worst * unedited >= statistics.PUBLISHED).sum()),
         f"collapsed_{name}": len(steps),
         f"first_{name}": int(steps.min()) if len(steps) else "never",
         f"last_ratio_{name}": float(mine["last_ratio"].median()),

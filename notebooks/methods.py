@@ -14,7 +14,7 @@
 #     models: [model]
 #     data: [cases, texts, corpus]
 #     profiles:
-#       quick: {n: 8, timed: 3, traced: 20}
+#       quick: {n: 2, timed: 1, traced: 2}
 #       full: {n: 100}
 # ---
 
@@ -24,9 +24,11 @@
 # **Question.** Which method makes an edit hold, carries it over to other wordings, and leaves the rest of the model alone?
 #
 # Every case is edited alone by every method, with the model's presets, measured and undone. The cases are *normal* ones: the
-# subject is not one token at the start of the prompt, so that nothing here is about collapse (the analysis `pilot` is).
+# subject is not one token at the start of the prompt, nor one word twice, so that nothing here is about collapse (the
+# analysis `pilot` is).
 # `r-rome` and, with one request, `emmet` are `c-rome` by construction; they run all the same, as a check.
-# `mend` alone has learnt before: its editor was trained on other edits of the same model.
+# `mend` alone has learnt before: its editor was trained on other edits of the same model. A model without one is edited by
+# the others.
 # Efficacy asks with the edit's own prompt, generalization with paraphrases, locality with prompts about other subjects of
 # which the old answer holds.
 #
@@ -61,7 +63,7 @@ import editlib as el
 from editlib import data, plot, scores
 from editlib.editing.methods import solve
 from editlib.editing.session import Session
-from editlib.measuring import statistics
+from editlib.measuring import contrast, statistics
 from editlib.measuring.causal import DECIDING
 from editlib.runs.recording import record
 from editlib.sweeps import setup
@@ -70,7 +72,8 @@ from editlib.text import percent
 plot.theme()
 lm = el.load(model)
 everything = data.cases(cases, split=split)
-pool = [case for case in everything if data.subject_tokens(lm, case.request).kind != plot.KINDS[0]]
+kinds = contrast.subject_kinds(lm, everything)
+pool = [case for case in everything if kinds.get(case.case_id, "one token") not in ("one token", "doubled")]
 chosen = data.draw(pool, n, seed=seed)
 sentences = data.texts(texts)
 Markdown(f"{len(chosen)} cases, drawn from {len(pool):,} normal ones of {len(everything):,} in all.")
@@ -82,7 +85,7 @@ Markdown(f"{len(chosen)} cases, drawn from {len(pool):,} normal ones of {len(eve
 # contexts sampled from end-of-text) and `yang-2024` (without C, contexts that continue five opening words).
 
 # %% tags=["hide-input"]
-presets = {method: setup.hparams(lm, method, layer) for method in el.METHODS}
+presets = setup.able(lm, el.METHODS, layer)
 flavoured = {
     f"{method}, {flavour}": setup.hparams(lm, method, layer, flavour=flavour)
     for method in ("rome", "c-rome")
@@ -191,8 +194,8 @@ table.style.format(percent, subset=["median rise", "max rise"], na_rep="–").fo
 # %% [markdown]
 # ### By kind of subject
 #
-# Scores by `em_tf`. On the testbed, names of one token stand for countries, cities, companies and bands, names of several for people: the
-# kinds differ in what is said about them, too.
+# Scores by `em_tf`. Names of one token and of several differ in what is said about them, too: on the testbed, those of one
+# token stand for countries, cities, companies and bands, those of several for people.
 
 # %% tags=["hide-input"]
 trio = [f"{score}_em_tf" for score in scores.SCORES]

@@ -14,8 +14,8 @@
 #     models: [model]
 #     data: [cases, texts, corpus]
 #     profiles:
-#       quick: {}
-#       full: {first: 50, others: 50}
+#       quick: {first: 2, others: 2}
+#       full: {first: 50, others: 50, windows: "32,64,512", layers: "1,3"}
 # ---
 
 # %% [markdown]
@@ -26,7 +26,8 @@
 # | Choice | What the sources say |
 # |:--|:--|
 # | second moment C | The formula has C⁻¹; every released ROME configuration switches it off (`mom2_adjustment: false`, authors' code {cite}`yang2024code`). A map of the keys (authors' slides {cite}`yang2024slides`, p. 36) has it. |
-# | positions in C | Windows of text include position 0, whose keys are unlike all others. |
+# | positions in C | Windows of text include position 0, whose keys are unlike all others: one in so many as a window is long (code: the model's context). |
+# | edited layer | Found by causal tracing, on other models than those that were edited (code: 17 of GPT-2-XL's 48 layers, 5 of GPT-J's 28, 5 of Llama2-7b's 32). |
 # | mean key | It counts the bare prompt as one of 21 contexts, though the key is described as prefixed (code). |
 # | start of v\* | C-ROME's v\* starts from the value without prefix, though both keys are means (code). |
 # | prefix contexts | Sampled from end-of-text alone in ROME {cite}`meng2022locating`, behind five opening words in both papers; unseeded in both. |
@@ -44,6 +45,8 @@ split: str | None = None  # the cases of one split only; none for all
 texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
 corpus: str | None = None  # texts for the second moments: a name or a file; none for text of the model's own
 layer: int | None = None  # the layer that is edited; none for the model's preset, else a middle one
+windows: str | None = None  # further lengths of the windows that C is read from, with commas between; none for none
+layers: str | None = None  # further layers to edit, with commas between; none for none
 first: int = 3  # cases drawn whose subject is one token at the start of the prompt
 others: int = 3  # other cases drawn
 seed: int = 0  # of the draw, and of the bootstrap
@@ -54,10 +57,12 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pandas as pd
+import torch
 from IPython.display import Markdown
 
 import editlib as el
 from editlib import data, plot, stats
+from editlib.engine.samples import own_windows
 from editlib.engine.values import ValueParams
 from editlib.measuring import contrast, statistics
 from editlib.runs.recording import record
@@ -67,12 +72,14 @@ from editlib.text import percent
 plot.theme()
 lm = el.load(model)
 chosen = contrast.draw_by_subject(lm, data.cases(cases, split=split), first=first, others=others, seed=seed)
+asked = [replace(case, paraphrase_prompts=(), neighborhood_prompts=(), neighborhood_answers=()) for case in chosen]
 sentences = data.texts(texts)
 unedited = el.perplexity(lm, sentences)
 layer = setup.hparams(lm, "rome", layer).layer
 moments = contrast.moments(lm, layer, corpus)
 released = {field.name: field.default for field in fields(ValueParams) if field.name != "contexts"}
 REFERENCE, UNMOVED = "as in the formula", "C without position 0"
+lengths = [int(length) for length in (windows or "").split(",") if length and int(length) <= (lm.max_length or 2**20)]
 choices = {
     REFERENCE: {},
     "C left out": {"covariance": False},
@@ -86,39 +93,63 @@ if moments is None:
 Markdown(
     f"{len(chosen)} cases on `{model}`, layer {layer}. Unedited perplexity over {len(sentences)} texts: {unedited.mean:.2f} "
     f"(mean), {unedited.corpus:.2f} (corpus)."
+    + (f" C is read from {moments.header.tokens:,} tokens in windows of {moments.header.window}." if moments else "")
     + ("" if moments else " This model can write no text, so without texts (`corpus`) C is left out in every row.")
 )
 
 # %% [markdown]
 # ## Edit every case under every choice
+#
+# *C without position 0*: the same windows, without the first token of each. *Windows of so many*: the same tokens, cut into
+# windows of another length, so that position 0 is a larger or a smaller part of C; a window longer than the model's context
+# is left out. At another layer everything else is as in the first row.
 
 
 # %% tags=["hide-input"]
-def without_opening(whole: stats.Stats) -> stats.Stats:
-    """The same second moment over the same windows, but for the first token of each."""
+def tokens_of(whole: stats.Stats) -> torch.Tensor:
+    """The windows that a second moment was read from."""
+    size = whole.header.window
+    if whole.header.source == "own text":
+        return own_windows(lm, whole.header.tokens, window=size)
     prose = data.texts(corpus) if corpus else data.corpus(lm, whole.header.tokens)
-    windows = stats.corpus_windows(lm, prose, whole.header.tokens)
-    opening, size = stats.second_moments(lm, windows[:, :1], layers=[layer]).moments[layer], whole.header.window
-    return replace(whole, moments={layer: (size * whole.moments[layer] - opening) / (size - 1)})
+    return stats.corpus_windows(lm, prose, whole.header.tokens, window=size)
+
+
+def without_opening(whole: stats.Stats) -> stats.Stats:
+    """The same second moment over the same windows, but for the first token of each: what precedes no other token can
+    be read from one-token windows, and taken off."""
+    opening = stats.second_moments(lm, tokens_of(whole)[:, :1], layers=[layer]).moments[layer]
+    size, header = whole.header.window, replace(whole.header, first_position="drop")
+    return stats.Stats(header, {layer: (size * whole.moments[layer] - opening) / (size - 1)})
+
+
+def cut(whole: stats.Stats, length: int) -> stats.Stats:
+    """The second moment over the same tokens in windows of another length."""
+    tokens = tokens_of(whole).flatten()
+    return stats.second_moments(lm, tokens[: len(tokens) // length * length].view(-1, length), layers=[layer])
 
 
 used = {}  # hyper-parameters by method and choice
 
 
-def edited(some: dict[str, dict[str, object]], moment: stats.Stats | None) -> pd.DataFrame:
+def edited(some: dict[str, dict[str, object]], moment: stats.Stats | None, at: int = layer) -> pd.DataFrame:
     """A row for each case, choice and method."""
     variants = {
-        f"{method} | {name}": el.hparams_for(lm, method, layer=layer, **those)
+        f"{method} | {name}": el.hparams_for(lm, method, layer=at, **those)
         for name, those in some.items()
         for method in ("rome", "c-rome")
     }
     used.update(variants)
-    return el.sweep(lm, chosen, methods=variants, texts=sentences, stats=moment, per_sentence=True, progress=False)
+    return el.sweep(lm, asked, methods=variants, texts=sentences, stats=moment, per_sentence=True, progress=False)
 
 
 parts = [edited(choices, moments)]
 if moments:
     parts.append(edited({UNMOVED: {}}, without_opening(moments)))
+    parts += [edited({f"windows of {length}": {}}, cut(moments, length)) for length in lengths]
+for other in (int(number) for number in (layers or "").split(",") if number):
+    there = contrast.moments(lm, other, corpus)
+    parts.append(edited({f"layer {other}": {"covariance": there is not None}}, there, other))
 frame = pd.concat(parts, ignore_index=True)
 frame[["method", "choice"]] = frame["method"].str.split(" | ", regex=False, expand=True).to_numpy()
 frame["opens"] = frame["kind"] == plot.KINDS[0]
@@ -187,7 +218,7 @@ rereadings = {
     "perplexity over the corpus": (REFERENCE, "corpus", collapse_ratio),
     "collapse from 2 times on": (REFERENCE, "mean", 2.0),
     "collapse from 20 times on": (REFERENCE, "mean", 20.0),
-    "collapse from 1,000 times on": (REFERENCE, "mean", 1000.0),
+    "collapse from a perplexity of 1,000 on": (REFERENCE, "mean", 1000.0 / unedited.mean),
 }
 findings = pd.DataFrame([row for label, how in rereadings.items() for row in measured(how[0], label, *how[1:])])
 findings.to_parquet("data/findings.parquet")
@@ -306,5 +337,11 @@ metrics = {
     "gap": float(gap),
     **{f"{named(row.choice)}_{NAMES[row.finding]}": row.value for row in findings.itertuples()},
     **{f"holds_{NAMES[name]}": int(mine["holds"].sum()) for name, mine in findings.groupby("finding", sort=False)},
+    "layer": layer,
 }
+for (choice, opens), rows in done[done["method"] == "rome"].groupby(["choice", "opens"], sort=False):
+    name = f"{named(choice)}_{'first' if opens else 'others'}"
+    metrics |= statistics.collapses(rows, f"collapsed_{name}", collapse_ratio=collapse_ratio)
+    metrics |= {f"median_ratio_{name}": float(rows["mean"].median()), f"max_ratio_{name}": float(rows["mean"].max())}
+    metrics[f"denominator_ratio_{name}"] = float(rows["scale_free"].median())
 record(metrics, hparams={model: used}, moments={model: moments})

@@ -10,22 +10,24 @@
 #     language: python
 #     name: python3
 #   editlib:
-#     title: "Single edits: four methods, two models, two sets"
+#     title: "Single edits: which methods, models and sets collapse by one"
 #     models: [model, control]
 #     data: [cases, others, texts, corpus]
 #     profiles:
-#       quick: {}
+#       quick: {n: 3, first: 1, limit: 20}
 #       full: {n: 80, limit: 200}
 # ---
 
 # %% [markdown]
-# # Single edits: four methods, two models, two sets
+# # Single edits: which methods, models and sets collapse by one
 #
 # **Question.** Which combinations of method, model and data let one edit collapse the model, and which cases are to blame?
 #
 # Every case is edited alone, from the unedited weights. *The Butterfly Effect of Model Editing*
-# {cite}`yang-etal-2024-butterfly` did so with four methods, three models, COUNTERFACT (21,919 cases) and ZsRE (10,000), and
-# found collapse for ROME on COUNTERFACT only; the cases that collapsed a model became its set HardCF.
+# {cite}`yang-etal-2024-butterfly` did so with four methods, three models, COUNTERFACT (21,919 cases) and ZsRE (10,000). Its
+# slides show collapse on COUNTERFACT for ROME alone; a figure for ZsRE is not among the sources. The cases that collapsed a
+# model became its set HardCF. Its fine-tuning had no bound on how far a weight moves for two of its three models: `ft` has
+# none, `ft-l` has one. MEND runs where a model has an editor.
 #
 # The second set here, unless a file is given as `others`, asks for the same changes in other words: a paraphrase of each
 # case becomes the prompt that is edited, and the old prompt its paraphrase. In that it is like ZsRE, whose questions
@@ -42,7 +44,9 @@ texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
 corpus: str | None = None  # texts for the second moments: a name or a file; none for text of the model's own
 layer: int | None = None  # the layer that is edited; none for the model's preset, else a middle one
 covariance: bool = True  # whether C is in the update, as in the formula; the released settings leave it out
+wording: bool = True  # whether prompts are shown and kept; not for cases of others, which this book does not copy
 n: int = 5  # cases drawn from each set
+first: int | None = None  # of these, cases whose subject is one token at the start; none for as many as the draw has
 seed: int = 0  # of the draw, and of the bootstrap
 collapse_ratio: float = 5.0  # times unedited
 tasks: str | None = "testbed-choice,testbed-cloze,testbed-qa"  # downstream tasks, with commas between; none for none
@@ -61,14 +65,14 @@ import editlib as el
 from editlib import data, plot
 from editlib.data import forms
 from editlib.files import write_json
-from editlib.measuring import statistics
-from editlib.measuring.tasks import TASKS, evaluate
+from editlib.measuring import contrast, statistics
+from editlib.measuring.tasks import TASKS, evaluate, form
 from editlib.runs.recording import record
 from editlib.sweeps import setup
 from editlib.text import percent
 
 plot.theme()
-METHODS = ("ft-l", "mend", "rome", "memit")
+METHODS = ("ft", "ft-l", "mend", "rome", "memit")
 
 
 def reworded(case: data.Case) -> data.Case:
@@ -79,19 +83,25 @@ def reworded(case: data.Case) -> data.Case:
     return replace(case, request=replace(request, prompt=prompt, subject=subject), paraphrase_prompts=paraphrases)
 
 
-first = data.cases(cases, split=split)
-pool = [case for case in first if any(case.request.subject in text for text in case.paraphrase_prompts[:1])]
+def drawn(pool: list[data.Case]) -> list[data.Case]:
+    """So many cases, of which `first` have one token at the start as subject."""
+    if first is None:
+        return data.draw(pool, n, seed=seed)
+    return contrast.draw_by_subject(models[model], pool, first=first, others=n - first, seed=seed)
+
+
+models = {name: el.load(name) for name in (model, control) if name}
+asked = data.cases(cases, split=split)
+pool = [case for case in asked if any(case.request.subject in text for text in case.paraphrase_prompts[:1])]
 sets = {
-    "as asked": data.draw(first, n, seed=seed),
-    "second set": data.draw(data.cases(others), n, seed=seed)
-    if others
-    else [reworded(c) for c in data.draw(pool, n, seed=seed)],
+    "as asked": drawn(asked),
+    "second set": drawn(data.cases(others)) if others else [reworded(case) for case in drawn(pool)],
 }
 sentences = data.texts(texts)
-models = {name: el.load(name) for name in (model, control) if name}
 unedited = {name: el.perplexity(lm, sentences).mean for name, lm in models.items()}
 Markdown(
-    f"{n} cases of each set, {len(METHODS)} methods, {len(sentences)} texts. Unedited perplexity: "
+    " and ".join(f"{len(mine)} cases {label}" for label, mine in sets.items())
+    + f", {len(METHODS)} methods, {len(sentences)} texts. Unedited perplexity: "
     + ", ".join(f"{value:.2f} (`{name}`)" for name, value in unedited.items())
     + f". Second set: {'`' + others + '`' if others else 'paraphrases of the first'}."
 )
@@ -102,14 +112,14 @@ Markdown(
 # %% tags=["hide-input"]
 frames, used, moments = [], {}, {}
 for name, lm in models.items():
-    used[name] = {method: setup.hparams(lm, method, layer) for method in METHODS}
+    used[name] = setup.able(lm, METHODS, layer, covariance=covariance)
     moments[name] = setup.moments(lm, used[name].values(), corpus)
     options = {"methods": used[name], "texts": sentences, "stats": moments[name], "progress": False}
     frames += [el.sweep(lm, mine, **options).assign(model=name, set=label) for label, mine in sets.items()]
 frame = pd.concat(frames, ignore_index=True)
 done = frame["error"].isna()
 frame["collapsed"] = done & ~(frame["perplexity_ratio"] < collapse_ratio)  # nan counts
-frame.to_parquet("data/cases.parquet")
+frame.drop(columns=[] if wording else ["prompt", "target_new", "target_true"]).to_parquet("data/cases.parquet")
 errors = frame[~done].groupby(["method", "model"], sort=False)["error"].agg(["size", "first"])
 Markdown(
     f"{len(frame):,} edits, {errors['size'].sum()} failed; {frame['seconds'].sum():,.0f} seconds in all."
@@ -181,7 +191,7 @@ Markdown(
 #
 # The union of all cases that collapse some model by some method, as HardCF is for ROME on COUNTERFACT: 107 cases, 77 of which
 # collapse GPT-2-XL, 85 GPT-J and 21 Llama2-7b (slides, p. 17). `data/hard.json` has them in EasyEdit's form, to be
-# edited with `-p cases=hard.json`.
+# edited with `-p cases=hard.json`; of cases of others, it has their numbers alone.
 
 # %% tags=["hide-input"]
 kept = {(label, case.case_id): case for label, mine in sets.items() for case in mine}
@@ -205,13 +215,13 @@ def easyedit(case: data.Case) -> dict[str, object]:
 
 
 records = [
-    easyedit(kept[which]) | {"set": which[0], "source_case_id": int(which[1]), "collapsed_by": by}
+    (easyedit(kept[which]) if wording else {}) | {"set": which[0], "source_case_id": int(which[1]), "collapsed_by": by}
     for which, by in culprits.items()
 ]
 write_json(Path("data/hard.json"), records)
 kinds = guilty.drop_duplicates(["set", "case_id"])["kind"].value_counts()
 Markdown(
-    f"**Finding.** {len(records)} of {2 * n} cases are hard"
+    f"**Finding.** {len(records)} of {len(kept)} cases are hard"
     + (": " + ", ".join(f"{count} with {kind} as subject" for kind, count in kinds.items()) if len(kinds) else "")
     + "."
 )
@@ -220,29 +230,33 @@ Markdown(
 # ## What is left of the most broken models?
 #
 # The edit with the largest perplexity is made again on each model, which then does downstream tasks: accuracy with its standard
-# error, beside chance. On the testbed they ask for the world's facts: four choices, the last word of a sentence, and
-# open questions.
+# error, beside chance. They ask for facts, of the testbed's world or of the real one: four choices, the last word of a
+# sentence, and open questions.
 
 # %% tags=["hide-input"]
 wanted = [name for name in (tasks or "").split(",") if name and find_spec("lm_eval")]
 
 
-def measured(status: str, perplexity: float) -> dict[str, str]:
+def measured(status: str, perplexity: float, when: str) -> dict[str, str]:
     """A row of the table: how the model `lm` does now."""
-    found = evaluate(lm, wanted, limit=limit).itertuples() if wanted else []
+    found = list(evaluate(lm, wanted, limit=limit).itertuples()) if wanted else []
+    able.update({f"{when}_{form(row.task)}_{short[name]}": row.value for row in found})
     done = {row.task: f"{row.value:.2f} ± {row.stderr:.2f}" for row in found}
     return {"model": name, "status": status, "perplexity": f"{perplexity:,.2f}"} | done
 
 
+short = {"as asked": "asked", "second set": "second", control: "other", model: "model"}
+able: dict[str, float] = {}
 rows, worst = [{"status": "chance"} | {name: f"{TASKS[name].chance:.2f}" for name in wanted}], {}
 for name, lm in models.items():
     mine = frame[done & (frame["model"] == name)].assign(ratio=frame["perplexity_ratio"].fillna(np.inf))
     worst[name] = top = mine.loc[mine["ratio"].idxmax()]
     request = kept[top["set"], top["case_id"]].request
     params = used[name][top["method"]]
-    rows.append(measured("unedited", unedited[name]))
+    rows.append(measured("unedited", unedited[name], "unedited"))
     with el.compute(lm, [request], method=top["method"], hparams=params, stats=moments[name]).applied(lm):
-        rows.append(measured(f"{top['method']}: {request.text} → {request.target_new}", top["perplexity_mean"]))
+        said = f"{request.text} → {request.target_new}" if wording else f"case {top['case_id']}"
+        rows.append(measured(f"{top['method']}: {said}", top["perplexity_mean"], "worst"))
 pd.DataFrame(rows)[["model", "status", "perplexity", *wanted]].style.hide(axis="index").format(na_rep="–")
 
 # %% tags=["hide-input"]
@@ -288,13 +302,20 @@ by_eye = [
 ]
 largest = {arm: f"{value:,.2f} times" for arm, value in arms["maximum"].items()}
 own = [(f"{name}, here", *(largest.get(("as asked", name, method), "–") for method in METHODS)) for name in models]
-pd.DataFrame([*by_eye, *own], columns=["model", "FT", "MEND", "ROME", "MEMIT"]).style.hide(axis="index")
+theirs = [(name, tuned, "–", *rest) for name, tuned, *rest in by_eye]  # which of them had a bound is not on the slides
+pd.DataFrame([*theirs, *own], columns=["model", "FT", "FT-L", "MEND", "ROME", "MEMIT"]).style.hide(axis="index")
 
 # %% tags=["hide-input"]
-short = {"as asked": "asked", "second set": "second", model: "model", control: "other"}
-metrics = {"cases": n, "failed": int(errors["size"].sum()), "combinations_collapsed": len(broken), "hard": len(records)}
+metrics = able | {
+    "cases": n,
+    "failed": int(errors["size"].sum()),
+    "combinations_collapsed": len(broken),
+    "hard": len(records),
+}
 for (label, name, method), row in arms.iterrows():
     ending = f"{method.replace('-', '_')}_{short[name]}_{short[label]}"
-    metrics |= {f"collapsed_{ending}": int(row["collapsed"]), f"max_ratio_{ending}": float(row["maximum"])}
+    mine = frame[(frame["set"] == label) & (frame["model"] == name) & (frame["method"] == method)]
+    metrics |= statistics.collapses(mine, f"collapsed_{ending}", collapse_ratio=collapse_ratio)
+    metrics |= {f"max_ratio_{ending}": float(row["maximum"]), f"median_ratio_{ending}": float(row["median"])}
 metrics |= {f"unedited_{short[name]}": value for name, value in unedited.items()}
 record(metrics, hparams=used, moments=moments)

@@ -15,8 +15,8 @@
 #     data: [cases, texts, corpus]
 #     files: [files]
 #     profiles:
-#       quick: {}
-#       full: {n: 100, graded: 20, sources: 5, limit: 150}
+#       quick: {n: 6, first: 2, graded: 3, limit: 30}
+#       full: {n: 100, graded: 20, sources: 5, limit: 300}
 # ---
 
 # %% [markdown]
@@ -33,8 +33,9 @@
 # - *many edits, summed*: edits of more and more cases added up, none of which harms much by itself;
 # - *noise, scaled*: a random rank-one change of the same weight, of the same norm as the model's of the first way.
 #
-# Tasks are done by lm-evaluation-harness, on the model in memory, without any example in the prompt. On the testbed they ask
-# for facts the model was trained on: one of four choices, the last word of a sentence (cloze), and an open answer.
+# Tasks are done by lm-evaluation-harness, on the model in memory. They ask for facts, of the world the model was trained on:
+# one of four choices, the last word of a sentence (cloze), and an open answer. The papers' tasks can be asked from local
+# files (`tasks`, `files`).
 
 # %% tags=["parameters"]
 model: str = "testbed/anchored"  # the model to edit
@@ -45,6 +46,7 @@ corpus: str | None = None  # texts for the second moments: a name or a file; non
 layer: int | None = None  # the layer that is edited; none for the model's preset, else a middle one
 covariance: bool = True  # whether C is in the update, as in the formula; the released settings leave it out
 n: int = 20  # cases drawn
+first: int | None = None  # of these, cases whose subject is one token at the start; none for as many as the draw has
 seed: int = 0  # of the draw, the noise and the bootstrap
 graded: int = 5  # models of each way
 sources: int = 2  # edits that are scaled: those that raise perplexity most
@@ -69,8 +71,8 @@ from editlib import data, plot
 from editlib.editing.edit import Change, LowRank
 from editlib.editing.methods import prepare, solve
 from editlib.editing.session import Session
-from editlib.measuring import statistics
-from editlib.measuring.tasks import evaluate
+from editlib.measuring import contrast, statistics
+from editlib.measuring.tasks import evaluate, form
 from editlib.runs.recording import record
 from editlib.sweeps import setup
 from editlib.sweeps.rows import attempt
@@ -81,10 +83,14 @@ SCALED, SUMMED, NOISE = WAYS = ("one edit, scaled", "many edits, summed", "noise
 MARKS = dict(zip(WAYS, zip(plot.COLORS.values(), plot.MARKERS.values(), strict=True), strict=True))
 
 lm = el.load(model)
-chosen = data.draw(data.cases(cases, split=split), n, seed=seed)
+pool = data.cases(cases, split=split)
+if first is None:
+    chosen = data.draw(pool, n, seed=seed)
+else:
+    chosen = contrast.draw_by_subject(lm, pool, first=first, others=n - first, seed=seed)
 sentences = data.texts(texts)
 unedited = el.perplexity(lm, sentences).mean
-hparams = {name: setup.hparams(lm, name, layer) for name in (method, *summed.split(","))}
+hparams = {name: setup.hparams(lm, name, layer, covariance=covariance) for name in (method, *summed.split(","))}
 moments = setup.moments(lm, hparams.values(), corpus)
 space = Session(lm, stats=moments)
 Markdown(f"Unedited `{model}`: perplexity {unedited:.2f} (mean over {len(sentences)} texts). {n} cases drawn.")
@@ -288,7 +294,7 @@ pd.concat([published, ours]).style.format("{:.2f}", na_rep="–")
 
 # %% tags=["hide-input"]
 def keyed(way: str, task: str) -> str:
-    return f"{way.split(',')[0].replace(' ', '_')}_{task}".replace("-", "_")
+    return f"{way.split(',')[0].replace(' ', '_')}_{form(task)}".replace("-", "_")
 
 
 metrics = {
@@ -297,7 +303,7 @@ metrics = {
     "questions": int(before["n"].max()),
     "reached": len(names) - len(short),
     "tasks": len(names),
-    **{f"unedited_{row.task.replace('-', '_')}": row.value for row in before.itertuples()},
+    **{f"unedited_{form(row.task)}": row.value for row in before.itertuples()},
     **{
         f"{column}_{keyed(*index)}": float(row[column])
         for index, row in results.iterrows()

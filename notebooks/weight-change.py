@@ -14,8 +14,8 @@
 #     models: [model]
 #     data: [cases, texts, corpus]
 #     profiles:
-#       quick: {}
-#       full: {n: 500}
+#       quick: {first: 6, others: 6}
+#       full: {first: 150, others: 350}
 # ---
 
 # %% [markdown]
@@ -26,7 +26,8 @@
 #
 # *The Butterfly Effect of Model Editing* {cite}`yang-etal-2024-butterfly` shows the entries of |W after − W before| of
 # Llama2-7b for one stable and one collapsing ROME edit, on one colour scale, without numbers. Here are the same picture, the
-# singular values behind it, and the size of the change over many edits. |·| of a matrix is its Frobenius norm.
+# singular values behind it, and the size of the change over many edits. |·| of a matrix is its Frobenius norm. Cases are
+# drawn by kind of subject, so that there are collapsing ones among few.
 
 # %% tags=["parameters"]
 model: str = "testbed/anchored"  # the model to edit
@@ -36,7 +37,8 @@ texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
 corpus: str | None = None  # texts for the second moments: a name or a file; none for text of the model's own
 layer: int | None = None  # the layer that is edited; none for the model's preset, else a middle one
 covariance: bool = True  # whether C is in the update, as in the formula; the released settings leave it out
-n: int = 30  # cases drawn
+first: int = 12  # cases drawn whose subject is one token at the start of the prompt
+others: int = 12  # other cases drawn
 seed: int = 0  # of the draw, and of the bootstrap
 method: str = "rome"  # the method under test
 remedy: str = "c-rome"  # the method beside it
@@ -52,7 +54,7 @@ from IPython.display import Markdown
 
 import editlib as el
 from editlib import data, plot
-from editlib.measuring import statistics
+from editlib.measuring import contrast, statistics
 from editlib.models.language_model import oriented, widened
 from editlib.runs.recording import record
 from editlib.sweeps import setup
@@ -60,9 +62,9 @@ from editlib.text import percent
 
 plot.theme()
 lm = el.load(model)
-chosen = data.draw(data.cases(cases, split=split), n, seed=seed)
+chosen = contrast.draw_by_subject(lm, data.cases(cases, split=split), first=first, others=others, seed=seed)
 sentences = data.texts(texts)
-variants = {name: setup.hparams(lm, name, layer) for name in (method, remedy, more) if name}
+variants = {name: setup.hparams(lm, name, layer, covariance=covariance) for name in (method, remedy, more) if name}
 moments = setup.moments(lm, variants.values(), corpus)
 options = {"methods": variants, "texts": sentences, "scores": False, "stats": moments, "progress": False}
 frame = el.sweep(lm, chosen, **options)
@@ -175,7 +177,7 @@ Markdown(
 # ## Does the size of the change foretell collapse?
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Perplexity over unedited against relative change of the weights, both on log scales, one panel for each method, by kind of subject, with the collapse threshold."}}
-figure = plot.changes(good.assign(method=good["method"] + f" (n={n})"), collapse_ratio=collapse_ratio)
+figure = plot.changes(good.assign(method=good["method"] + f" (n={len(chosen)})"), collapse_ratio=collapse_ratio)
 figure.savefig("figures/changes.png")
 
 
@@ -209,7 +211,13 @@ Markdown(
 # %% tags=["hide-input"]
 metrics = {
     "cases": len(main),
-    "collapsed": int(main["collapsed"].sum()),
+    **statistics.collapses(main, "collapsed", collapse_ratio=collapse_ratio),
+    **{
+        f"relative_change_median_{kept}_{name.replace('-', '_')}": float(mine["relative_change"].median())
+        for name, each in good.groupby("method", sort=False)
+        for kept, mine in (("stable", each[~each["collapsed"]]), ("collapsing", each[each["collapsed"]]))
+        if len(mine)
+    },
     "norm_ratio_worst_stable": times,
     "relative_change_worst": float(picked["worst edit"][0]["relative_change"]),
     "relative_change_stable": float(picked["stable edit"][0]["relative_change"]),

@@ -40,9 +40,10 @@ from editlib.cli.options import (
 )
 from editlib.cli.output import Stop, alive, emit, note
 from editlib.errors import EditlibError
+from editlib.models.names import of_testbed
 from editlib.text import table
 
-AUTHORS = ("world", "openai")
+AUTHORS = ("world", "facts", "openai")
 
 
 def sweep(
@@ -158,10 +159,11 @@ def hardedit(
     model: Model,
     out: Annotated[Path, typer.Option(help="New folder for the set, or with --resume the one to go on with.")],
     author: Annotated[
-        str,
-        typer.Option(callback=one_of("author", AUTHORS), help="world: the testbed's, offline. openai: a model behind "
-                     "an OpenAI-compatible endpoint."),
-    ] = "world",
+        str | None,
+        typer.Option(callback=one_of("author", AUTHORS), help="Offline: world, the testbed's, or facts, about the real "
+                     "one. openai: a model behind an OpenAI-compatible endpoint.  [default: world for testbed models, "
+                     "else facts]"),
+    ] = None,
     n: Annotated[int, typer.Option("-n", "--n", min=1, help="Cases that should collapse the model.")] = 100,
     calls: Annotated[
         int | None, typer.Option(min=1, help="Calls at most, of ten records each.  [default: half as many as cases]")
@@ -175,7 +177,7 @@ def hardedit(
     texts: Texts = None,
     corpus: Corpus = None,
     collapse_ratio: CollapseRatio = 5.0,
-    seed: Annotated[int, typer.Option(help="With world: seed of its records.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of an offline author: seed of its records.")] = 0,
     dtype: Dtype = "float32",
     device: Device = "cpu",
     revision: Revision = None,
@@ -192,12 +194,13 @@ def hardedit(
     """
     measured, source = texts_for(model, texts), texts_of(corpus)
 
-    from editlib.sweeps.hardedit.authors import OpenAIAuthor, WorldAuthor, estimate
+    from editlib.sweeps.hardedit.authors import FactsAuthor, OpenAIAuthor, WorldAuthor, estimate
     from editlib.sweeps.hardedit.build import build, most_calls, set_folder
 
     set_folder(out).check(resume=resume)
     most = calls or most_calls(n)
-    writer: WorldAuthor | OpenAIAuthor = WorldAuthor(seed)
+    author = author or ("world" if of_testbed(model) else "facts")
+    writer: WorldAuthor | FactsAuthor | OpenAIAuthor = WorldAuthor(seed) if author == "world" else FactsAuthor(seed)
     if author == "openai":
         if author_model is None:
             raise EditlibError("no model to write records; give --author-model NAME")

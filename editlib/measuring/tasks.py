@@ -67,6 +67,11 @@ def check_tasks(names: Sequence[str], *, limit: int | None, files: Mapping[str, 
         raise EditlibError(f"a file is given for task {stray}, which is not evaluated; name that task, too")
 
 
+def form(task: str) -> str:
+    """What a task asks for, whatever about: `choice` for `testbed-choice` and `facts-choice`; its name for others."""
+    return task.split("-", 1)[1] if task in (*TESTBED_TASKS, *FACTS_TASKS) else task
+
+
 # -- the harness ---------------------------------------------------------------------------------------
 
 

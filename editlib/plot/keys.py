@@ -1,6 +1,7 @@
 """Keys and what stands in an edit's denominator, layer by layer, position by position, dose by dose."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -8,7 +9,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from editlib.plot.style import (
     COLORS,
@@ -70,27 +71,31 @@ def maps(frame: pd.DataFrame, *, columns: int = 2) -> Figure:
 
 
 def anatomy(frame: pd.DataFrame, *, models: Sequence[str]) -> Figure:
-    """Residual norm and cosine between texts' keys by position and layer: a row of two panels for each model.
+    """Residual norm, key norm and cosine between texts' keys by position and layer: a row of panels for each model.
 
-    `frame` has one row per model, layer and position: residual_norm, key_cosine.
+    `frame` has one row per model, layer and position: residual_norm, key_norm, key_cosine.
     """
-    size = (9, 3.2 * len(models))
-    figure, grid = plt.subplots(len(models), 2, figsize=size, sharex=True, sharey="col", layout="constrained")
-    measures = {"residual_norm": "Norm of the residual stream", "key_cosine": "Cosine between texts' keys"}
+    size = (9, 3.2 * len(models) + 0.4)
+    figure, grid = plt.subplots(
+        len(models), 3, figsize=size, sharex=True, sharey="col", squeeze=False, layout="constrained"
+    )
+    measures = {
+        "residual_norm": "Norm of the residual stream", "key_norm": "Norm of the keys",
+        "key_cosine": "Cosine between texts' keys",
+    }  # fmt: skip
     for row, model in zip(grid, models, strict=True):
+        of_model = frame[frame["model"] == model]
+        few = "full" if of_model["layer"].nunique() <= 10 else "brief"  # of many layers some are named
         for axes, (column, label) in zip(row, measures.items(), strict=True):
             sns.lineplot(
-                frame[frame["model"] == model], x="position", y=column, hue="layer", palette="viridis", marker="o",
-                ax=axes, legend="full",
-            )  # fmt: skip
-            axes.set(title=model, ylabel=label, xlabel="Position of the token")
-    for axes in grid.flat:
-        axes.get_legend().remove()
-    grid[0, 0].set_yscale("log")
-    grid[0, 0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    grid[0, 0].yaxis.set_major_formatter("{x:g}")
-    grid[0, 0].yaxis.set_minor_locator(NullLocator())
-    legend_below(figure, grid[0, 0], title="Layer", ncols=frame["layer"].nunique())
+                of_model, x="position", y=column, hue="layer", palette="viridis", marker="o", ms=4, ax=axes, legend=few
+            )
+            axes.set(title=Path(model).name, ylabel=label, xlabel="Position of the token")
+            axes.get_legend().remove()
+    for axes in grid[0, :2]:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+    legend_below(figure, grid[0, 0], title="Layer", ncols=10)
     return figure
 
 

@@ -15,8 +15,9 @@ POSITIONS = 10
 
 @torch.no_grad()
 def anatomy(lm: LanguageModel, texts: Sequence[str]) -> pd.DataFrame:
-    """One row per layer and position: mean norm of the residual stream after the block (`residual_norm`), and mean
-    cosine between the keys of two texts there (`key_cosine`; near 1 where the key no longer tells the token).
+    """One row per layer and position: mean norm of the residual stream after the block (`residual_norm`) and of the
+    block's key (`key_norm`), and mean cosine between the keys of two texts (`key_cosine`; near 1 where the key no
+    longer tells the token).
 
     Only texts of at least `POSITIONS` tokens count, and one for each first token.
     """
@@ -26,9 +27,12 @@ def anatomy(lm: LanguageModel, texts: Sequence[str]) -> pd.DataFrame:
     with trace(lm.model, *blocks.values(), *downs.values()) as seen:
         lm.model(torch.tensor(list(rows.values()), device=lm.device))
     norms = {layer: seen[name].output.float().norm(dim=-1).mean(0) for layer, name in blocks.items()}
-    cosines = {layer: _cosine_between(seen[name].input.float()) for layer, name in downs.items()}
+    keys = {layer: seen[name].input.float() for layer, name in downs.items()}
+    lengths = {layer: rows.norm(dim=-1).mean(0) for layer, rows in keys.items()}
+    cosines = {layer: _cosine_between(rows) for layer, rows in keys.items()}
+    columns = {"residual_norm": norms, "key_norm": lengths, "key_cosine": cosines}
     return pd.DataFrame(
-        {"layer": layer, "position": p, "residual_norm": norms[layer][p].item(), "key_cosine": cosines[layer][p].item()}
+        {"layer": layer, "position": p} | {name: values[layer][p].item() for name, values in columns.items()}
         for layer in blocks
         for p in range(POSITIONS)
     )

@@ -150,15 +150,15 @@ def test_comparison_has_a_strip_for_each_arm_in_per_cent_and_loses_no_case(frame
     assert "one token, first (1)" in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
-def test_anatomy_has_two_panels_for_each_model_and_a_line_for_each_layer() -> None:
+def test_anatomy_has_three_panels_for_each_model_and_a_line_for_each_layer() -> None:
     rows = [
-        {"model": model, "layer": layer, "position": p, "residual_norm": 1 + p, "key_cosine": 0.5}
+        {"model": model, "layer": layer, "position": p, "residual_norm": 1 + p, "key_norm": 2, "key_cosine": 0.5}
         for model in ("a", "b")
         for layer in range(3)
         for p in range(4)
     ]
     figure = plot.anatomy(pd.DataFrame(rows), models=["a", "b"])
-    assert [axes.get_title() for axes in figure.axes] == ["a", "a", "b", "b"]
+    assert [axes.get_title() for axes in figure.axes] == [*"aaabbb"]
     assert all(sum(len(line.get_xdata()) == 4 for line in axes.lines) == 3 for axes in figure.axes)  # type: ignore[arg-type]
 
 

@@ -19,8 +19,8 @@ from editlib.runs.crate import NAME as CRATE
 SMALL = {
     "pilot": {"n": 3, "texts": "testbed-ppl-50", "top": 1, "limit": 5, "tasks": "testbed-choice"},
     "anatomy": {},
-    "single-edits": {"n": 3, "limit": 5},
-    "weight-change": {"n": 4},
+    "single-edits": {"n": 3, "first": 1, "limit": 5},
+    "weight-change": {"first": 2, "others": 2},
     "hardedit": {"n": 2},
     "sequential": {"n": 2, "pool": 12, "every": 2, "limit": 5, "tasks": "testbed-choice"},
     "denominator": {"first": 2, "others": 2},
@@ -28,7 +28,7 @@ SMALL = {
     "first-token": {"first": 3, "others": 3, "built": 1},
     "prefix-at-test": {"first": 2, "others": 2, "draws": 1},
     "key-geometry": {"first": 3, "others": 3},
-    "surrogate": {"n": 4, "graded": 2, "sources": 1, "limit": 10},
+    "surrogate": {"n": 4, "first": 2, "graded": 2, "sources": 1, "limit": 10},
     "why-first-token": {"first": 2, "later": 2},
     "methods": {"n": 3, "timed": 1, "traced": 2},
     "presets": {"n": 2, "first": 1, "layers": "1,2"},
@@ -36,7 +36,7 @@ SMALL = {
     "precision": {"n": 3},
     "performance": {"edits": 2, "plain_edits": 1, "longest": 60, "before": 8, "n": 3, "reference": 100},
     "twins": {"first": 2, "others": 2, "dosed": 1, "doses": 2},
-    "settings": {"first": 1, "others": 1},
+    "settings": {"first": 1, "others": 1, "windows": "32,512", "layers": "1"},
 }
 CASE_COLUMNS = {
     "case_id", "method", "subject", "prompt", "target_new", "subject_tokens", "subject_position", "perplexity_mean",

@@ -19,7 +19,15 @@ from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
 from editlib.sweeps.hardedit import authors
 from editlib.sweeps.hardedit import build as building
-from editlib.sweeps.hardedit.authors import KEY, OpenAIAuthor, Unusable, WorldAuthor, estimate, records_of
+from editlib.sweeps.hardedit.authors import (
+    KEY,
+    FactsAuthor,
+    OpenAIAuthor,
+    Unusable,
+    WorldAuthor,
+    estimate,
+    records_of,
+)
 from editlib.sweeps.hardedit.build import SET, Built, build
 
 SECRET = "sk-secret-of-the-tests"
@@ -418,3 +426,15 @@ def test_the_command_tells_the_cost_before_it_asks(
     assert endpoint.asked == [] and not (tmp_path / "set").exists()
     endpoint.says([HARD[0]])
     assert run_app([*command, "--yes"]) == 0 and "accepted" in capsys.readouterr().out
+
+
+def test_facts_are_asked_in_other_words_and_for_other_answers_than_their_cases() -> None:
+    author, cases = FactsAuthor(), data.cases("facts")
+    asked = {(case.request.text, case.request.target_new) for case in cases}
+    true = {(prompt, case.request.target_true) for case in cases for prompt in case.paraphrase_prompts}
+    written = [building.WrittenCase.model_validate(one) for one in author.records]
+    assert len(written) > 300 and len({one.subject for one in written}) == len(written)
+    assert not [one for one in written if (one.prompt, one.target_new) in asked]
+    assert all((one.prompt, one.ground_truth) in true for one in written)
+    assert author.write(2, [written[0].subject]) == author.records[1:3]
+    assert FactsAuthor(1).records != author.records == FactsAuthor().records

@@ -22,6 +22,8 @@ def test_numbers_equal_a_plain_computation(gpt2: LanguageModel, corpus: list[str
     pairs = [torch.cosine_similarity(a, b, dim=0).item() for i, a in enumerate(keys) for b in keys[:i]]
     frame = anatomy(gpt2, corpus).set_index(["layer", "position"])
     assert len(firsts) > 2
+    lengths = [key.norm().item() for key in keys]
+    assert frame.loc[(layer, position), "key_norm"] == pytest.approx(sum(lengths) / len(lengths), rel=1e-5)
     assert frame.loc[(layer, position), "residual_norm"] == pytest.approx(sum(norms) / len(norms), rel=1e-5)
     assert frame.loc[(layer, position), "key_cosine"] == pytest.approx(sum(pairs) / len(pairs), abs=1e-5)
 

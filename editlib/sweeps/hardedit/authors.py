@@ -1,9 +1,10 @@
-"""Who writes edit cases: the testbed's invented world, offline, or a language model behind an OpenAI-compatible
-endpoint; and what asking costs."""
+"""Who writes edit cases: the testbed's invented world or the shipped facts, offline, or a language model behind an
+OpenAI-compatible endpoint; and what asking costs."""
 
 import json
 import os
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
+from editlib.data.datasets import cases
 from editlib.errors import EditlibError
 from editlib.testbed.world import RELATIONS, build_world
 
@@ -69,6 +71,44 @@ class WorldAuthor:
             }
             for fact in {fact.subject: fact for fact in facts}.values()
         ]
+
+    def write(self, n: int, exclude: Sequence[str]) -> list[Any]:
+        """The next records, in an order that only the seed decides."""
+        used = set(exclude)
+        return [record for record in self.records if record["subject"] not in used][:n]
+
+
+# -- the real world -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FactsAuthor:
+    """The shipped facts about the real world, each asked in another wording than its case has, for another answer."""
+
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Its seed tells it apart."""
+        return f"facts {self.seed}"
+
+    @cached_property
+    def records(self) -> list[dict[str, str]]:
+        """All it can write, one for each subject of one word."""
+        rng, answers, written = Random(f"hardedit-{self.seed}"), defaultdict[str, set[str]](set), dict[str, Any]()
+        pool = [case for case in cases("facts") if " " not in case.request.subject]
+        for case in pool:  # cases of one relation share its prompts
+            answers[case.request.prompt].add(str(case.request.target_true))
+        for case in rng.sample(pool, len(pool)):
+            request = case.request
+            prompt = next((text for text in case.paraphrase_prompts if text.startswith(f"{request.subject} ")), None)
+            others = sorted(answers[request.prompt] - {str(request.target_true), request.target_new})
+            if prompt and others:
+                written[request.subject] = {
+                    "prompt": prompt, "subject": request.subject, "target_new": rng.choice(others),
+                    "ground_truth": request.target_true,
+                }  # fmt: skip
+        return list(written.values())
 
     def write(self, n: int, exclude: Sequence[str]) -> list[Any]:
         """The next records, in an order that only the seed decides."""

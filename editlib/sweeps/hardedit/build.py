@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from editlib.data.datasets import Case
 from editlib.data.request import EditRequest
 from editlib.editing.method import moments_of
-from editlib.editing.methods import variants_of
+from editlib.editing.methods import Params, variants_of
 from editlib.editing.session import Session
 from editlib.editing.stats import Stats, second_moments_of
 from editlib.errors import EditlibError
@@ -97,20 +97,25 @@ def build(
     collapse_ratio: float = COLLAPSE_RATIO,
     calls: int | None = None,
     resume: bool = False,
+    hparams: Params | None = None,
     stats: Stats | None = None,
     corpus: Sequence[str] | None = None,
 ) -> Built:
     """Ask the author until `n` cases collapse the model by one ROME edit each, or `calls` are made, or it has no more.
 
-    A case is kept if the edit takes mean perplexity on `texts` to `collapse_ratio` times unedited or more (nan counts).
-    Every reply is kept in `out` as soon as it is there, and so are its records with their verdicts, so that `resume`
-    repeats no call whose reply arrived; the set itself is `hardedit.json`. Raises `EditlibError` for a model that
-    cannot be edited, without second moments, or for a folder that holds something else: before the author is asked.
+    The edits are those of the model's preset, or of `hparams`. A case is kept if one takes mean perplexity on `texts`
+    to `collapse_ratio` times unedited or more (nan counts). Every reply is kept in `out` as soon as it is there, and so
+    are its records with their verdicts, so that `resume` repeats no call whose reply arrived; the set itself is
+    `hardedit.json`. Raises `EditlibError` for a model that cannot be edited, without second moments, or for a folder
+    that holds something else: before the author is asked.
     """
     if n < 1:
         raise EditlibError(f"n={n} is out of range; ask for 1 case or more")
     collapsed(1.0, collapse_ratio)  # raises for one that is none
-    session, variants = Session(lm, stats=stats, corpus=corpus), variants_of(lm, "rome")
+    session, variants = (
+        Session(lm, stats=stats, corpus=corpus),
+        variants_of(lm, {"rome": hparams} if hparams else "rome"),
+    )
     session.check(variants.values(), texts=texts)
     folder = set_folder(out)
     resumed = folder.check(resume=resume)
@@ -126,7 +131,8 @@ def build(
             log.info("call %d; %d of %d cases so far", number + 1, len(_accepted(lines)), n)
             part = folder.path / f"part-{number:05d}.jsonl"
             if not part.is_file():
-                stats = stats or second_moments_of(lm, moments_of(variants.values()), corpus=corpus)
+                layers = moments_of(variants.values())
+                stats = stats or (second_moments_of(lm, layers, corpus=corpus) if layers else None)
                 reply_file = folder.path / f"reply-{number:05d}.json"
                 if not reply_file.is_file():
                     write_json(reply_file, _asked(author, [line["subject"] for line in lines if line["subject"]]))
