@@ -218,6 +218,7 @@ rereadings = {
     "perplexity over the corpus": (REFERENCE, "corpus", collapse_ratio),
     "collapse from 2 times on": (REFERENCE, "mean", 2.0),
     "collapse from 20 times on": (REFERENCE, "mean", 20.0),
+    "collapse from 1,000 times on": (REFERENCE, "mean", 1000.0),
     "collapse from a perplexity of 1,000 on": (REFERENCE, "mean", 1000.0 / unedited.mean),
 }
 findings = pd.DataFrame([row for label, how in rereadings.items() for row in measured(how[0], label, *how[1:])])

@@ -171,6 +171,7 @@ def sequences(frame: pd.DataFrame, *, collapse_ratio: float, detail: float = 3.0
     groups = frame["group"].unique()
     shape: dict[str, Any] = {"sharex": "col", "sharey": "row", "height_ratios": (3, 2)}
     size = (9 if len(groups) > 1 else 6, 7.0)
+    figure: Figure
     figure, panels = plt.subplots(2, len(groups), figsize=size, squeeze=False, layout="constrained", **shape)
     heights, edge = drawable(frame["perplexity_ratio"])
     drawn = frame.assign(height=heights)
