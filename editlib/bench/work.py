@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, LlamaConf
 from editlib.bench.floor import Span, spans
 from editlib.data import datasets as data
 from editlib.data.datasets import Case
-from editlib.data.for_models import is_testbed
 from editlib.data.request import EditRequest
 from editlib.editing.methods import hparams_for
 from editlib.editing.methods.rome import RomeParams
@@ -22,7 +21,7 @@ from editlib.engine.prefixes import prefix_contexts
 from editlib.errors import EditlibError, unknown
 from editlib.models.language_model import LanguageModel
 from editlib.models.loading import load, require_device
-from editlib.models.names import DTYPES, PACKAGED, beside, gguf_file, locate, testbed_names
+from editlib.models.names import DTYPES, PACKAGED, beside, gguf_file, is_testbed, locate, testbed_names
 from editlib.models.tokens import encode_texts
 
 TESTBED = "testbed/anchored"  # lends random models its tokenizer, prefix contexts, cases and prose

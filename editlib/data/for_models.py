@@ -3,11 +3,11 @@
 import json
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 from editlib.data.request import EditRequest
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
+from editlib.models.names import is_testbed
 from editlib.models.tokens import encode
 from editlib.testbed.prose import END_OF_TEXT, documents
 from editlib.testbed.world import build_world
@@ -38,11 +38,6 @@ def subject_tokens(lm: LanguageModel, request: EditRequest) -> SubjectTokens:
 def has_prose(lm: LanguageModel) -> bool:
     """Whether a model is of the testbed, whose world has prose without end."""
     return is_testbed(lm.folder)
-
-
-def is_testbed(folder: Path | None) -> bool:
-    """Whether a model's folder is of the testbed."""
-    return folder is not None and (folder / "card.json").is_file()
 
 
 def corpus(lm: LanguageModel, tokens: int) -> list[str]:

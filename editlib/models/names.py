@@ -54,10 +54,14 @@ def locate(name: str) -> Path | None:
     return Path(name) if name and Path(name).is_dir() else None
 
 
-def of_testbed(name: str) -> bool:
-    """Whether a model lives in the testbed's world, about which there are cases, texts and tasks: its card says so."""
-    folder = locate(name)
+def is_testbed(folder: Path | None) -> bool:
+    """Whether a model's folder is of the testbed, whose world has cases, texts and tasks of its own."""
     return folder is not None and (folder / "card.json").is_file()
+
+
+def of_testbed(name: str) -> bool:
+    """Whether a model, by name, is of the testbed."""
+    return is_testbed(locate(name))
 
 
 def beside(name: str) -> Path | None:
