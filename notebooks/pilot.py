@@ -427,6 +427,9 @@ for name, suffix in suffixes.items():
         metrics[f"denominator_ratio_{short}{suffix}"] = float(rows["ratio"].median())
     for limit, ending in zip(LIMITS, ("", "_20x", "_1000"), strict=True):
         metrics[f"collapsed{suffix}{ending}"] = int(beyond(of_method, limit).sum())
+    ruined = of_method["perplexity_ratio"] >= collapse_ratio
+    mildest, worst_sound = of_method["perplexity_ratio"][ruined].min(), of_method["perplexity_ratio"][~ruined].max()
+    metrics[f"gap{suffix}"] = float(mildest / worst_sound)
 if len(samples):
     metrics |= {"sample_subject": request.subject, "sample_prompt": request.text, "sample_target": request.target_new}
     metrics |= {"sample_ratio": float(broken["perplexity_ratio"].iloc[len(broken) // 2])}

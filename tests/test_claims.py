@@ -1,8 +1,10 @@
-"""The audit of the papers' claims: verdicts are computed from runs, and a missing number fails the build."""
+"""The audit of the papers' claims: verdicts are computed from runs by rules, a column for each model."""
 
+import hashlib
 import importlib
 import json
 import re
+import subprocess
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -10,7 +12,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from folders import record
+from folders import INPUTS, record
+from lxml import html
 from places import ROOT
 from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace, patch_docutils
@@ -19,9 +22,12 @@ EXTENSIONS = ROOT / "book" / "_ext"
 METRICS = {"ratio": 0.02, "cases": 40, "collapsed_share": 0.975, "worst": "inf", "named": "rome"}
 CLAIM = {
     "id": "B1", "paper": "B", "claim": "Denominators vanish.", "published": "0.04 against 9.60",
-    "source": "slides p. 33", "analysis": "pilot", "executed": "{ratio} in {cases} cases", "holds": "ratio <= 1/30",
+    "source": "slides p. 33", "section": "keys", "analysis": "pilot",
+    "executed": "{ratio} in {cases} cases", "holds": "ratio <= 1/30",
 }  # fmt: skip
-UNTESTABLE = {key: CLAIM[key] for key in ("id", "paper", "claim", "published", "source")} | {"untestable": "no T5 here"}
+UNTESTABLE = {key: CLAIM[key] for key in ("id", "paper", "claim", "published", "source", "section")} | {
+    "untestable": "no T5 here"
+}
 
 
 @pytest.fixture
@@ -31,42 +37,61 @@ def formulas(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.fixture
-def claims(formulas: ModuleType) -> ModuleType:
-    return importlib.import_module("claims")
+def verdicts(formulas: ModuleType) -> ModuleType:
+    return importlib.import_module("verdicts")
 
 
+NOTEBOOK = b"# A notebook\n"
+NOW = INPUTS | {"notebook": hashlib.sha256(NOTEBOOK).hexdigest()}
+QUOTED = {"main": {"model": ["testbed/anchored"]}, "smollm2": {"model": ["smollm2-135m"]}}
 Build = Callable[..., tuple[str, str]]
 
 
 @pytest.fixture
 def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
-    """Build a book of one page and one run; its HTML and the warnings."""
+    """Build a book of a run of the twins, and of SmolLM2 where metrics are given; its page's HTML, the warnings."""
     monkeypatch.syspath_prepend(EXTENSIONS)
+    book = tmp_path / "book"
 
-    def build(records: object, metrics: dict[str, Any] = METRICS) -> tuple[str, str]:
-        run = tmp_path / "book/runs/pilot/0123456789ab"
+    def add_run(name: str, model: str, metrics: dict[str, Any], **about: Any) -> None:
+        run = book / "runs/pilot" / name
         run.mkdir(parents=True)
-        manifest = record(analysis="pilot", run=run.name, outputs={}, metrics=metrics)
+        told: dict[str, Any] = {"inputs": NOW, "parameters": {"model": model}} | about
+        manifest = record(analysis="pilot", run=run.name, outputs={}, metrics=metrics, **told)
         (run / "manifest.json").write_text(json.dumps(manifest))
         (run / "index.ipynb").touch()
         (run / "index.md").write_text("# A run\n")
-        (tmp_path / "book/index.md").write_text(
-            "# Audit\n\n(b1)=\n## Claims\n\n{{ audit_b1 }}\n\n```{claims}\n```\n\n"
-            "```{toctree}\nruns/pilot/0123456789ab/index\n```\n"
+
+    def build(records: object, metrics: dict[str, Any] = METRICS, real: object = None, **about: Any) -> tuple[str, str]:
+        add_run("0123456789ab", "testbed/anchored", metrics, **about)
+        if isinstance(real, dict):
+            add_run("ba9876543210", "smollm2-135m", real)
+        (tmp_path / "notebooks").mkdir()
+        (tmp_path / "notebooks/pilot.py").write_bytes(NOTEBOOK)
+        (book / "quoted.yaml").write_text(json.dumps(QUOTED))
+        (book / "claims.yaml").write_text(json.dumps(records))  # JSON is YAML
+        (book / "index.md").write_text(
+            "# Audit\n\n## Claims\n\n```{claims-of} keys\n```\n\n```{claims}\n```\n\n"
+            "```{toctree}\n:glob:\nruns/pilot/*/index\n```\n"
         )
-        (tmp_path / "book/claims.yaml").write_text(json.dumps(records))  # JSON is YAML
         settings = {
             "extensions": ["myst_parser", "claims"],
             "html_theme": "basic",
             "suppress_warnings": ["myst.xref_missing", "myst.substitution"],
             "myst_enable_extensions": ["substitution"],
         }
-        warnings, folders = StringIO(), (tmp_path / "book", None, tmp_path / "html", tmp_path / "trees")
+        warnings, folders = StringIO(), (book, None, tmp_path / "html", tmp_path / "trees")
         with docutils_namespace(), patch_docutils():
             Sphinx(*folders, "html", settings, status=None, warning=warnings).build()
         return (tmp_path / "html/index.html").read_text(), warnings.getvalue()
 
     return build
+
+
+def cells(page: str) -> list[str]:
+    """The text of each model's cell in the first row."""
+    row = html.fromstring(page).xpath("//table//tbody/tr")[0]
+    return [" ".join(cell.text_content().split()) for cell in row.xpath("./td")][1:]
 
 
 @pytest.mark.parametrize(
@@ -103,31 +128,60 @@ def test_nothing_else_is_evaluated(formulas: ModuleType, expression: str, reason
         formulas.evaluate(expression, METRICS)
 
 
+def test_a_count_that_never_ends_is_above_any(formulas: ModuleType) -> None:
+    assert not formulas.evaluate("first <= 6", {"first": "never"})
+
+
 @pytest.mark.parametrize(
     ("change", "verdict"),
     [
-        ({}, "holds here"),
+        ({}, "holds"),
         ({"holds": "ratio <= 1/1000", "partly": "ratio < 1"}, "holds in part"),
         ({"holds": "ratio <= 1/1000", "partly": "ratio > 1"}, "not here"),
         ({"holds": "ratio <= 1/1000"}, "not here"),
+        ({"holds": "", "partly": "ratio < 1"}, "holds in part"),
+        ({"by_construction": "So it was built."}, "by construction"),
+        ({"by_construction": "So it was built.", "holds": "ratio > 1"}, "not here"),
+        ({"needs": "cases >= 40"}, "holds"),
+        ({"needs": "cases >= 50"}, "run again"),
     ],
 )
 def test_verdict_follows_from_the_metrics(build: Build, change: dict[str, str], verdict: str) -> None:
     page, warnings = build([CLAIM | change])
-    assert f">{verdict}</strong>" in page and f"1 claims: 1 {verdict}." in page
+    assert cells(page)[1].startswith(f"{verdict} 0.0200 in 40 cases") and not warnings
+    assert f"Twins: 1 {verdict}." in page and f">Twins: {verdict}</span></a></strong>" in page
+    assert ("So it was built." in page) == (verdict == "by construction")
+    assert ("It takes a run with cases &gt;= 50." in re.sub("<[^>]+>", "", page)) == (verdict == "run again")
+
+
+def test_each_model_has_its_verdict_by_its_run_and_rule(build: Build) -> None:
+    own = {"holds": "ratio <= 1/1000", "verdict_note": "Asked for is more."}
+    page, warnings = build([CLAIM | {"smollm2": own}], real=METRICS | {"ratio": 0.002})
+    real, twins = cells(page)
+    assert real.startswith("not here 0.00200 in 40 cases (ba9876543210)") and "Asked for is more." in real
+    assert twins.startswith("holds 0.0200 in 40 cases (0123456789ab)") and "Asked" not in twins
     assert not warnings
 
 
-def test_row_has_claim_published_executed_and_verdict(build: Build) -> None:
-    page, _ = build([CLAIM | {"verdict_note": "By two orders of magnitude."}])
-    for text in (
-        "B1 · Denominators vanish.",
-        "0.04 against 9.60 (slides p. 33)",
-        "0.0200 in 40 cases",
-        "By two orders",
-    ):
-        assert text in page
-    assert 'id="claim-b1"' in page
+def test_rule_stands_before_there_is_a_run(build: Build) -> None:
+    page, warnings = build([CLAIM])
+    assert cells(page)[0] == "not executed yet Decided by pilot." and not warnings
+
+
+def test_verdict_that_depends_on_the_threshold_says_so(build: Build) -> None:
+    metrics = METRICS | {"ratio_20x": 0.5, "ratio_1000": 0.01, "cases_20x": 40, "cases_1000": 40}
+    page, _ = build([CLAIM], metrics=metrics, real=metrics | {"ratio_20x": 0.03})
+    real, twins = cells(page)
+    assert "The same at 20 times and at perplexity 1,000." in real
+    assert "With collapse counted otherwise: at 20 times: not here." in twins
+
+
+def test_claim_has_published_value_and_note_and_is_marked_ours(build: Build) -> None:
+    page, _ = build([CLAIM | {"verdict_note": "By two orders of magnitude.", "ours": "they never said it."}])
+    said = " ".join(re.sub("<[^>]+>", "", page).split())
+    for text in ("B1 · Denominators vanish.", "0.04 against 9.60 (slides p. 33)", "By two orders", "Ours: they never"):
+        assert text in said
+    assert "1 claims, 1 of them ours." in said and "B1 Denominators vanish. (our claim)" in said
 
 
 def test_metrics_without_a_format_are_written_as_on_other_pages(build: Build) -> None:
@@ -135,10 +189,10 @@ def test_metrics_without_a_format_are_written_as_on_other_pages(build: Build) ->
     assert "97.5 %, 2.00 %, inf times, rome" in page
 
 
-def test_section_and_claim_lead_to_each_other(build: Build) -> None:
-    page, _ = build([CLAIM | {"section": "b1"}])
-    assert re.search('href="#claim-b1">.*?B1.*?</a> holds here', page)
-    assert re.search('href="#b1">.*?More', page)
+def test_a_claim_of_a_section_and_its_row_lead_to_each_other(build: Build) -> None:
+    page, _ = build([CLAIM])
+    assert re.search('id="claim-b1".*href="#b1">.*?More', page, re.DOTALL)
+    assert re.search('<li id="b1">.*href="#claim-b1"', page, re.DOTALL)
 
 
 def test_papers_have_a_table_each_with_headers(build: Build) -> None:
@@ -147,15 +201,19 @@ def test_papers_have_a_table_each_with_headers(build: Build) -> None:
     assert page.count('<th class="head') == 8
 
 
-def test_claim_that_cannot_be_tested_says_why(build: Build) -> None:
-    page, warnings = build([UNTESTABLE])
-    assert ">not testable on this model</strong>" in page and "no T5 here" in page and not warnings
+def test_claim_that_cannot_be_tested_says_why_for_one_model_or_all(build: Build) -> None:
+    page, warnings = build([UNTESTABLE, CLAIM | {"id": "B2", "twins": {"untestable": "it was built so"}}])
+    assert cells(page) == ["not testable no T5 here"] * 2 and not warnings
+    assert "not testable</strong></p>\n<p>it was built so" in page and page.count(">not executed yet</strong>") == 1
+
+
+# -- what is not there ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"analysis": "denominator"}, "claim B1: no run of analysis 'denominator'"),
+        ({"analysis": "denominator"}, "claim B1: there is no analysis 'denominator'"),
         ({"executed": "{gone:.2f}"}, "claim B1: no metric 'gone' in run 0123456789ab of pilot"),
         ({"holds": "gone > 1"}, "claim B1: no metric 'gone' in run 0123456789ab of pilot"),
         ({"partly": "gone > 1"}, "claim B1: no metric 'gone' in run 0123456789ab of pilot"),
@@ -167,12 +225,35 @@ def test_claim_that_cannot_be_tested_says_why(build: Build) -> None:
         ),
     ],
 )
-def test_missing_run_or_metric_is_one_warning_and_no_verdict(
+def test_missing_metric_or_analysis_is_one_warning_and_no_verdict(
     build: Build, change: dict[str, str], problem: str
 ) -> None:
     page, warnings = build([CLAIM | change])
     assert len(warnings.strip().splitlines()) == 1 and problem in warnings
-    assert ">not executed</strong>" in page
+    assert cells(page)[1].startswith(("run again", "not executed yet"))
+
+
+def test_a_run_older_than_its_notebook_may_lack_a_metric(build: Build) -> None:
+    page, warnings = build([CLAIM | {"partly": "gone > 1"}], inputs=INPUTS)
+    assert cells(page)[1] == "run again The run is older than this rule: it has no metric ‘gone’." and not warnings
+
+
+def test_a_rule_set_after_the_run_says_so(build: Build, tmp_path: Path) -> None:
+    def git(*words: str) -> str:
+        about = ("-c", "user.name=x", "-c", "user.email=x@y", "-c", "commit.gpgsign=false")
+        return subprocess.run(["git", *about, *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+
+    other = CLAIM | {"id": "B2", "holds": "ratio <= 1/40"}
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book/claims.yaml").write_text(json.dumps([CLAIM, other]))
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "Rules")
+    commit = git("rev-parse", "HEAD").strip()
+    page, _ = build([CLAIM, other | {"holds": "ratio <= 1/30"}], git={"commit": commit, "dirty": False})
+    rows = [row.text_content() for row in html.fromstring(page).xpath("//table//tbody/tr")]
+    assert ["This rule was set after the run." in row for row in rows] == [False, True]
+    assert f"The rules were last changed in commit {commit[:7]}" in page
 
 
 @pytest.mark.parametrize(
@@ -180,10 +261,12 @@ def test_missing_run_or_metric_is_one_warning_and_no_verdict(
     [
         ([CLAIM, CLAIM], "claim B1: there are two of this id"),
         ([CLAIM | {"verdict": "holds"}], "claim B1: got an unexpected keyword argument 'verdict'"),
+        ([CLAIM | {"twins": {"hold": "1"}}], "claim B1: got an unexpected keyword argument 'hold'"),
         ([CLAIM | {"paper": "C"}], "claim B1: paper 'C' is neither of A, B"),
-        ([CLAIM | {"untestable": "no T5"}], "claim B1: give either analysis, executed, holds or untestable"),
-        ([UNTESTABLE | {"untestable": "", "holds": "1"}], "claim B1: analysis, executed, holds go together"),
-        ([UNTESTABLE | {"holds": "1"}], "claim B1: give either analysis, executed, holds or untestable"),
+        ([CLAIM | {"untestable": "no T5"}], "claim B1: give either a rule or untestable"),
+        ([CLAIM | {"holds": ""}], "claim B1: give analysis, executed and holds or partly, or untestable"),
+        ([UNTESTABLE | {"untestable": "", "holds": "1"}], "claim B1: give analysis, executed and holds or partly"),
+        ([UNTESTABLE | {"holds": "1"}], "claim B1: give either a rule or untestable"),
     ],
 )
 def test_claim_that_is_not_as_described_is_refused(build: Build, records: object, problem: str) -> None:
@@ -191,10 +274,26 @@ def test_claim_that_is_not_as_described_is_refused(build: Build, records: object
     assert f"claims.yaml: {problem}" in warnings
 
 
-def test_claims_of_the_book_can_be_read(claims: ModuleType, formulas: ModuleType) -> None:
-    found = claims.read_claims(EXTENSIONS.parent / "claims.yaml")
+# -- the book's own ------------------------------------------------------------------------------------
+
+
+def test_claims_of_the_book_can_be_read(verdicts: ModuleType, formulas: ModuleType) -> None:
+    found = verdicts.read_claims((EXTENSIONS.parent / "claims.yaml").read_text("utf-8"))
     assert {claim.paper for claim in found} == {"A", "B"}
-    for claim in found:
-        for rule in filter(None, (claim.holds, claim.partly)):
-            with pytest.raises(formulas.FormulaError, match="no metric"):
-                formulas.evaluate(rule, {})
+    for rule in [rule for claim in found for rule in claim.rules.values() if not rule.untestable]:
+        assert (ROOT / f"notebooks/{rule.analysis}.py").is_file()
+        for text in filter(None, rule.asked):
+            with pytest.raises(formulas.MissingError):
+                formulas.evaluate(text, {})
+
+
+def test_every_claim_stands_once_on_the_page_of_its_paper(verdicts: ModuleType) -> None:
+    pages = {"A": "butterfly-effect", "B": "fall-of-rome"}
+    shown = {
+        paper: re.findall(r"```{claims-of} (\S+)", (ROOT / f"book/{page}.md").read_text("utf-8"))
+        for paper, page in pages.items()
+    }
+    found = verdicts.read_claims((EXTENSIONS.parent / "claims.yaml").read_text("utf-8"))
+    for paper, sections in shown.items():
+        assert len(sections) == len(set(sections))
+        assert set(sections) == {claim.section for claim in found if claim.paper == paper}

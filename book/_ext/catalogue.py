@@ -128,8 +128,8 @@ def record(run: Manifest, config: Config) -> dict[str, Any]:
     asked = {"model": model(run) or None, "cases": cases, "seed": run.parameters.get("seed")}
     spoken = config.results.get(run.analysis, {}).values()
     audited = config.audits if isinstance(config.audits, list) else []
-    rules = (f"{audit.claim.executed} {audit.claim.holds}" for audit in audited if audit.claim.analysis == run.analysis)
-    leading = named(run.metrics, *spoken, *rules)
+    rules = (rule for audit in audited for rule in audit.claim.rules.values() if rule.analysis == run.analysis)
+    leading = named(run.metrics, *spoken, *(f"{rule.executed} {rule.holds}" for rule in rules))
     numbers = [
         entry | {"words": words(entry["name"]), "leading": entry["name"] in leading} for entry in headline(run.metrics)
     ]

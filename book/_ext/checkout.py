@@ -1,9 +1,12 @@
-"""What the checkout that the book is built in says of a run: the command that repeats it, and what changed since."""
+"""What the checkout that the book is built in says of a run: the command that repeats it, and what changed since; and
+what its history says of a file."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 import shlex
+import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -51,3 +54,29 @@ def hashes(analysis: str, root: Path) -> dict[str, str]:
         return {"notebook": "", "code": ""}
     source = path.read_bytes()
     return {"notebook": hashlib.sha256(source).hexdigest(), "code": code_hash(source.decode("utf-8"))}
+
+
+# -- its history ---------------------------------------------------------------------------------------
+
+
+def git(root: Path, *words: str) -> str | None:
+    """What git prints, without the line's end; None where it fails, or is not there."""
+    try:
+        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, encoding="utf-8")
+    except OSError:
+        return None
+    return done.stdout.rstrip("\n") if done.returncode == 0 else None
+
+
+@cache
+def file_at(commit: str, path: str, root: Path) -> str | None:
+    """A file as it was at a commit, empty if it was not there; None if the history does not reach so far."""
+    if not re.fullmatch("[0-9a-f]{7,64}", commit) or git(root, "cat-file", "-e", f"{commit}^{{commit}}") is None:
+        return None
+    return git(root, "show", f"{commit}:{path}") or ""
+
+
+def last_change(path: str, root: Path) -> str:
+    """The commit that changed a file last, with its date; empty if the history does not tell."""
+    whole = git(root, "rev-parse", "--is-shallow-repository") == "false"
+    return (git(root, "log", "-1", "--format=%h of %cs", "--", path) or "") if whole else ""

@@ -1,196 +1,197 @@
-"""Audit the papers' claims in the book: what was published beside what a run measured, with a computed verdict.
+"""The papers' claims on the book's pages: how each is judged stands in `verdicts.py`, the claims in `claims.yaml`.
 
-`{claims}` makes a table for each paper of what `claims.yaml` has:
+`{claims}` makes a table for each paper, with a column for each model. `{claims-of} two-keys` lists the claims that a
+section of a paper's page is about, each with its verdicts, which lead to its row. A file that cannot be read, a metric
+that is not there and an analysis of which there is no notebook are warnings, which fail the build.
 
-    - id: B1
-      paper: B
-      claim: one sentence
-      published: the published value
-      source: slides p. 33
-      analysis: denominator                     the run is the one that pages quote
-      executed: "{ratio} in {cases} cases"      over the run's metrics, as pages write them; {ratio:%} is in per cent
-      holds: ratio <= 1/30 and cases > 0        over the run's metrics
-      partly: ratio < 1                         optional: tried where `holds` is false
-      verdict_note: why                         optional
-      section: b1                               optional: where the papers' pages speak of it
-
-A claim that no run can test has `untestable: reason` in place of `analysis`, `executed` and `holds`. A run or a metric
-that is not there is a warning, which fails the build: the page cannot show a verdict that nothing stands behind.
-On other pages `{{ audit_b1 }}` names the claims of a section with their verdicts, and leads to their rows.
+A rule should be older than the run that it judges. Where git knows the commit a run was made at, and the rule was
+another one there, the verdict says so.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+from checkout import changed, file_at, last_change
 from docutils import nodes
-from formulas import FormulaError, evaluate, fill
-from runs import escaped, link
+from runs import MAIN, called, escaped, link
+from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
+from verdicts import MODELS, PAPERS, VERDICTS, Claim, ClaimError, Verdict, judge, read_claims
 
 from editlib.runs.manifest import Manifest
 
-PAPERS = {"A": "The Butterfly Effect of Model Editing", "B": "The Fall of ROME"}
-COLUMNS = {"Claim": 30, "Published": 22, "Executed here": 24, "Verdict": 24}  # widths in per cent
-VERDICTS = (HOLDS, PARTLY, NOT_HERE, UNTESTABLE, UNKNOWN) = (
-    "holds here", "holds in part", "not here", "not testable on this model", "not executed",
-)  # fmt: skip
-TESTED_BY = ("analysis", "executed", "holds")
-
-
-class ClaimError(ValueError):
-    """A claim that cannot be read or judged; one line naming it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Claim:
-    """One record of `claims.yaml`."""
-
-    id: str
-    paper: str
-    claim: str
-    published: str
-    source: str
-    analysis: str = ""
-    executed: str = ""
-    holds: str = ""
-    partly: str = ""
-    verdict_note: str = ""
-    untestable: str = ""
-    section: str = ""
+SETTINGS = {"smollm2": "smollm2", "twins": MAIN}  # whose runs pages quote, by model
+FILE = "claims.yaml"
+WIDTHS = (27, 19, 27, 27)  # of the columns, in per cent
 
 
 @dataclass(frozen=True)
 class Audit:
-    """A claim with what was measured, and the verdict."""
+    """A claim with the verdict of each model."""
 
     claim: Claim
-    measured: str
-    verdict: str
-    problem: str = ""  # why there is no verdict
+    verdicts: Mapping[str, Verdict]
+
+    @property
+    def name(self) -> str:
+        """The name of its row; that of its place on a paper's page is the id alone."""
+        return f"claim-{self.claim.id.lower()}"
 
 
-def read_claims(path: Path) -> list[Claim]:
-    """The claims of a file; raises `ClaimError` for one that is not as described above."""
-    claims = [read_claim(record) for record in yaml.safe_load(path.read_text("utf-8")) or []]
-    twice = [name for name, count in Counter(claim.id for claim in claims).items() if count > 1]
-    if twice:
-        raise ClaimError(f"claim {twice[0]}: there are two of this id")
-    return claims
-
-
-def read_claim(record: Mapping[str, Any]) -> Claim:
-    name = record.get("id", "without id")
-    try:
-        claim = Claim(**{key: str(value) for key, value in record.items()})
-    except TypeError as error:
-        raise ClaimError(f"claim {name}: {str(error).removeprefix('Claim.__init__() ')}") from error
-    if claim.paper not in PAPERS:
-        raise ClaimError(f"claim {name}: paper {claim.paper!r} is neither of {', '.join(PAPERS)}")
-    if bool(claim.untestable) == any(getattr(claim, key) for key in TESTED_BY):
-        raise ClaimError(f"claim {name}: give either {', '.join(TESTED_BY)} or untestable")
-    if not claim.untestable and not all(getattr(claim, key) for key in TESTED_BY):
-        raise ClaimError(f"claim {name}: {', '.join(TESTED_BY)} go together")
-    return claim
-
-
-# -- judging -------------------------------------------------------------------------------------------
-
-
-def judge(claim: Claim, run: Manifest | None) -> Audit:
-    """What a run says of a claim."""
-    if claim.untestable:
-        return Audit(claim, "–", UNTESTABLE)
-    if run is None:
-        return Audit(claim, "–", UNKNOWN, f"no run of analysis {claim.analysis!r}")
-    try:
-        texts = {name: escaped(value) if isinstance(value, str) else value for name, value in run.metrics.items()}
-        said = fill(claim.executed, texts)
-        held, partly = (bool(rule and evaluate(rule, run.metrics)) for rule in (claim.holds, claim.partly))
-    except (FormulaError, ValueError) as error:
-        return Audit(claim, "–", UNKNOWN, f"{error} in run {run.run} of {claim.analysis}")
-    return Audit(claim, f"{said} ({link(run)})", HOLDS if held else PARTLY if partly else NOT_HERE)
+# -- once for a build ----------------------------------------------------------------------------------
 
 
 def judge_all(app: Sphinx, config: Config) -> None:
-    """Judge the claims once for a build; a file that cannot be read is said where its table is to stand."""
-    path = Path(app.srcdir) / "claims.yaml"
+    """Judge the claims; a file that cannot be read is said where its table is to stand."""
+    book = Path(app.srcdir)
     try:
-        claims = read_claims(path)
+        claims = read_claims((book / FILE).read_text("utf-8"))
     except (OSError, ClaimError, yaml.YAMLError) as error:
-        config.audits = f"{path.name}: {' '.join(str(error).split())}"
+        config.audits = f"{FILE}: {' '.join(str(error).split())}"
         return
-    config.audits = [judge(claim, config.runs.quoted.get(claim.analysis)) for claim in claims]
-    said: dict[str, list[str]] = {}
-    for audit in config.audits:
-        name = audit.claim.id
-        said.setdefault(f"audit_{audit.claim.section}", []).append(f"[{name}](#claim-{name.lower()}) {audit.verdict}")
-    joined = {section: ", ".join(verdicts) for section, verdicts in said.items()}
-    config.myst_substitutions = {**config.myst_substitutions, **joined}
+    quoted = config.runs.quoted
+    config.audits = [
+        Audit(claim, {model: judged(claim, model, quoted, book.parent) for model in MODELS}) for claim in claims
+    ]
 
 
-# -- the page ------------------------------------------------------------------------------------------
+def judged(claim: Claim, model: str, quoted: Mapping[str, Manifest], root: Path) -> Verdict:
+    """The verdict of one model's run."""
+    rule = claim.rules[model]
+    if rule.analysis and not (root / f"notebooks/{rule.analysis}.py").is_file():
+        return Verdict(VERDICTS[-1], problem=f"there is no analysis {rule.analysis!r}")
+    run = quoted.get(called(rule.analysis, SETTINGS[model]))
+    if run is None:
+        return judge(rule, None, older=False, texts={})
+    texts = {name: escaped(value) if isinstance(value, str) else value for name, value in run.metrics.items()}
+    found = judge(rule, run, older="the notebook" in changed(run, root), texts=texts)
+    late = ("This rule was set after the run.",) if set_after(claim, model, run, root) else ()
+    return replace(found, reasons=found.reasons + late)
 
 
-class Claims(SphinxDirective):
+def set_after(claim: Claim, model: str, run: Manifest, root: Path) -> bool:
+    """Whether the commit that a run was made at had another rule, or none."""
+    text = file_at(run.git.commit or "", f"book/{FILE}", root)
+    return text is not None and rules_of(text).get((claim.id, model)) != claim.rules[model].asked
+
+
+def rules_of(text: str) -> dict[tuple[str, str], tuple[str, str, str]]:
+    """What verdicts rest on in a file as it once was; nothing if that cannot be read."""
+    try:
+        return {(claim.id, model): rule.asked for claim in read_claims(text) for model, rule in claim.rules.items()}
+    except (ClaimError, yaml.YAMLError):
+        return {}
+
+
+# -- pages ---------------------------------------------------------------------------------------------
+
+
+class OfClaims(SphinxDirective):
+    """What both directives have in common."""
+
+    def audits(self) -> list[Audit]:
+        """All claims with their verdicts."""
+        if isinstance(self.config.audits, str):
+            raise self.error(self.config.audits)
+        self.env.note_dependency(str(Path(self.env.srcdir) / FILE))
+        return list(self.config.audits)
+
+    def named(self, node: nodes.Element, name: str) -> nodes.Element:
+        """A node that links can lead to from any page."""
+        node["ids"].append(name)
+        self.env.get_domain("std").anonlabels[name] = self.env.docname, name  # type: ignore[attr-defined]
+        return node
+
+
+class Claims(OfClaims):
     """`{claims}`."""
 
     def run(self) -> list[nodes.Node]:
-        audits = self.config.audits
-        if isinstance(audits, str):
-            raise self.error(audits)
-        self.env.note_dependency(str(Path(self.env.srcdir) / "claims.yaml"))
+        audits = self.audits()
         for audit in audits:
-            name = f"claim-{audit.claim.id.lower()}"
-            self.env.get_domain("std").anonlabels[name] = self.env.docname, name  # type: ignore[attr-defined]
-            if audit.problem:
+            for problem in dict.fromkeys(one.problem for one in audit.verdicts.values() if one.problem):
                 where = self.get_location()
-                logging.getLogger(__name__).warning("claim %s: %s", audit.claim.id, audit.problem, location=where)
+                logging.getLogger(__name__).warning("claim %s: %s", audit.claim.id, problem, location=where)
         by_paper = {paper: [audit for audit in audits if audit.claim.paper == paper] for paper in PAPERS}
         tables = (self.table(f"Paper {paper}: {PAPERS[paper]}", rows) for paper, rows in by_paper.items() if rows)
-        return [*self.parse_text_to_nodes(summary(audits)), *tables]
+        root = Path(self.env.srcdir).parent
+        return [*self.parse_text_to_nodes(summary(audits, last_change(f"book/{FILE}", root))), *tables]
 
     def table(self, title: str, audits: Sequence[Audit]) -> nodes.table:
         """The claims of one paper; the first column and row are headers."""
-        head = nodes.row("", *(nodes.entry("", nodes.paragraph("", name)) for name in COLUMNS))
-        group = nodes.tgroup("", cols=len(COLUMNS))
-        group += [nodes.colspec(colwidth=width, stub=not i) for i, width in enumerate(COLUMNS.values())]
+        columns = ("Claim", "Published", *MODELS.values())
+        head = nodes.row("", *(nodes.entry("", nodes.paragraph("", name)) for name in columns))
+        group = nodes.tgroup("", cols=len(columns))
+        group += [nodes.colspec(colwidth=width, stub=not i) for i, width in enumerate(WIDTHS)]
         group += [nodes.thead("", head), nodes.tbody("", *map(self.row, audits))]
         return nodes.table("", nodes.title("", title), group, classes=["claims", "colwidths-given"])
 
-    def row(self, audit: Audit) -> nodes.row:
+    def row(self, audit: Audit) -> nodes.Element:
         claim = audit.claim
-        reason = claim.untestable or audit.problem or claim.verdict_note
-        cells = (
-            f"{claim.id} · {claim.claim}" + (f" [More](#{claim.section})" if claim.section else ""),
-            f"{claim.published} ({claim.source})",
-            audit.measured,
-            reason,
-        )
-        *others, why = (nodes.entry("", *self.parse_text_to_nodes(text)) for text in cells)
-        badge = nodes.strong("", audit.verdict, classes=["verdict", audit.verdict.replace(" ", "-")])
-        why.insert(0, nodes.paragraph("", "", badge))
-        return nodes.row("", *others, why, ids=[f"claim-{claim.id.lower()}"])
+        told = f"{claim.id} · {claim.claim} [More](#{claim.id.lower()})"
+        texts = (told + f"\n\n*Ours*: {claim.ours}" * bool(claim.ours), f"{claim.published} ({claim.source})")
+        cells = [self.parse_text_to_nodes(text) for text in texts]
+        cells += [self.cell(one) for one in audit.verdicts.values()]
+        return self.named(nodes.row("", *(nodes.entry("", *cell) for cell in cells)), audit.name)
+
+    def cell(self, found: Verdict) -> list[nodes.Node]:
+        """A verdict, what was measured, and why."""
+        measured = [f"{found.measured} ({link(found.run)})"] if found.run and found.measured else []
+        text = "\n\n".join([*measured, *found.reasons, *filter(None, [found.problem])])
+        return [
+            nodes.paragraph("", "", badge(found.verdict, nodes.Text(found.verdict))),
+            *self.parse_text_to_nodes(text),
+        ]
 
 
-def summary(audits: Sequence[Audit]) -> str:
-    """How many claims there are of each verdict, in one sentence."""
-    counts = Counter(audit.verdict for audit in audits)
-    found = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
-    return f"{len(audits)} claims: {found}."
+class ClaimsOf(OfClaims):
+    """`{claims-of} two-keys`: the claims of a section, with their verdicts."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        audits = [audit for audit in self.audits() if audit.claim.section == self.arguments[0]]
+        if not audits:
+            raise self.error(f"no claim of {FILE} is in a section {self.arguments[0]!r}")
+        return [nodes.bullet_list("", *map(self.item, audits), classes=["claims-of"])]
+
+    def item(self, audit: Audit) -> nodes.Element:
+        claim = audit.claim
+        ours = nodes.Text(" (our claim)" * bool(claim.ours))
+        line = nodes.paragraph("", "", nodes.strong("", claim.id), nodes.Text(f" {claim.claim}"), ours)
+        for model, found in audit.verdicts.items():
+            about = {"refdomain": "std", "reftype": "ref", "reftarget": audit.name, "refexplicit": True}
+            text = nodes.inline("", f"{MODELS[model]}: {found.verdict}")
+            line += [nodes.Text(" "), badge(found.verdict, pending_xref("", text, refwarn=True, **about))]
+        return self.named(nodes.list_item("", line), claim.id.lower())
+
+
+def badge(verdict: str, content: nodes.Node) -> nodes.strong:
+    return nodes.strong("", "", content, classes=["verdict", verdict.replace(" ", "-")])
+
+
+def summary(audits: Sequence[Audit], commit: str) -> str:
+    """How many claims there are of each verdict, by model, and when the rules were set."""
+    lines = [f"{len(audits)} claims, {sum(bool(audit.claim.ours) for audit in audits)} of them ours.", ""]
+    for model, name in MODELS.items():
+        counts = Counter(audit.verdicts[model].verdict for audit in audits)
+        lines.append(f"- {name}: " + ", ".join(f"{counts[each]} {each}" for each in VERDICTS if counts[each]) + ".")
+    return "\n".join([*lines, "", *[f"The rules were last changed in commit {commit}."] * bool(commit)])
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app.setup_extension("runs")
     app.add_config_value("audits", [], "")
     app.add_directive("claims", Claims)
+    app.add_directive("claims-of", ClaimsOf)
     app.connect("config-inited", judge_all)
     return {"version": "1", "parallel_read_safe": True}

@@ -25,6 +25,10 @@ class FormulaError(ValueError):
     """An expression or a sentence that cannot be read, or not be filled; one line."""
 
 
+class MissingError(FormulaError):
+    """A metric that is not there."""
+
+
 def evaluate(expression: str, metrics: Mapping[str, Any]) -> Any:
     """The value of an expression of numbers, names of metrics, arithmetic, comparisons, and, or, not.
 
@@ -63,11 +67,11 @@ def value_of(node: ast.AST, metrics: Mapping[str, Any]) -> Any:
 
 
 def number_of(name: str, metrics: Mapping[str, Any]) -> float:
-    """A metric as a number; manifests write those that are not finite as text."""
+    """A metric as a number; manifests write those that are not finite as text, and a count that never ends as never."""
     try:
-        return float(metrics[name])
+        return float("inf" if metrics[name] == "never" else metrics[name])
     except KeyError as error:
-        raise FormulaError(f"no metric {name!r}") from error
+        raise MissingError(f"no metric {name!r}") from error
     except ValueError as error:
         raise FormulaError(f"metric {name!r} is no number but {metrics[name]!r}") from error
 
@@ -77,7 +81,7 @@ class Sentence(Formatter):
 
     def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, str]:
         if field_name not in kwargs:
-            raise FormulaError(f"no metric {field_name!r}")
+            raise MissingError(f"no metric {field_name!r}")
         return (field_name, kwargs[field_name]), field_name
 
     def format_field(self, value: Any, format_spec: str) -> str:

@@ -67,34 +67,43 @@ def test_pictures_are_as_they_were_made_in_the_dark(page: Page) -> None:
 
 
 def test_audit_is_read_on_a_phone(page: Page) -> None:
+    """Cards: the claim, the verdicts with the model's name, what was published."""
     page.set_viewport_size({"width": 375, "height": 800})
     page.goto("claim-audit.html")
-    tops = """(row) => [...row.querySelectorAll(".verdict, th, td:nth-child(2)")]
+    tops = """(row) => [...row.querySelectorAll("th, .verdict, td:nth-child(2)")]
         .map((part) => part.getBoundingClientRect().top)"""
     for row in page.locator("table.claims tbody tr").all():
-        claim, published, verdict = row.evaluate(tops)
-        assert verdict < claim < published
+        claim, published, real, twins = row.evaluate(tops)
+        assert claim < real < twins < published
+    labels = "(row) => [3, 4].map((n) => getComputedStyle(row.querySelector(`td:nth-child(${n})`), '::before').content)"
+    assert page.locator("table.claims tbody tr").first.evaluate(labels) == ['"SmolLM2"', '"Twins"']
     assert page.locator("table.claims tbody th p").first.evaluate("(text) => text.clientWidth") > 250
-    assert page.evaluate("document.documentElement.scrollHeight") < 20_000
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
 
 
-def test_claim_is_the_widest_column_of_the_audit(page: Page) -> None:
+def test_claim_and_verdicts_are_the_wide_columns_of_the_audit(page: Page) -> None:
     page.set_viewport_size({"width": 1400, "height": 800})
     page.goto("claim-audit.html")
-    claim, *others = (
-        page.locator("table.claims")
-        .first.locator("thead th")
-        .evaluate_all("(all) => all.map((one) => one.clientWidth)")
-    )
-    assert claim >= max(others)
+    heads = page.locator("table.claims").first.locator("thead th")
+    assert heads.all_inner_texts() == ["Claim", "Published", "SmolLM2", "Twins"]
+    claim, published, *verdicts = heads.evaluate_all("(all) => all.map((one) => one.clientWidth)")
+    assert min(claim, *verdicts) > published > 150
 
 
 def test_papers_and_audit_lead_to_each_other(page: Page) -> None:
     page.goto("butterfly-effect.html")
-    page.locator("article a[href$='claim-audit.html#claim-a5']").first.click()
+    badges = page.locator("article li#a5 a")
+    assert [text.split(":")[0] for text in badges.all_inner_texts()] == ["SmolLM2", "Twins"]
+    badges.first.click()
     row = page.locator("tr#claim-a5")
-    assert row.get_by_role("link", name="More").evaluate("(link) => link.href").endswith("butterfly-effect.html#a4")
+    assert row.get_by_role("link", name="More").evaluate("(link) => link.href").endswith("butterfly-effect.html#a5")
     assert row.evaluate("(row) => row.matches(':target')")
+
+
+def test_the_limits_of_the_sources_are_said_where_claims_are(page: Page) -> None:
+    for name in ("claim-audit", "butterfly-effect", "fall-of-rome"):
+        page.goto(f"{name}.html")
+        assert "running text of both papers was not available" in page.locator("article .admonition").first.inner_text()
 
 
 def test_head_of_a_page_tells_what_it_is(page: Page, site: Path) -> None:
