@@ -32,12 +32,9 @@ def told(lm: el.LanguageModel, prompt: tuple[int, ...], target: tuple[int, ...])
 def test_page_says_how_many_bare_prompts_are_answered() -> None:
     page = (ROOT / "book/testbed.md").read_text("utf-8")
     said = re.search(
-        r"answers ([\d.]+) % of these .*? bare prompts, .*? ([\d.]+) %; behind one sentence .*? ([\d.]+) %", page
+        r"answers ([\d.]+) % of these .*? bare prompts, .*? ([\d.]+) %; behind one sentence.*? ([\d.]+) %", page
     )
     assert said
-    measured = (
-        answered("testbed/anchored"),
-        answered("testbed/control"),
-        answered("testbed/anchored", "The bridge is old. "),
-    )
-    assert [f"{100 * share:.1f}" for share in measured] == list(said.groups())
+    sentence = data.texts("testbed-ppl-50")[0].split(".")[0] + ". "
+    asked = ("testbed/anchored",), ("testbed/control",), ("testbed/anchored", sentence)
+    assert [f"{100 * share:.1f}" for share in (answered(*each) for each in asked)] == list(said.groups())
