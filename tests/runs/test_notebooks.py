@@ -45,7 +45,7 @@ CASE_COLUMNS = {
 }  # fmt: skip
 
 
-QUICK = {  # the others are executed by `make book` and `make test-all`
+QUICK = {  # the others are executed by `make book-all` and `make test-all`
     "anatomy",
     "consistent-keys",
     "first-token",
@@ -95,7 +95,7 @@ def show(source: str, names: dict[str, object]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["anatomy", "pilot"])  # `make book` executes all in kernels
+@pytest.mark.parametrize("name", ["anatomy", "pilot"])  # `make book-all` executes all in kernels
 def test_run_has_figures_data_and_metrics(name: str, tmp_path: Path) -> None:
     for file in ("_config.yml", "CITATION.cff"):
         shutil.copy(ROOT / file, tmp_path)
