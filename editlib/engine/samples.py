@@ -1,6 +1,7 @@
 """Text that a model writes itself, in windows: what second moments are read from where there is no corpus."""
 
 import logging
+from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
@@ -33,6 +34,15 @@ def check_sampling(lm: LanguageModel) -> int:
     return start
 
 
+def unwritten(lm: LanguageModel, tokens: int, *, window: int) -> int:
+    """How many files of `ROWS` windows each `own_windows` would have to sample."""
+    width = min(window, lm.max_length or window)
+    count = max(1, tokens // width)
+    if _shipped(lm, count, width) is not None:
+        return 0
+    return sum(not _place(lm, number, width).is_file() for number in range(-(-count // ROWS)))
+
+
 def own_windows(lm: LanguageModel, tokens: int, *, window: int) -> Tensor:
     """The first `tokens` tokens that a model writes, in whole windows of at most its context.  # (windows, width)
 
@@ -44,17 +54,25 @@ def own_windows(lm: LanguageModel, tokens: int, *, window: int) -> Tensor:
     start = check_sampling(lm)
     width = min(window, lm.max_length or window)
     count = max(1, tokens // width)
-    shipped = lm.folder / SHIPPED if lm.folder else None
-    if shipped and shipped.is_file():
-        windows = load_file(shipped)["windows"].long()
-        if windows.shape[1] == width and len(windows) >= count:
-            return windows[:count]
+    if (shipped := _shipped(lm, count, width)) is not None:
+        return shipped
     numbers = range(-(-count // ROWS))
     return torch.cat([_file_of_windows(lm, start, number, width, len(numbers)) for number in numbers])[:count]
 
 
+def _shipped(lm: LanguageModel, count: int, width: int) -> Tensor | None:
+    """So many windows of a width from a model's folder; None if it does not have them."""
+    path = lm.folder / SHIPPED if lm.folder else None
+    windows = load_file(path)["windows"].long() if path and path.is_file() else torch.empty(0, 0)
+    return windows[:count] if windows.shape[1] == width and len(windows) >= count else None
+
+
+def _place(lm: LanguageModel, number: int, width: int) -> Path:
+    return cache_folder("samples") / f"{lm.fingerprint[:16]}-{width}-rule-{RULE}-{number:04}.safetensors"
+
+
 def _file_of_windows(lm: LanguageModel, start: int, number: int, width: int, files: int) -> Tensor:
-    path = cache_folder("samples") / f"{lm.fingerprint[:16]}-{width}-rule-{RULE}-{number:04}.safetensors"
+    path = _place(lm, number, width)
     if not path.is_file():
         lm.require_untouched("text of its own")
         log.info("no corpus: the model writes its own, %d of %d windows done", number * ROWS, files * ROWS)

@@ -177,7 +177,7 @@ def test_run_list_and_publish(project: Path, capsys: pytest.CaptureFixture[str])
     (found,) = json.loads(capsys.readouterr().out)
     assert (project / found["path"] / "manifest.json").is_file()
     assert run_app(["run", "toy", "-p", "n=6"]) == 0
-    said = f"toy: {found['path']}\ntheir pages are made by: make book\n"
+    said = f"toy: {found['path']}\ntheir pages are made by: make site\n"
     assert capsys.readouterr().out == said  # the same spec is not executed again
     assert run_app(["runs"]) == 0
     assert found["run"] in capsys.readouterr().out

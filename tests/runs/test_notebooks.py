@@ -12,6 +12,7 @@ import pytest
 from IPython.core.formatters import DisplayFormatter
 from places import ROOT
 
+from editlib.models.language_model import LanguageModel
 from editlib.runs import analyses
 from editlib.runs import execute as runs
 from editlib.runs.crate import NAME as CRATE
@@ -43,6 +44,14 @@ CASE_COLUMNS = {
     "perplexity_corpus", "perplexity_ratio", "numerator", "denominator", "denominator_consistent", "delta_norm",
     "weight_norm", "seconds", "error",
 }  # fmt: skip
+
+
+def project(root: Path) -> Path:
+    """The analyses in a project of their own."""
+    shutil.copytree(ROOT / "notebooks", root / "notebooks")
+    for file in ("_config.yml", "CITATION.cff"):
+        shutil.copy(ROOT / file, root)
+    return root
 
 
 QUICK = {  # the others are executed by `make book-all` and `make test-all`
@@ -85,6 +94,21 @@ def test_cells_run_and_what_they_show_can_be_shown(name: str, tmp_path: Path, mo
         assert len(frame) == 3 * 5 and frame["error"].isna().all()
 
 
+@pytest.mark.slow
+def test_a_model_of_ones_own_needs_no_corpus_and_no_data(llama: LanguageModel, tmp_path: Path) -> None:
+    """It edits facts, is measured on prose, and writes the text for C itself."""
+    folder, root = tmp_path / "own", project(tmp_path / "project")
+    llama.model.save_pretrained(folder)
+    llama.tokenizer.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 1024}), "utf-8")
+    run = runs.execute("denominator", root=root, parameters={"model": str(folder), "first": 1, "others": 1})
+    assert [run.parameters[name] for name in ("cases", "texts", "control")] == ["facts", "prose-50", None]
+    assert [moments["source"] for moments in run.moments.values()] == ["own text"]
+    table = pd.read_parquet(run.folder / "data" / "cases.parquet")
+    assert set(table["method"]) == {"rome", "rome, C left out"} and table["error"].isna().all()
+
+
 def show(source: str, names: dict[str, object]) -> None:
     """Execute a cell; if it ends in an expression, make all that a page could show of it."""
     statements = ast.parse(source).body
@@ -97,10 +121,7 @@ def show(source: str, names: dict[str, object]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["anatomy", "pilot"])  # `make book-all` executes all in kernels
 def test_run_has_figures_data_and_metrics(name: str, tmp_path: Path) -> None:
-    for file in ("_config.yml", "CITATION.cff"):
-        shutil.copy(ROOT / file, tmp_path)
-    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
-    run = runs.execute(name, root=tmp_path, parameters=SMALL[name])
+    run = runs.execute(name, root=project(tmp_path), parameters=SMALL[name])
     assert run.metrics and run.difference() is None
     assert run.hparams.keys() == run.moments.keys() and (run.hparams or name == "anatomy")
     assert {Path(output).parts[0] for output in run.outputs} == {"index.ipynb", "data", "figures", CRATE}

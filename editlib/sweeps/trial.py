@@ -1,0 +1,88 @@
+"""What work with a model will take on this machine: a unit of each kind, timed before the work begins."""
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+
+from editlib.data.datasets import Case
+from editlib.data.for_models import subject_tokens
+from editlib.editing.method import Variant
+from editlib.editing.methods import method_of
+from editlib.editing.session import Session
+from editlib.editing.stats import BATCH, needed_moments, second_moments
+from editlib.engine.passes import Passes
+from editlib.engine.prefixes import continued
+from editlib.engine.samples import ROWS, check_sampling, unwritten
+from editlib.errors import EditlibError
+from editlib.models.language_model import LanguageModel
+from editlib.sweeps import setup
+from editlib.sweeps.single import sweep
+
+EDITS, TOKENS = 2, 8  # made, and written, to be timed
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Cases whose subject was found, of all; the layer that ROME edits; seconds of one edit with all that is measured
+    of it, and of the second moments of that layer, 0 where they are kept already."""
+
+    found: int
+    cases: int
+    layer: int
+    edit: float
+    moments: float
+
+
+def try_out(
+    lm: LanguageModel,
+    cases: Sequence[Case],
+    texts: Sequence[str],
+    *,
+    layer: int | None = None,
+    corpus: Sequence[str] | None = None,
+) -> Trial:
+    """See that ROME can edit a model with these cases and texts, and time what it takes.
+
+    Raises `EditlibError` before it runs the model for what would fail later: an architecture that is not understood,
+    no case whose subject is found, texts that are too long, second moments that cannot be had; and if an edit fails.
+    """
+    params = setup.hparams(lm, "rome", layer)
+    Session(lm, corpus=corpus).check([Variant(method_of(params), params)], texts=texts)
+    able = [case for case in cases if _is_found(lm, case)]
+    if not able:
+        raise EditlibError(f"{lm.label} finds the subject of none of the {len(cases)} cases in its tokens; give others")
+    bare = setup.hparams(lm, "rome", layer, covariance=False)
+    made = sweep(lm, able[:EDITS], methods={"rome": bare}, texts=texts, progress=False)
+    if made["error"].notna().any():
+        raise EditlibError(f"{lm.label} cannot be edited: {made['error'].dropna().iloc[0]}")
+    seconds = float(made["seconds"].mean())
+    return Trial(len(able), len(cases), params.layer, seconds, _seconds_to_moments(lm, params.layer, corpus))
+
+
+def _is_found(lm: LanguageModel, case: Case) -> bool:
+    with suppress(EditlibError):
+        subject_tokens(lm, case.request)
+        return True
+    return False
+
+
+@torch.no_grad()
+def _seconds_to_moments(lm: LanguageModel, layer: int, corpus: Sequence[str] | None) -> float:
+    needed = needed_moments(lm, [layer], corpus=corpus)
+    if all(path.is_file() for path in needed.paths.values()):
+        return 0.0
+    windows, writing = needed.windows, 0.0
+    if windows is None:
+        start, tokens, window = check_sampling(lm), needed.options.tokens or 0, needed.options.window
+        width = min(window, lm.max_length or window)
+        began = time.perf_counter()
+        continued(Passes.of(lm), [[start]] * ROWS, 1 + TOKENS, None, torch.Generator().manual_seed(0))
+        files = unwritten(lm, tokens, window=window)
+        writing = files * width / TOKENS * (time.perf_counter() - began)
+        windows = torch.full((tokens // width, width), start)
+    began = time.perf_counter()
+    second_moments(lm, windows[:BATCH], layers=[layer])
+    return writing + len(windows) / min(BATCH, len(windows)) * (time.perf_counter() - began)
