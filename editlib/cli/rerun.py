@@ -146,12 +146,12 @@ def _steps(model: str, plans: dict[str, "Plan"], done: dict[str, "Manifest"], tr
             continue
         worth = edits_worth(asked, runs)
         steps.append(Step(name, asked.analysis.title, None if worth is None else worth * trial.edit))
-    return [*steps, Step("pages", LATER, None)]
+    return steps
 
 
 def _listed(steps: Sequence[Step]) -> str:
     """The steps, and what they take together."""
-    left = [step.seconds for step in steps if not step.done and step.name != "pages"]
+    left = [step.seconds for step in steps if not step.done]
     unknown = "" if None not in left else ", and what is unknown"
     whole = f"in all: about {duration(sum(filter(None, left)))}{unknown}" if left else "nothing is left to execute"
     return f"{table([step.row for step in steps])}\n{whole}"
