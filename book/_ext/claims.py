@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
-from verdicts import MODELS, PAPERS, VERDICTS, Claim, ClaimError, Verdict, judge, read_claims
+from verdicts import MODELS, PAPERS, VERDICTS, Claim, ClaimError, Verdict, judge, read_claim, read_claims
 
 from editlib.runs.manifest import Manifest
 
@@ -85,11 +86,13 @@ def set_after(claim: Claim, model: str, run: Manifest, root: Path) -> bool:
 
 
 def rules_of(text: str) -> dict[tuple[str, str], tuple[str, str, str]]:
-    """What verdicts rest on in a file as it once was; nothing if that cannot be read."""
-    try:
-        return {(claim.id, model): rule.asked for claim in read_claims(text) for model, rule in claim.rules.items()}
-    except (ClaimError, yaml.YAMLError):
-        return {}
+    """What verdicts rest on in a file as it once was, by claim and model; of records of another form, nothing."""
+    rules = dict[tuple[str, str], tuple[str, str, str]]()
+    for record in yaml.safe_load(text) or []:
+        with suppress(ClaimError):
+            claim = read_claim({"section": "", **record})  # the first had none
+            rules |= {(claim.id, model): rule.asked for model, rule in claim.rules.items()}
+    return rules
 
 
 # -- pages ---------------------------------------------------------------------------------------------
