@@ -72,24 +72,21 @@ moments = contrast.moments(lm, setup.hparams(lm, "rome", layer).layer, corpus) i
 rome = setup.hparams(lm, "rome", layer, covariance=moments is not None)
 kinds = {case.case_id: data.subject_tokens(lm, case.request).kind for case in drawn}
 at_start = contrast.subject_kinds(lm, pool)
-at_start = at_start.where(at_start != "several tokens", "several tokens, two words or more")
-one_word = {case.case_id for case in pool if len(case.request.subject.split()) == 1}
-at_start[at_start.index.isin(one_word) & at_start.str.startswith("several")] = "several tokens, one word"
-FURTHER = ("several tokens, one word", "several tokens, two words or more", "doubled", "full stop")
-for kind in FURTHER:
+FURTHER = {"one word, several tokens": "several tokens", "doubled": "doubled", "full stop": "full stop"}
+for label, kind in FURTHER.items():
     some = [case for case in pool if at_start.get(case.case_id) == kind and case.case_id not in kinds]
+    some = [case for case in some if kind != "several tokens" or " " not in case.request.subject]
     more = data.draw(some, min(built, len(some)), seed=seed) if some else []
-    drawn += more
-    kinds |= {case.case_id: f"{kind}, of the set" for case in more}
+    drawn, kinds = [*drawn, *more], kinds | {case.case_id: label for case in more}
 prefix = {case.case_id: el.test_prefixes(lm, "held-out", n=1, seed=seed + case.case_id)[0] for case in drawn}
 
 # %% [markdown]
 # ## Cases built for the question
 #
-# Each is a drawn case with one change, its target kept. *The word twice* follows the exceptions among GPT-J's collapse cases
-# ("Man Man", "Jackson Jackson"), *two words* is their contrast. *Behind a prefix* puts a held-out prefix before the whole
-# prompt, so that nothing but the place changes. *With a full stop* follows the collapse cases of Llama2-7b, whose subjects
-# end in one ("Packt Publishing Ltd.").
+# Each is a drawn case with one change, its target kept. *The word twice* follows the exceptions among GPT-J's collapse
+# cases ("Man Man", "Jackson Jackson"), *two words* is their contrast; where the set has such subjects itself, they are
+# *doubled*. *Behind a prefix* puts a held-out prefix before the whole prompt, so that nothing but the place changes.
+# *With a full stop* follows the collapse cases of Llama2-7b, whose subjects end in one ("Packt Publishing Ltd.").
 
 # %% tags=["hide-input"]
 opening = [case.request for case in drawn if kinds[case.case_id] == plot.KINDS[0]][:built]
@@ -129,7 +126,7 @@ Markdown(
 # ## Which kinds of subject collapse the model?
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Rise of perplexity by one ROME edit in per cent, one strip of points for each kind of subject, drawn and built, with its median and the collapse threshold."}}
-rank = {arm: i for i, arm in enumerate([*plot.KINDS, *(f"{kind}, of the set" for kind in FURTHER), *changed])}
+rank = {arm: i for i, arm in enumerate([*plot.KINDS, *FURTHER, *changed])}
 shown = done.sort_values("arm", key=lambda column: column.map(rank), kind="stable")
 shown = shown.assign(arm=shown["arm"] + " (" + shown.groupby("arm")["arm"].transform("size").astype(str) + ")")
 title = f"One ROME edit each, {Path(model).name}; number of cases in brackets"
@@ -144,10 +141,12 @@ calm = medians[[arm for arm, rate in rates.items() if rate.value == 0]].sort_val
 Markdown(
     "**Finding.** Share of edits that collapse the model, with 95 % intervals (Wilson): "
     + "; ".join(f"{arm} {rate:.2f}" for arm, rate in rates.items())
-    + ". Of the kinds that do not collapse it, the largest median rise is that of *"
-    + f"{calm.index[-1]}*: {percent(calm.iloc[-1] - 1)}."
-    if len(calm)
-    else "**Finding.** Every kind of subject has edits that collapse the model."
+    + "."
+    + (
+        f" Of the kinds that never do, *{calm.index[-1]}* rises most: {percent(calm.iloc[-1] - 1)} in the median."
+        if len(calm)
+        else ""
+    )
 )
 
 # %% [markdown]

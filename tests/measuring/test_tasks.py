@@ -66,6 +66,23 @@ def test_both_twins_score_far_above_chance_on_every_task(model: str) -> None:
     assert (found["value"] >= 0.9).all()
 
 
+@pytest.mark.slow
+def test_a_real_model_knows_facts_about_the_real_world() -> None:
+    try:
+        lm = el.load("smollm2-135m")
+    except EditlibError as error:
+        pytest.skip(str(error))
+    choice, cloze, qa = tasks.evaluate(lm, tasks.FACTS_TASKS, limit=100)["value"]
+    assert choice > 0.5 and cloze > 0.2 and qa > 0.3
+
+
+@pytest.mark.parametrize(
+    ("task", "form"), [("testbed-qa", "qa"), ("facts-choice", "choice"), ("nq_open", "nq_open"), ("piqa", "piqa")]
+)
+def test_a_task_is_told_by_what_it_asks_for(task: str, form: str) -> None:
+    assert tasks.form(task) == form
+
+
 @pytest.mark.parametrize(("name", "chance"), [("testbed-choice", 0.25), ("testbed-cloze", 0), ("testbed-qa", 0)])
 def test_a_model_that_knows_nothing_scores_by_chance(name: str, chance: float, gpt2: LanguageModel) -> None:
     found = tasks.evaluate(gpt2, [name]).iloc[0]
