@@ -91,10 +91,11 @@ def anatomy(frame: pd.DataFrame, *, models: Sequence[str]) -> Figure:
                 of_model, x="position", y=column, hue="layer", palette="viridis", marker="o", ms=4, ax=axes, legend=few
             )
             axes.set(title=Path(model).name, ylabel=label, xlabel="Position of the token")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.get_legend().remove()
     for axes in grid[0, :2]:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_major_formatter("{x:,g}")
     legend_below(figure, grid[0, 0], title="Layer", ncols=10)
     return figure
 
