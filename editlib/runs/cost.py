@@ -8,8 +8,8 @@ from editlib.runs.plan import Plan
 
 
 def edits_worth(asked: Plan, runs: Sequence[Manifest]) -> float | None:
-    """How many edits take as long as an analysis: those of its newest run that tells what one took, scaled by the
-    parameter that grew most, or shrank least, so rather too many; None if no run tells."""
+    """How many edits take as long as an analysis: those of its newest run that tells what one took, scaled by how many
+    cases are drawn; None if no run tells."""
     for run in reversed([run for run in runs if run.analysis == asked.analysis.name]):
         each = _seconds_of_an_edit(run.folder)
         if each:
@@ -31,7 +31,8 @@ def _seconds_of_an_edit(folder: Path) -> float | None:
 
 
 def _scale(asked: Plan, run: Manifest) -> float:
-    """The largest of what whole numbers but for the seed are now over what they were, where they differ."""
+    """The first whole number but for the seed that differs, over what it was: notebooks declare how many cases are
+    drawn before what is done with them."""
     pairs = [(value, run.parameters.get(name)) for name, value in asked.parameters.items() if name != "seed"]
-    ratios = [a / b for a, b in pairs if type(a) is int and type(b) is int and b > 0 and a != b]
-    return max(ratios, default=1.0)
+    ratios = (a / b for a, b in pairs if type(a) is int and type(b) is int and b > 0 and a != b)
+    return next(ratios, 1.0)

@@ -29,6 +29,13 @@ def test_table_lists_every_run_and_links_to_its_page(page: Page, runs: list[Mani
         assert page.request.head(link).ok, link
 
 
+def test_analyses_without_a_run_are_named(page: Page, runs: list[Manifest]) -> None:
+    page.goto("/runs.html")
+    missing = sorted(set(analyses.names(ROOT)) - {run.analysis for run in runs})
+    said = f"Not executed here: {', '.join(missing)}. make book-all executes every analysis."
+    assert page.get_by_text(said).count() == bool(missing)
+
+
 def test_runs_of_one_spec_stand_together_and_are_marked(page: Page, runs: list[Manifest]) -> None:
     page.goto("runs.html")
     counts = Counter(run.spec for run in runs)

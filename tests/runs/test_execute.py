@@ -206,8 +206,8 @@ def test_several_analyses_are_executed_whatever_becomes_of_one(
     assert [type(outcome.error) for outcome in outcomes] == [type(None), EditlibError, RunFailed, type(None)]
     assert [outcome.run and outcome.run.difference() for outcome in outcomes] == [None] * 4
     assert sorted(run.analysis for run in find_runs(root)) == ["last", "toy"]
-    told = sorted(line.split(": ")[1].split(",")[0] for line in capsys.readouterr().err.splitlines())
-    assert told == ["done", "done", "failed", "failed"]
+    lines = [line for line in capsys.readouterr().err.splitlines() if ": cell " not in line]  # those tell of a slow one
+    assert sorted(line.split(": ")[1].split(",")[0] for line in lines) == ["done", "done", "failed", "failed"]
     assert execute_all(["toy"], jobs=jobs, root=root)[0].run == outcomes[0].run
 
 
