@@ -63,7 +63,7 @@ def by_layer(scores: pd.DataFrame, collapses: pd.DataFrame) -> Figure:
             below.plot(cases["layer"], share, color=color, marker=marker, ms=5, lw=1, label=group)
         top.set(title=method, ylim=(-0.04, 1.04))
         below.set(xlabel="Edited layer", ylim=(-0.04, 1.04), xticks=sorted(scores["layer"].unique()))
-    panels[1, 0].legend(title="Cases", fontsize=9)
+    panels[1, -1].legend(title="Cases", fontsize=9, loc="center")
     panels[0, 0].set_ylabel("Mean over normal cases")
     panels[1, 0].set_ylabel("Share that collapse")
     legend_below(figure, panels[0, 0], ncols=4)
