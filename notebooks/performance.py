@@ -13,7 +13,7 @@
 #     title: "Performance: what one edit costs"
 #     models: [model]
 #     profiles:
-#       quick: {edits: 4, plain_edits: 1, n: 8, before: 16, longest: 60}
+#       quick: {edits: 2, plain_edits: 1, n: 8, points: 2}
 #       full: {shape: gpt2, plain_edits: 3, n: 60}
 # ---
 
@@ -40,6 +40,7 @@ plain_edits: int = 2  # edits made the plain way, in each round
 rounds: int = 1  # how often both are measured in turn
 longest: int = 118  # tokens of the longest text where lengths are compared
 before: int = 64  # most tokens of prose before a prompt where lengths are compared
+points: int = 4  # lengths compared
 n: int = 20  # cases edited with every number of tokens
 seed: int = 0  # of their draw
 reference: int = 200  # tokens per key dimension of the second moment that others are compared with
@@ -172,9 +173,9 @@ def lengths(names: list[str], **options: int) -> dict[str, float]:
     return row
 
 
-steps = [0, before // 4, before // 2, before]
+steps = np.linspace(0, before, points).round().astype(int).tolist()
 searching = pd.DataFrame([lengths(["shared", "keys", "values"], before=step, texts=2) for step in steps])
-sizes = [longest // 4, longest // 2, longest]
+sizes = np.linspace(longest // 4, longest, points).round().astype(int).tolist()
 scoring = pd.DataFrame([lengths(["shared", "perplexity"], longest=size, steps=1) for size in sizes])
 pd.concat([searching, scoring]).to_parquet("data/lengths.parquet")
 figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")

@@ -134,7 +134,9 @@ Markdown(
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Rise of perplexity in per cent by each single edit, on an axis that is logarithmic above 1: a panel for each set and model, a strip of points with its median and largest for each method, by kind of subject, with the collapse threshold."}}
 shown = frame[done].assign(
-    arm=frame["method"], set=frame["set"] + f" (n={n})", model=frame["model"].str.split("/").str[-1]
+    arm=frame["method"],
+    set=frame["set"].map(lambda label: f"{label} (n={len(sets[label])})"),
+    model=frame["model"].str.split("/").str[-1],
 )
 figure = plot.single_edits(shown, collapse_ratio=collapse_ratio)
 figure.savefig("figures/strips.png")
@@ -307,7 +309,7 @@ pd.DataFrame([*theirs, *own], columns=["model", "FT", "FT-L", "MEND", "ROME", "M
 
 # %% tags=["hide-input"]
 metrics = able | {
-    "cases": n,
+    "cases": len(sets["as asked"]),
     "failed": int(errors["size"].sum()),
     "combinations_collapsed": len(broken),
     "hard": len(records),
