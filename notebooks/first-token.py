@@ -97,7 +97,9 @@ partners = [request.subject for request in opening[1:] + opening[:1]]
 changed = {
     "the word twice": [replace(r, subject=f"{r.subject} {r.subject}") for r in opening],
     "the word twice, no space": [replace(r, subject=r.subject * 2) for r in opening],
-    "two words": [replace(r, subject=f"{r.subject} {p}") for r, p in zip(opening, partners, strict=True)],
+    "two words": [
+        replace(r, subject=f"{r.subject} {p}") for r, p in zip(opening, partners, strict=True) if p != r.subject
+    ],
     "one token, behind a prefix": [
         replace(r, prompt=p.replace("{}", r.prompt)) for r, p in zip(opening, behind, strict=True)
     ],

@@ -131,14 +131,14 @@ def sequence(
     """Edit the cases one after another, every edit computed on the model as the earlier ones left it; a tidy table.
 
     Second moments and prefix contexts are those of the unedited model. Step 0 is the unedited model, step n the n-th
-    edit; perplexity on `texts` is measured at step 0 and after `every` so many edits, where `measured` is true (there
-    nan is a result). An edit that fails is a row with its error and changes nothing. With `retest`, rows say how an
-    edit scores right after it was made, and once more, where `retest` is true, after the last edit; `answers` keeps
-    what the model says then. Several methods are as many sequences, each from the unedited model; `at_end` is called
-    with a method's name while the model has all its edits (not for a sequence that was finished before), and afterwards
-    the weights are restored bit for bit. `out`, `resume` and `retry_failed` are those of `sweep`; the weights so far
-    lie beside the parts until a sequence is done, and a sequence with an edit that writes no weight begins again.
-    Raises `EditlibError` as `sweep` does.
+    edit; perplexity on `texts` is measured at step 0, after `every` so many edits and after the last one, where
+    `measured` is true (there nan is a result). An edit that fails is a row with its error and changes nothing. With
+    `retest`, rows say how an edit scores right after it was made, and once more, where `retest` is true, after the last
+    edit; `answers` keeps what the model says then. Several methods are as many sequences, each from the unedited model;
+    `at_end` is called with a method's name while the model has all its edits (not for a sequence that was finished
+    before), and afterwards the weights are restored bit for bit. `out`, `resume` and `retry_failed` are those of
+    `sweep`; the weights so far lie beside the parts until a sequence is done, and a sequence with an edit that writes
+    no weight begins again. Raises `EditlibError` as `sweep` does.
     """
     session = Session(lm, stats=stats, corpus=corpus, moment_options=moment_options)
     options: dict[str, Any] = {"every": every, "retest": retest, "answers": answers}
@@ -200,7 +200,7 @@ def _row(chain: "Chain", step: int, unedited: float) -> dict[str, Any]:
         case = plan.cases[step - 1]
         said = attempt(chain.add, case)
         row |= about(case) | ({"error": said} if isinstance(said, str) else said)
-    if step % plan.every == 0:
+    if step % plan.every == 0 or step == len(plan.cases):
         measured = attempt(chain.perplexity)
         if isinstance(measured, str):
             row["error"] = measured
