@@ -84,9 +84,9 @@ def _rises(
 
 
 def _percent(value: float, _: int, *, every: int) -> str:
-    """A tick's label; of many decades every other has one."""
+    """A tick's label, in figures or as a power of ten; of many decades every other has one."""
     decade = round(np.log10(abs(value))) if value else 0
-    return "" if decade % every or value == -1 else f"{value:,.0f}"
+    return "" if decade % every or value == -1 else f"{value:,.0f}" if value < 1e6 else f"$10^{{{decade}}}$"
 
 
 def strips(frame: pd.DataFrame, measures: Mapping[str, str]) -> Figure:

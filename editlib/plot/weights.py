@@ -16,11 +16,13 @@ from editlib.plot.style import OF_SUBJECTS, drawable, legend_below, mark_collaps
 def weight_changes(changes: Mapping[str, NDArray[np.float64]]) -> Figure:
     """Sizes of the entries of matrices of one shape (d_out, d_in), as heat maps on one logarithmic colour scale.
 
-    Large ones are shown in blocks, each by its largest entry; the scale reaches three decades down from the largest.
+    Large ones are shown in blocks, each by its largest entry; the scale reaches down to a third of the median entry of
+    the matrix where that is least.
     """
     blocks = {title: _largest(np.abs(change)) for title, change in changes.items()}
     top = max(block.max() for block in blocks.values()) or 1.0
-    scale = LogNorm(top / 1000, top, clip=True)
+    middles = [np.median(block[block > 0]) for block in blocks.values() if block.any()]
+    scale = LogNorm(min([*middles, top]) / 3, top, clip=True)
     figure, panels = plt.subplots(len(blocks), 1, figsize=(9, 2.4 * len(blocks) + 0.6), layout="constrained")
     for axes, (title, block) in zip(np.atleast_1d(panels), blocks.items(), strict=True):
         rows, columns = changes[title].shape
