@@ -26,7 +26,7 @@ GUIDE = [
     if line.startswith("editlib ")
 ]
 SNIPPETS = [block for language, block in BLOCKS if language == "python"]
-EDIT = next(words for words in EDITLIB if words[0] == "edit")
+REAL, EDIT = (words for words in EDITLIB if words[0] == "edit")
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_command_is_of_a_known_kind() -> None:
     assert len(MAKE) + len(EDITLIB) == len(COMMANDS)
-    assert len(MAKE) == 2 and len(EDITLIB) == 6 and SNIPPETS
+    assert len(MAKE) == 2 and len(EDITLIB) == 7 and SNIPPETS
 
 
 @pytest.mark.parametrize("words", GUIDE, ids=shlex.join)
@@ -81,6 +81,14 @@ def test_the_edit_ends_as_the_text_says(more: list[str], verdict: str, capsys: p
     printed = capsys.readouterr().out
     assert re.search(rf"(?m)^verdict +{verdict}$", printed)
     assert re.search(rf"(?m)^edit holds +no +{'no' if 'not hold' in verdict else 'yes'}$", printed)
+
+
+@pytest.mark.slow
+def test_an_edit_of_a_real_model_tells_whether_it_holds_and_what_it_broke(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_app(REAL) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"(?m)^verdict +\w+ \(perplexity ×[\d.,]+\)", printed)
+    assert re.search(r"(?m)^edit holds +no +(yes|no)$", printed)
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS)

@@ -18,7 +18,7 @@ NAMES = """
 """.split()
 PLOT = """
     COLORS KINDS MARKERS METHOD_MARKS SCORE_MARKS anatomy changes comparison denominators doses
-    drawable findings layers maps pairs rises scatter scores sequences single_edits spectra strips theme thresholds
+    drawable findings layers maps pairs scatter scores sequences single_edits spectra strips theme thresholds
     weight_changes
 """.split()
 HEAVY = ("torch", "transformers", "pandas", "matplotlib", "scipy")

@@ -57,7 +57,8 @@ Path("metrics.json").write_text(json.dumps({"n": n}))
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project with two analyses of a model, the first of which fails."""
+    """A project with two analyses of a model, the first of which fails, and nothing worked out yet."""
+    monkeypatch.setenv("EDITLIB_CACHE", str(tmp_path / "cache"))
     root = make_project(tmp_path / "project")
     for name in ("broken", "tiny"):
         opening = f"from editlib.errors import EditlibError\n\nNAME = {name!r}\nimport json\n"

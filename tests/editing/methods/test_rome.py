@@ -222,7 +222,7 @@ def test_a_session_searches_once_for_a_whole_family(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     searches, search_all = list[int](), sessions.search
-    monkeypatch.setattr(sessions, "search", lambda *given: (searches.append(1), search_all(*given))[1])
+    monkeypatch.setattr(sessions, "search", lambda *given, **more: (searches.append(1), search_all(*given, **more))[1])
     space = Session(lm, stats=moments)
     for method in ALL:
         params = hparams_for(lm, method, layer=LAYER, steps=6, learning_rate=0.3)
