@@ -1,7 +1,7 @@
 .PHONY: help book book-all site pdf test test-all lint typecheck architecture serve clean
 
 PYTEST = .venv/bin/pytest -n 3
-REAL = -p model smollm2-135m -p split test -p n 8 -p first 4 -p top 1 -p limit 10
+REAL = -p model smollm2-135m -p split test -p n 4 -p first 2 -p top 1 -p limit 10
 BUILD = .venv/bin/jupyter-book build book/ -W -n --keep-going --all
 
 help:       ## list these targets
