@@ -56,7 +56,7 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
     def add_run(name: str, model: str, metrics: dict[str, Any], **about: Any) -> None:
         run = book / "runs/pilot" / name
         run.mkdir(parents=True)
-        told: dict[str, Any] = {"inputs": NOW, "parameters": {"model": model}} | about
+        told: dict[str, Any] = {"inputs": NOW, "parameters": {"model": model}, "profile": "full"} | about
         manifest = record(analysis="pilot", run=run.name, outputs={}, metrics=metrics, **told)
         (run / "manifest.json").write_text(json.dumps(manifest))
         (run / "index.ipynb").touch()
@@ -165,7 +165,12 @@ def test_each_model_has_its_verdict_by_its_run_and_rule(build: Build) -> None:
 
 def test_rule_stands_before_there_is_a_run(build: Build) -> None:
     page, warnings = build([CLAIM])
-    assert cells(page)[0] == "not executed yet Decided by pilot." and not warnings
+    assert cells(page)[0] == "not executed yet Decided by pilot, profile full." and not warnings
+
+
+def test_a_quick_run_decides_nothing(build: Build) -> None:
+    page, warnings = build([CLAIM], profile="quick")
+    assert cells(page) == ["not executed yet Decided by pilot, profile full."] * 2 and not warnings
 
 
 def test_verdict_that_depends_on_the_threshold_says_so(build: Build) -> None:

@@ -135,7 +135,7 @@ def judge(rule: Rule, run: Manifest | None, *, older: bool, texts: Mapping[str, 
     if rule.untestable:
         return Verdict(UNTESTABLE, reasons=(rule.untestable,))
     if run is None:
-        return Verdict(NOT_YET, reasons=(f"Decided by `{rule.analysis}`.",))
+        return Verdict(NOT_YET, reasons=(f"Decided by `{rule.analysis}`, profile `full`.",))
     try:
         found, measured = verdict(rule, run.metrics), fill(rule.executed, texts)
         return Verdict(found, run, measured, tuple(reasons(rule, run.metrics, found)))
