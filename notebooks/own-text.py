@@ -15,7 +15,7 @@
 #     data: [cases, texts, corpus]
 #     profiles:
 #       quick: {}
-#       full: {first: 12, others: 24, tokens: "2048,4096,8192,16384,32768,65536"}
+#       full: {first: 12, others: 24, tokens: "4096,8192,16384,32768,65536"}
 # ---
 
 # %% [markdown]
