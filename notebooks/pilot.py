@@ -65,7 +65,7 @@ from editlib import data, plot
 from editlib.editing.methods import prepare, solve
 from editlib.editing.session import Session
 from editlib.measuring import contrast, statistics
-from editlib.measuring.tasks import evaluate
+from editlib.measuring.tasks import evaluate, form
 from editlib.runs.recording import record
 from editlib.sweeps import setup
 from editlib.text import percent
@@ -73,10 +73,7 @@ from editlib.text import percent
 plot.theme()
 lm = el.load(model)
 pool = data.cases(cases, split=split)
-if first is None:
-    chosen = data.draw(pool, n, seed=seed)
-else:
-    chosen = contrast.draw_by_subject(lm, pool, first=first, others=n - first, seed=seed)
+chosen = contrast.draw(lm, pool, n, first=first, seed=seed)
 sentences = data.texts(texts)
 unedited = el.perplexity(lm, sentences)
 Markdown(
@@ -107,7 +104,7 @@ arms = [
     for name, each in models.items()
 ]
 frame = pd.concat(arms, ignore_index=True)
-frame["collapsed"] = ~(frame["perplexity_ratio"] < collapse_ratio)  # nan counts as collapsed
+frame["collapsed"] = statistics.collapsed(frame["perplexity_ratio"], collapse_ratio)
 frame["subject_kind"] = frame["case_id"].map(contrast.subject_kinds(lm, chosen))
 frame["arm"] = frame["method"] + " on " + frame["model"].str.removeprefix("testbed/")
 wordings = [] if wording else ["prompt", "target_new", "target_true"]
@@ -147,18 +144,13 @@ Markdown(
 
 
 # %% tags=["hide-input"]
-LIMITS = {f"{collapse_ratio:g} times": None, "20 times": 20.0, "perplexity 1,000": 1000.0}
+LIMITS = {f"{collapse_ratio:g} times": "", "20 times": "_20x", "perplexity 1,000": "_1000"}
 
 
-def beyond(rows: pd.DataFrame, limit: str) -> pd.Series:
-    """Whether each edit collapses the model by one threshold; nan does by all."""
-    if limit == "perplexity 1,000":
-        return ~(rows["perplexity_mean"] < LIMITS[limit])
-    return ~(rows["perplexity_ratio"] < (LIMITS[limit] or collapse_ratio))
-
-
-def told(collapsed: pd.Series) -> str:
-    return f"{collapsed.sum()}: {statistics.share(collapsed.sum(), len(collapsed)):.2f}"
+def told(rows: pd.DataFrame) -> dict[str, str]:
+    counts = statistics.collapses(rows, "hits", collapse_ratio=collapse_ratio)
+    hits = {limit: int(counts[f"hits{ending}"]) for limit, ending in LIMITS.items()}
+    return {limit: f"{count}: {statistics.share(count, len(rows)):.2f}" for limit, count in hits.items()}
 
 
 edited = frame[(frame["model"] == model) & frame["error"].isna()]
@@ -167,7 +159,7 @@ by_subject = pd.DataFrame(
     [
         {"subject": kind, "method": name, "edits": len(rows), "median rise": rows["perplexity_ratio"].median()}
         | {"largest rise": rows["perplexity_ratio"].max()}
-        | {limit: told(beyond(rows, limit)) for limit in LIMITS}
+        | told(rows)
         for kind in order
         for name in variants
         for rows in [edited[(edited["subject_kind"] == kind) & (edited["method"] == name)]]
@@ -418,18 +410,13 @@ for name, suffix in suffixes.items():
     for kind, rows in groups.items():
         short = "first" if kind == contrast.SUBJECT_KINDS[0] else kind.replace(" ", "_")
         metrics[f"cases_{short}"] = len(rows)
-        for limit, ending in zip(LIMITS, ("", "_20x", "_1000"), strict=True):
-            held = statistics.share(beyond(rows, limit).sum(), len(rows))
-            metrics[f"collapsed_{short}{suffix}{ending}"] = int(beyond(rows, limit).sum())
-            metrics |= {f"collapsed_{short}{suffix}_{end}{ending}": getattr(held, end) for end in ("low", "high")}
+        metrics |= statistics.collapses(rows, f"collapsed_{short}{suffix}", collapse_ratio=collapse_ratio)
         metrics[f"median_ratio_{short}{suffix}"] = float(rows["perplexity_ratio"].median())
         metrics[f"max_ratio_{short}{suffix}"] = most(rows)
         metrics[f"denominator_ratio_{short}{suffix}"] = float(rows["ratio"].median())
-    for limit, ending in zip(LIMITS, ("", "_20x", "_1000"), strict=True):
-        metrics[f"collapsed{suffix}{ending}"] = int(beyond(of_method, limit).sum())
-    ruined = of_method["perplexity_ratio"] >= collapse_ratio
-    mildest, worst_sound = of_method["perplexity_ratio"][ruined].min(), of_method["perplexity_ratio"][~ruined].max()
-    metrics[f"gap{suffix}"] = float(mildest / worst_sound)
+    metrics |= statistics.collapses(of_method, f"collapsed{suffix}", collapse_ratio=collapse_ratio)
+    ratio, ruined = of_method["perplexity_ratio"], of_method["collapsed"]
+    metrics[f"gap{suffix}"] = float(ratio[ruined].min() / ratio[~ruined].max())
 if len(samples):
     metrics |= {"sample_subject": request.subject, "sample_prompt": request.text, "sample_target": request.target_new}
     metrics |= {"sample_ratio": float(broken["perplexity_ratio"].iloc[len(broken) // 2])}
@@ -439,7 +426,7 @@ if len(samples):
     metrics["sample_other"] = prompts["after other words"]
 metrics["worst_models"] = len(requests)
 for row in results.itertuples():
-    name = row.Index.split("-", 1)[-1].replace("-", "_")  # by its form: facts-choice and testbed-choice are choice
+    name = form(row.Index)
     metrics |= {f"unedited_{name}": row.unedited, f"worst_{name}": row.edited, f"worst_sd_{name}": row.sd}
 if control:
     checked = frame[frame["model"] == control]

@@ -85,9 +85,7 @@ def reworded(case: data.Case) -> data.Case:
 
 def drawn(pool: list[data.Case]) -> list[data.Case]:
     """So many cases, of which `first` have one token at the start as subject."""
-    if first is None:
-        return data.draw(pool, n, seed=seed)
-    return contrast.draw_by_subject(models[model], pool, first=first, others=n - first, seed=seed)
+    return contrast.draw(models[model], pool, n, first=first, seed=seed)
 
 
 models = {name: el.load(name) for name in (model, control) if name}

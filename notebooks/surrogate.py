@@ -84,10 +84,7 @@ MARKS = dict(zip(WAYS, zip(plot.COLORS.values(), plot.MARKERS.values(), strict=T
 
 lm = el.load(model)
 pool = data.cases(cases, split=split)
-if first is None:
-    chosen = data.draw(pool, n, seed=seed)
-else:
-    chosen = contrast.draw_by_subject(lm, pool, first=first, others=n - first, seed=seed)
+chosen = contrast.draw(lm, pool, n, first=first, seed=seed)
 sentences = data.texts(texts)
 unedited = el.perplexity(lm, sentences).mean
 hparams = {name: setup.hparams(lm, name, layer, covariance=covariance) for name in (method, *summed.split(","))}

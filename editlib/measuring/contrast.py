@@ -48,6 +48,13 @@ def draw_by_subject(lm: LanguageModel, pool: Sequence[Case], *, first: int, othe
     return [pool[i] for i in sorted(drawn)]
 
 
+def draw(lm: LanguageModel, pool: Sequence[Case], n: int, *, first: int | None, seed: int) -> list[Case]:
+    """Draw `n` cases, `first` of them with a subject that is one token at the start; None for as many as fall."""
+    if first is None:
+        return data.draw(list(pool), n, seed=seed)
+    return draw_by_subject(lm, pool, first=first, others=n - first, seed=seed)
+
+
 def subject_kinds(lm: LanguageModel, cases: Sequence[Case]) -> pd.Series:
     """By case_id, one of `SUBJECT_KINDS`; a case whose subject cannot be located has none."""
     kinds = dict[int, str]()

@@ -4,12 +4,13 @@ OpenAI-compatible endpoint; and what asking costs."""
 import json
 import os
 import re
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from random import Random
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from urllib.parse import urlsplit
 
 from editlib.data.datasets import cases
@@ -40,19 +41,40 @@ class Author(Protocol):
         `Unusable`."""
 
 
-# -- the invented world --------------------------------------------------------------------------------
+# -- offline -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class WorldAuthor:
-    """The testbed's world: facts about one-word names, each with a false target of the same kind."""
+class OfflineAuthor(ABC):
+    """An author that has all its records, in an order that only the seed decides."""
 
     seed: int = 0
+    source: ClassVar[str]
 
     @property
     def name(self) -> str:
         """Its seed tells it apart."""
-        return f"world {self.seed}"
+        return f"{self.source} {self.seed}"
+
+    @property
+    @abstractmethod
+    def records(self) -> list[dict[str, str]]:
+        """All it can write."""
+
+    def write(self, n: int, exclude: Sequence[str]) -> list[Any]:
+        """The next records, in an order that only the seed decides."""
+        used = set(exclude)
+        return [record for record in self.records if record["subject"] not in used][:n]
+
+
+# -- the invented world --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WorldAuthor(OfflineAuthor):
+    """The testbed's world: facts about one-word names, each with a false target of the same kind."""
+
+    source = "world"
 
     @cached_property
     def records(self) -> list[dict[str, str]]:
@@ -72,25 +94,15 @@ class WorldAuthor:
             for fact in {fact.subject: fact for fact in facts}.values()
         ]
 
-    def write(self, n: int, exclude: Sequence[str]) -> list[Any]:
-        """The next records, in an order that only the seed decides."""
-        used = set(exclude)
-        return [record for record in self.records if record["subject"] not in used][:n]
-
 
 # -- the real world -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class FactsAuthor:
+class FactsAuthor(OfflineAuthor):
     """The shipped facts about the real world, each asked in another wording than its case has, for another answer."""
 
-    seed: int = 0
-
-    @property
-    def name(self) -> str:
-        """Its seed tells it apart."""
-        return f"facts {self.seed}"
+    source = "facts"
 
     @cached_property
     def records(self) -> list[dict[str, str]]:
@@ -109,11 +121,6 @@ class FactsAuthor:
                     "ground_truth": request.target_true,
                 }  # fmt: skip
         return list(written.values())
-
-    def write(self, n: int, exclude: Sequence[str]) -> list[Any]:
-        """The next records, in an order that only the seed decides."""
-        used = set(exclude)
-        return [record for record in self.records if record["subject"] not in used][:n]
 
 
 # -- a language model as author ------------------------------------------------------------------------
