@@ -2,13 +2,11 @@
 
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 
 from editlib.data.datasets import Case
-from editlib.data.for_models import subject_tokens
 from editlib.editing.method import Variant
 from editlib.editing.methods import method_of
 from editlib.editing.session import Session
@@ -17,6 +15,7 @@ from editlib.engine.passes import Passes
 from editlib.engine.prefixes import continued
 from editlib.engine.samples import ROWS, check_sampling, unwritten
 from editlib.errors import EditlibError
+from editlib.measuring.contrast import subject_kinds
 from editlib.models.language_model import LanguageModel
 from editlib.sweeps import setup
 from editlib.sweeps.single import sweep
@@ -52,7 +51,8 @@ def try_out(
     """
     params = setup.hparams(lm, "rome", layer)
     Session(lm, corpus=corpus).check([Variant(method_of(params), params)], texts=texts)
-    able = [case for case in cases if _is_found(lm, case)]
+    found = subject_kinds(lm, cases)
+    able = [case for case in cases if case.case_id in found]
     if not able:
         raise EditlibError(f"{lm.label} finds the subject of none of the {len(cases)} cases in its tokens; give others")
     bare = setup.hparams(lm, "rome", layer, covariance=False)
@@ -63,13 +63,6 @@ def try_out(
         made = sweep(lm, able[:MANY], methods={"rome": bare}, texts=texts, progress=False)
     seconds = float(made["seconds"].mean())
     return Trial(len(able), len(cases), params.layer, seconds, _seconds_to_moments(lm, params.layer, corpus))
-
-
-def _is_found(lm: LanguageModel, case: Case) -> bool:
-    with suppress(EditlibError):
-        subject_tokens(lm, case.request)
-        return True
-    return False
 
 
 @torch.no_grad()
