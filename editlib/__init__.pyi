@@ -16,6 +16,7 @@ from .engine.perplexity import perplexity as perplexity
 from .engine.prefixes import prefix_contexts as prefix_contexts
 from .engine.prefixes import test_prefixes as test_prefixes
 from .errors import EditlibError as EditlibError
+from .measuring import anatomy as anatomy
 from .measuring import scores as scores
 from .measuring.causal import causal_trace as causal_trace
 from .models.language_model import LanguageModel as LanguageModel

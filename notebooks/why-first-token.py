@@ -65,11 +65,11 @@ import editlib as el
 from editlib import data, plot
 from editlib.errors import EditlibError
 from editlib.measuring import contrast, statistics
+from editlib.measuring.anatomy import anatomy
 from editlib.models.positions import Place, later_by_one, placed, second_for_first, takes_positions
 from editlib.models.tokens import Encoded, encode
 from editlib.runs.recording import record
 from editlib.sweeps import setup
-from editlib.testbed.anatomy import anatomy
 
 plot.theme()
 roles = {"model": model, "control": control, "rotary": rotary, "encoder": encoder}

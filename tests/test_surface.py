@@ -12,13 +12,13 @@ from places import ROOT
 import editlib as el
 
 NAMES = """
-    Case Edit EditRequest EditlibError LanguageModel Layout METHODS Perplexity causal_trace compute data errors
+    Case Edit EditRequest EditlibError LanguageModel Layout METHODS Perplexity anatomy causal_trace compute data errors
     hparams_for load methods perplexity plot prefix_contexts scores second_moment sequence stats sweep test_prefixes
     testbed trace
 """.split()
 PLOT = """
     COLORS KINDS MARKERS METHOD_MARKS SCORE_MARKS anatomy changes comparison denominators doses
-    drawable findings layers maps pairs scatter scores sequences single_edits spectra strips theme thresholds
+    drawable findings layers maps pairs profile scatter scores sequences single_edits spectra strips theme thresholds
     weight_changes
 """.split()
 HEAVY = ("torch", "transformers", "pandas", "matplotlib", "scipy")

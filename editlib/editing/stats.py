@@ -156,6 +156,12 @@ class Needed:
     windows: Tensor | None  # of a corpus; None for text that the model writes itself
     paths: dict[int, Path]
 
+    def read(self) -> Tensor:
+        """The windows; text that the model writes itself is written now, where it is not kept."""
+        if self.windows is not None:
+            return self.windows
+        return own_windows(self.lm, self.options.tokens or 0, window=self.options.window)
+
     def get(self) -> Stats:
         """Read them; compute those whose files are missing, in one pass, and put them there.
 
@@ -167,8 +173,7 @@ class Needed:
         missing = [layer for layer, path in self.paths.items() if not path.is_file()]
         if missing:
             self.lm.require_untouched("its second moments")
-            if windows is None:
-                windows = own_windows(self.lm, self.options.tokens or 0, window=self.options.window)
+            windows = self.read()
             fresh = second_moments(self.lm, windows, layers=missing, first_position=first_position, source=source)
             for layer in missing:
                 Stats(fresh.header, {layer: fresh.moments[layer]}).save(self.paths[layer])

@@ -1,5 +1,5 @@
-"""What an edit did: scores, downstream tasks, causal traces, denominators and how keys separate."""
+"""What an edit did, and what in the model let it: scores, tasks, causal traces, keys and the first position."""
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submodules=["scores"])
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submodules=["anatomy", "scores"])

@@ -9,6 +9,7 @@ from .keys import denominators as denominators
 from .keys import doses as doses
 from .keys import layers as layers
 from .keys import maps as maps
+from .keys import profile as profile
 from .moments import beside_reference as beside_reference
 from .style import COLORS as COLORS
 from .style import KINDS as KINDS

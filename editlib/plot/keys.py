@@ -9,7 +9,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from editlib.plot.style import (
     COLORS,
@@ -97,6 +97,41 @@ def anatomy(frame: pd.DataFrame, *, models: Sequence[str]) -> Figure:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:,g}")
     legend_below(figure, grid[0, 0], title="Layer", ncols=10)
+    return figure
+
+
+def profile(frame: pd.DataFrame, *, models: Sequence[str]) -> Figure:
+    """Position 0 by layer, a row of panels for each model: how many times as long its residual stream and its keys are
+    as later ones, how alike two texts' keys are there and later, and its share of heads, of C's trace, and in C's
+    largest direction.
+
+    `frame` has one row per model and layer, with the columns of `measuring.anatomy.profile`.
+    """
+    panels: Mapping[str, Mapping[str, str]] = {
+        "Length at position 0 / later": {"residual_norm_ratio": "residual stream", "key_norm_ratio": "keys"},
+        "Cosine between texts' keys": {"key_cosine": "at position 0", "key_cosine_later": "later"},
+        "Share of position 0": {
+            "sink": "heads that look at it", "trace_share": "trace of C", "top_share": "largest eigenvalue of C",
+        },
+    }  # fmt: skip
+    size = (9, 3 * len(models) + 0.9)
+    figure, grid = plt.subplots(len(models), 3, figsize=size, sharey="col", squeeze=False, layout="constrained")
+    for row, model in zip(grid, models, strict=True):
+        of_model = frame[frame["model"] == model].set_index("layer")
+        for axes, (label, lines) in zip(row, panels.items(), strict=True):
+            for (column, name), (color, marker, filled) in zip(lines.items(), GROUP_MARKS, strict=False):
+                look = {"color": color, "marker": marker, "ms": 4, "mfc": color if filled else "white"}
+                axes.plot(of_model[column], label=name, **look)
+            axes.set(title=Path(model).name, ylabel=label, xlabel="Layer")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        row[0].axhline(1, color="black", lw=0.6, ls=":", zorder=0)
+    grid[0, 0].set_yscale("log")
+    grid[0, 0].yaxis.set_major_formatter("{x:,g}")
+    grid[0, 0].yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.5)))
+    for axes in grid[0, 1:]:
+        axes.set_ylim(-0.04, 1.04)
+    for axes in grid[-1]:
+        axes.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.24))
     return figure
 
 

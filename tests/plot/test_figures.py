@@ -162,6 +162,17 @@ def test_anatomy_has_three_panels_for_each_model_and_a_line_for_each_layer() -> 
     assert all(sum(len(line.get_xdata()) == 4 for line in axes.lines) == 3 for axes in figure.axes)  # type: ignore[arg-type]
 
 
+def test_profile_has_three_panels_for_each_model_and_draws_what_there_is_of_a_layer() -> None:
+    names = "residual_norm_ratio key_norm_ratio key_cosine key_cosine_later sink trace_share top_share".split()
+    rows = [
+        {"model": model, "layer": layer} | dict.fromkeys(names, 0.5 + layer) for model in ("a", "b") for layer in (0, 1)
+    ]
+    figure = plot.profile(pd.DataFrame(rows), models=["a", "b"])
+    assert [axes.get_title() for axes in figure.axes] == [*"aaabbb"]
+    drawn = [[line.get_ydata().tolist() for line in axes.lines[:2]] for axes in figure.axes]  # type: ignore[union-attr]
+    assert drawn == [[[0.5, 1.5]] * 2] * 6
+
+
 def test_strips_has_a_panel_for_each_measure_of_as_many_decades_and_loses_no_case(frame: pd.DataFrame) -> None:
     measures = {"denominator_consistent": "consistent", "perplexity_ratio": "perplexity"}
     panels = plot.strips(frame, measures).axes
