@@ -27,9 +27,9 @@
 # ROME* {cite}`yang-etal-2024-fall` has the mean key in every place, `p-rome` the bare one. `r-rome`
 # {cite}`gupta2024rebuilding` was proposed independently: by default it is `c-rome` by construction, and runs here as a check.
 #
-# The released `c-rome` is not prefixed all the way: the mean counts the bare prompt as one of its contexts, and v* starts from
-# the bare prompt's value. The row *c-rome, prefixed only* leaves the bare prompt out of the mean and starts v* from the mean
-# value.
+# The released `c-rome` is consistent in its keys alone: its v* starts from the bare prompt's value. `fc-rome`, fully
+# consistent, starts it from the mean value, and differs in nothing else. Both means count the bare prompt as one of their
+# contexts, as released.
 #
 # The formula has the keys' second moment C, the released settings of both papers leave it out; what can be done both ways
 # is. A *collapse* case is one that a single ROME edit collapses, with C or without: perplexity at least `collapse_ratio`
@@ -69,12 +69,10 @@ sentences = data.texts(texts)
 unedited = el.perplexity(lm, sentences)
 moments = contrast.moments(lm, setup.hparams(lm, "rome", layer).layer, corpus)
 covariance = moments is not None
-BARE, PREFIXED = ", C left out", {"empty_context": False, "anchor": "mean"}
+BARE = ", C left out"
 options = {
-    **{name: {"covariance": covariance} for name in ("rome", "c-rome", "p-rome", "r-rome")},
-    "c-rome, prefixed only": {"covariance": covariance} | PREFIXED,
-    **{f"{name}{BARE}": {"covariance": False} for name in ("rome", "c-rome") if covariance},
-    **{f"c-rome, prefixed only{BARE}": {"covariance": False} | PREFIXED for _ in range(covariance)},
+    **{name: {"covariance": covariance} for name in ("rome", "c-rome", "fc-rome", "p-rome", "r-rome")},
+    **{f"{name}{BARE}": {"covariance": False} for name in ("rome", "c-rome", "fc-rome") if covariance},
 }
 variants = {name: setup.hparams(lm, name.split(",")[0], layer, **more) for name, more in options.items()}
 frame = el.sweep(lm, chosen, methods=variants, texts=sentences, scores=False, stats=moments, progress=False)

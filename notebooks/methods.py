@@ -240,6 +240,7 @@ limits = {
     "memit": "its ridge trades the edit against everything else, and its clamp keeps the wanted value near",
     "rome": "its update meets v* at the bare prompt, so that a miss is one of the search for v*",
     "c-rome": "its update meets v* at the mean key behind prefixes, and the bare prompt has another key",
+    "fc-rome": "as `c-rome`",
     "p-rome": "its update meets v* at the bare prompt, so that a miss is one of the search for v*",
     "r-rome": "as `c-rome`",
     "emmet": "with one request, as `c-rome`",

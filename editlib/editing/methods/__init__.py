@@ -34,6 +34,7 @@ METHODS: dict[str, Method] = {
         Mend(),
         Rome("rome", {"keys": "mixed"}, "Meng et al. 2022, as released", "Fall of ROME, slides p. 34"),
         Rome("c-rome", {"keys": "prefixed"}, "Yang et al. 2024, The Fall of ROME", "slides p. 35"),
+        Rome("fc-rome", {"keys": "prefixed", "anchor": "mean"}, "editlib", "c-rome with v* = W k̄ + δ"),
         Rome("p-rome", {"keys": "unprefixed"}, "Gupta et al. 2024, Rebuilding ROME", "k without prefix"),
         RRome(),
         Memit(),
@@ -199,7 +200,7 @@ FLAVOURS: dict[str, dict[str, Any]] = {  # what the two lineages of released cod
     "yang-2024": {"covariance": False, "contexts": "yang-2024"} | RELEASED,
 }
 OWN = "editlib.json"  # a model's own settings, in its folder
-FAMILIES = {"c-rome": "rome", "p-rome": "rome", "r-rome": "rome", "emmet": "rome"}  # these share v*, hence settings
+FAMILIES = dict.fromkeys(("c-rome", "fc-rome", "p-rome", "r-rome", "emmet"), "rome")  # these share v*, hence settings
 
 Settings = dict[str, dict[str, Any]]  # by method, or by the method whose settings others share
 

@@ -3,7 +3,9 @@
     Δ = (v* - W k_out) (C⁻¹ k_in)ᵀ / ((C⁻¹ k_in)ᵀ k_out)
 
 `mixed` (ROME as released): k_in averaged over prefix contexts, k_out without prefix. `prefixed` (C-ROME): both
-averaged. `unprefixed` (p-ROME): both without prefix. Sources: ROME (Meng et al. 2022), equation 2; The Fall of ROME
+averaged. `unprefixed` (p-ROME): both without prefix. C-ROME's v* is still the value without prefix and δ; the fully
+consistent variant (fc-rome, ours) takes it from W k̄ too, so that Δ k̄ is δ, which the search added behind every prefix.
+Sources: ROME (Meng et al. 2022), equation 2; The Fall of ROME
 (Yang et al. 2024), slides pp. 31-35; p-ROME: Gupta et al. 2024. Deviation from the released codes: C⁻¹ is applied in
 float64, and v* is read at the last layer's logits only (their v_loss_layer is the last layer in every configuration).
 """
@@ -62,7 +64,7 @@ class RankOne(Method):
 
 @dataclass(frozen=True)
 class Rome(RankOne):
-    """ROME, C-ROME and p-ROME: they differ in `keys`, which their names settle."""
+    """ROME, C-ROME, fc-rome and p-ROME: they differ in `keys` and `anchor`, which their names settle."""
 
     name: str
     stands_for: Mapping[str, Any] = field()

@@ -11,11 +11,11 @@ from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
 
 UNTRAINED = [name for name in METHODS if name != "mend"]  # MEND needs an editor, see its own tests
-ONE_AT_A_TIME = ["rome", "c-rome", "p-rome", "r-rome"]
+ONE_AT_A_TIME = ["rome", "c-rome", "fc-rome", "p-rome", "r-rome"]
 
 
 def test_all_methods_of_both_papers_are_there() -> None:
-    assert set(METHODS) == set("ft ft-l mend rome c-rome p-rome r-rome memit emmet".split())
+    assert set(METHODS) == set("ft ft-l mend rome c-rome fc-rome p-rome r-rome memit emmet".split())
 
 
 def test_methods_name_their_sources() -> None:

@@ -93,7 +93,32 @@ def test_the_target_becomes_more_likely(lm: LanguageModel, moments: Stats, metho
         assert target_probability(lm, request, "Ostrel") > before
 
 
+def test_fc_rome_moves_the_mean_key_by_what_the_search_added(
+    lm: LanguageModel, moments: Stats, target: Target, ask: EditRequest, search: RomeParams
+) -> None:
+    _, before = outputs(lm, ask, prefix_contexts(lm))
+    with compute(lm, [ask], method="fc-rome", hparams=search, stats=moments).applied(lm):
+        _, after = outputs(lm, ask, prefix_contexts(lm))
+    assert distance((after - before).mean(0), target.change.double().numpy()) < 1e-5
+
+
 # The equation
+
+
+def test_fc_rome_is_the_least_change_that_moves_the_mean_key_by_delta(
+    lm: LanguageModel, moments: Stats, target: Target, ask: EditRequest, search: RomeParams
+) -> None:
+    edit = compute(lm, [ask], method="fc-rome", hparams=search, stats=moments)
+    keys, _ = outputs(lm, ask, prefix_contexts(lm))
+    expected = least_change(moments.moments[LAYER].numpy(), keys.mean(0), target.change.double().numpy())
+    assert distance(delta(lm, edit), expected) < 1e-5
+    assert edit.diagnostics["denominator"] == edit.diagnostics["denominator_consistent"]
+
+
+@pytest.mark.parametrize("anchor", ["unprefixed", "current"])
+def test_fc_rome_cannot_be_anchored_elsewhere(lm: LanguageModel, anchor: str) -> None:
+    with pytest.raises(EditlibError, match=f"fc-rome stands for anchor='mean', so it cannot be '{anchor}'"):
+        hparams_for(lm, "fc-rome", anchor=anchor)
 
 
 @pytest.mark.parametrize("method", CONSISTENT)
@@ -127,12 +152,13 @@ def test_without_covariance_the_key_itself_is_the_direction(
     assert distance(delta(lm, edit), expected) < 1e-5
 
 
-def test_p_rome_and_rome_agree_with_c_rome_when_all_prefix_contexts_are_empty(
+def test_all_variants_agree_when_all_prefix_contexts_are_empty(
     lm: LanguageModel, moments: Stats, ask: EditRequest, search: RomeParams, tmp_path: Path
 ) -> None:
     (tmp_path / "prefixes.json").write_text('{"contexts": ["{}", "{}", "{}"]}')
     alone = LanguageModel(lm.model, lm.tokenizer, folder=tmp_path)
-    first, *others = (delta(lm, compute(alone, [ask], method=m, hparams=search, stats=moments)) for m in ALL)
+    names = (*ALL, "fc-rome")
+    first, *others = (delta(lm, compute(alone, [ask], method=m, hparams=search, stats=moments)) for m in names)
     assert all(distance(other, first) < 1e-5 for other in others)
 
 
