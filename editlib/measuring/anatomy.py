@@ -2,15 +2,16 @@
 that position is of the second moments."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
 from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
-from editlib.editing.stats import second_moments
+from editlib.editing.stats import Stats, second_moments
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
 from editlib.models.tokens import encode_texts
@@ -137,7 +138,33 @@ def onset(table: pd.DataFrame) -> int | None:
     return int(massive[0]) if len(massive) else None
 
 
+@dataclass(frozen=True)
+class Split:
+    """Second moments of the keys with position 0 of every window in them and without, and the mean key there by layer;
+    `share` is that of position 0 among all positions."""
+
+    whole: Stats
+    rest: Stats
+    first: Mapping[int, Tensor]
+    share: float
+
+
 @torch.no_grad()
+def split_moments(lm: LanguageModel, windows: Tensor, *, layers: Sequence[int] | None = None) -> Split:
+    """Read second moments apart, in one pass over windows of token ids and one over their first tokens."""
+    rest, share = second_moments(lm, windows, layers=layers, first_position="drop"), 1 / windows.shape[1]
+    names = {layer: lm.layout.name(layer) for layer in rest.moments}
+    with trace(lm.model, *names.values(), stop=True) as seen:
+        lm.model(windows[:, :1].to(lm.device))  # nothing before position 0 changes it
+    keys = {layer: seen[name].input[:, 0].double().cpu() for layer, name in names.items()}
+    whole = {
+        layer: (1 - share) * moment + share * keys[layer].T @ keys[layer] / len(windows)
+        for layer, moment in rest.moments.items()
+    }
+    header = replace(rest.header, first_position="keep")
+    return Split(Stats(header, whole), rest, {layer: rows.mean(0) for layer, rows in keys.items()}, share)
+
+
 def first_position(lm: LanguageModel, windows: Tensor, *, layers: Sequence[int] | None = None) -> pd.DataFrame:
     """One row per layer: what position 0 of the windows is of C, the second moment of the keys.
 
@@ -148,28 +175,23 @@ def first_position(lm: LanguageModel, windows: Tensor, *, layers: Sequence[int] 
 
     `windows` are token ids (windows, tokens of a window), as `editing.stats.corpus_windows` makes them.
     """
-    table, share = [], 1 / windows.shape[1]
-    wanted = list(range(lm.num_layers) if layers is None else layers)
-    at_once = max(1, int(MEMORY / 8 / max(lm.weight(layer).shape[1] for layer in wanted) ** 2))
+    table, wanted = [], list(range(lm.num_layers) if layers is None else layers)
+    at_once = max(1, int(MEMORY / 16 / max(lm.weight(layer).shape[1] for layer in wanted) ** 2))
     for some in (wanted[i : i + at_once] for i in range(0, len(wanted), at_once)):
-        moments = second_moments(lm, windows, layers=some).moments
-        names = {layer: lm.layout.name(layer) for layer in moments}
-        with trace(lm.model, *names.values(), stop=True) as seen:
-            lm.model(windows[:, :1].to(lm.device))  # nothing before position 0 changes it
-        for layer, name in names.items():
-            keys, whole = seen[name].input[:, 0].double().cpu(), moments[layer]
-            first = share * keys.T @ keys / len(keys)
+        split = split_moments(lm, windows, layers=some)
+        for layer, mean in split.first.items():
+            whole, later = split.whole.moments[layer], (1 - split.share) * split.rest.moments[layer]
             largest, vectors = eigsh(whole.numpy(), k=1)
-            top, mean = torch.from_numpy(vectors[:, 0]), keys.mean(0)
-            factor, failed = torch.linalg.cholesky_ex(whole - first)
+            top = torch.from_numpy(vectors[:, 0])
+            factor, failed = torch.linalg.cholesky_ex(later)
             solved = torch.cholesky_solve(mean[:, None], factor)[:, 0]
             table.append(
                 {
                     "layer": layer,
-                    "trace_share": float(first.trace() / whole.trace()),
-                    "top_share": float(top @ first @ top / largest[0]),
+                    "trace_share": float(1 - later.trace() / whole.trace()),
+                    "top_share": float(1 - top @ later @ top / largest[0]),
                     "top_cosine": float((top @ mean).abs() / mean.norm()),
-                    "damping": math.nan if failed else float(1 + share * mean @ solved),
+                    "damping": math.nan if failed else float(1 + split.share * mean @ solved),
                 }
             )
     return pd.DataFrame(table)

@@ -1,0 +1,92 @@
+"""What keys foretell, against edits that were made."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from plain import reads
+
+from editlib.data.request import EditRequest
+from editlib.editing.methods import compute, hparams_for
+from editlib.editing.stats import corpus_windows, second_moments
+from editlib.engine.prefixes import prefix_contexts
+from editlib.measuring.anatomy import Split, split_moments
+from editlib.measuring.prediction import foretell, keys_by_layer
+from editlib.models.language_model import LanguageModel
+from editlib.models.trace import trace
+
+LAYER = 1
+RESIDUAL = {"first": 3.0, "later": 7.0}
+
+
+@pytest.fixture(scope="module")
+def windows(lm: LanguageModel, corpus: list[str]) -> torch.Tensor:
+    return corpus_windows(lm, corpus, 2000, window=16)
+
+
+@pytest.fixture(scope="module")
+def split(lm: LanguageModel, windows: torch.Tensor) -> Split:
+    return split_moments(lm, windows)
+
+
+@pytest.fixture(scope="module")
+def requests(ask: EditRequest) -> Sequence[EditRequest]:
+    return ask, EditRequest(prompt="{} is located in", subject="Zen", target_new="Ostrel")
+
+
+def test_keys_of_all_layers_are_those_of_one_text_at_a_time(lm: LanguageModel, requests: Sequence[EditRequest]) -> None:
+    contexts = prefix_contexts(lm)
+    found = keys_by_layer(lm, requests, contexts)
+    assert list(found) == list(range(lm.num_layers))
+    for i, request in enumerate(requests):
+        keys, values = reads(lm, lm.layout.name(LAYER), request, contexts)
+        pairs = found[LAYER]
+        assert pairs.bare[i].numpy() == pytest.approx(keys[0], rel=1e-4, abs=1e-6)
+        assert pairs.mean[i].numpy() == pytest.approx(keys.mean(0), rel=1e-4, abs=1e-6)
+        assert pairs.mean_value[i].numpy() == pytest.approx(values.mean(0), rel=1e-4, abs=1e-6)
+    alone = keys_by_layer(lm, requests, contexts, empty=False)[LAYER].mean[0].numpy()
+    keys, _ = reads(lm, lm.layout.name(LAYER), requests[0], contexts)
+    assert alone == pytest.approx(keys[1:].mean(0), rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("method", ["rome", "c-rome", "fc-rome", "p-rome"])
+@pytest.mark.parametrize("covariance", [True, False])
+def test_an_edit_moves_ordinary_outputs_and_position_0_as_foretold(
+    lm: LanguageModel,
+    requests: Sequence[EditRequest],
+    split: Split,
+    windows: torch.Tensor,
+    method: str,
+    covariance: bool,
+) -> None:
+    """But for the length of v* - W k_out, which keys can only guess."""
+    params = hparams_for(lm, method, layer=LAYER, covariance=covariance, steps=3)
+    pairs = keys_by_layer(lm, requests, prefix_contexts(lm))[LAYER]
+    moment = split.whole.moments[LAYER] if covariance else None
+    row = foretell(
+        pairs, params, moment=moment, later=split.rest.moments[LAYER], first=split.first[LAYER], residual=RESIDUAL
+    ).iloc[0]
+    edit = compute(lm, [requests[0]], method=method, hparams=params, stats=split.whole)
+    made = edit.diagnostics
+    assert row["denominator_ratio"] == pytest.approx(
+        abs(made["denominator"] / made["denominator_consistent"]), rel=1e-4
+    )
+    start = pairs.mean_value[0] if method == "fc-rome" else pairs.bare_value[0]
+    current = pairs.mean_value[0] if method in ("c-rome", "fc-rome") else pairs.bare_value[0]
+    guessed = float((start - current).norm() + start.norm()) / made["numerator"]
+    name = lm.layout.name(LAYER)
+    with torch.no_grad(), trace(lm.model, name) as seen:
+        lm.model(windows)
+    keys, change = seen[name].input.double(), edit.delta(f"{name}.weight").double().T
+    moved = (keys @ change).norm(dim=-1)
+    assert row["reach"] == pytest.approx(guessed * float(moved[:, 1:].square().mean().sqrt()) / 7.0, rel=1e-3)
+    assert row["leak"] == pytest.approx(guessed * float((keys[:, 0].mean(0) @ change).norm()) / 3.0, rel=1e-3)
+
+
+def test_moments_apart_are_those_read_with_and_without_the_first_position(
+    lm: LanguageModel, windows: torch.Tensor, split: Split
+) -> None:
+    kept, dropped = second_moments(lm, windows), second_moments(lm, windows, first_position="drop")
+    torch.testing.assert_close(split.whole.moments[LAYER], kept.moments[LAYER], rtol=1e-4, atol=1e-7)
+    assert torch.equal(split.rest.moments[LAYER], dropped.moments[LAYER])
+    assert (split.whole.header, split.rest.header) == (kept.header, dropped.header)
