@@ -1,4 +1,4 @@
-"""How well one straight line tells two sets of vectors apart, measured on vectors it was not drawn from."""
+"""How well a score, or one straight line, tells two sets apart: the line on vectors it was not drawn from."""
 
 import math
 from collections.abc import Hashable, Sequence
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from editlib.errors import EditlibError
-from editlib.measuring.statistics import DRAWS, FEWEST, Interval
+from editlib.measuring.statistics import DRAWS, FEWEST, UNKNOWN, Interval
 
 
 def separability(
@@ -33,13 +33,40 @@ def separability(
         )
     if not (a.isfinite().all() and b.isfinite().all()):
         raise EditlibError("a vector holds inf or nan; leave it out and say so")
-    names = subjects or (range(len(a)), range(len(a), len(a) + len(b)))
-    number = {name: i for i, name in enumerate(dict.fromkeys([*names[0], *names[1]]))}
-    of_a, of_b = (torch.tensor([number[name] for name in side]) for side in names)  # every vector's subject
+    of_a, of_b = _numbered(len(a), len(b), subjects)
     fold = _folds(of_a, of_b, folds, seed)
     above, below = _scores(a.double().cpu(), b.double().cpu(), fold[of_a], fold[of_b])
+    return _auc(above, below, of_a, of_b, seed)
+
+
+def auc(
+    a: Sequence[float],
+    b: Sequence[float],
+    *,
+    seed: int = 0,
+    subjects: tuple[Sequence[Hashable], Sequence[Hashable]] | None = None,
+) -> Interval:
+    """Area under the ROC curve of scores, those of a to be higher, with its 95 % bootstrap interval over subjects; nan
+    where a or b is empty. inf is a score, nan the highest one."""
+    if not len(a) or not len(b):
+        return UNKNOWN
+    above, below = (torch.tensor([*scores], dtype=torch.float64).nan_to_num(math.inf, math.inf) for scores in (a, b))
+    return _auc(above, below, *_numbered(len(a), len(b), subjects), seed)
+
+
+def _numbered(a: int, b: int, subjects: tuple[Sequence[Hashable], Sequence[Hashable]] | None) -> tuple[Tensor, Tensor]:
+    """The number of every row's subject; without subjects, each row is its own."""
+    names = subjects or (range(a), range(a, a + b))
+    number = {name: i for i, name in enumerate(dict.fromkeys([*names[0], *names[1]]))}
+    of_a, of_b = (torch.tensor([number[name] for name in side]) for side in names)
+    return of_a, of_b
+
+
+def _auc(above: Tensor, below: Tensor, of_a: Tensor, of_b: Tensor, seed: int) -> Interval:
+    """The area with its interval, if there are enough subjects of each class to resample."""
     wins = (above[:, None] > below).double() + 0.5 * (above[:, None] == below)  # (a, b)
-    bounds = _bounds(wins, of_a, of_b, seed) if min(map(len, map(set, names))) >= FEWEST else (math.nan, math.nan)
+    few = min(len(of_a.unique()), len(of_b.unique())) < FEWEST
+    bounds = (math.nan, math.nan) if few else _bounds(wins, of_a, of_b, seed)
     return Interval(wins.mean().item(), *bounds)
 
 

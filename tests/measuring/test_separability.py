@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from editlib.errors import EditlibError
-from editlib.measuring.separability import separability
+from editlib.measuring.separability import auc, separability
 from editlib.measuring.statistics import Interval
 
 
@@ -94,3 +96,23 @@ def test_what_cannot_be_compared_is_refused(a: Tensor, b: Tensor, message: str) 
 def test_few_subjects_have_an_area_and_no_interval() -> None:
     found = separability(normal(4, 4, shift=50), normal(40, 4, seed=1), folds=2)
     assert found.value == 1.0 and math.isnan(found.low) and math.isnan(found.high)
+
+
+def test_area_of_scores_is_that_of_sklearn_inf_and_ties_included() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 9, 40).astype(float) + 2, rng.integers(0, 9, 60).astype(float)
+    a[0], b[0] = math.inf, math.inf
+    truth = [True] * 40 + [False] * 60
+    found = auc(a.tolist(), b.tolist())
+    assert found.value == pytest.approx(roc_auc_score(truth, np.nan_to_num([*a, *b], posinf=1e9)))
+    assert found.low < found.value < found.high
+    assert auc([math.nan], [1.0]).value == 1.0  # what cannot be foretold counts as the worst
+    assert math.isnan(auc([], [1.0]).value) and math.isnan(auc([2.0], [1.0]).low)
+
+
+def test_scores_of_one_subject_are_drawn_together() -> None:
+    rng = np.random.default_rng(1)
+    a, b = np.repeat(rng.normal(1, 1, 12), 9), np.repeat(rng.normal(0, 1, 12), 9)
+    names = tuple([f"{side}{i // 9}" for i in range(108)] for side in "ab")
+    alone, together = auc(a.tolist(), b.tolist()), auc(a.tolist(), b.tolist(), subjects=names)
+    assert together.value == alone.value and together.high - together.low > 1.5 * (alone.high - alone.low)
