@@ -18,8 +18,8 @@ NAMES = """
 """.split()
 PLOT = """
     COLORS KINDS MARKERS METHOD_MARKS SCORE_MARKS anatomy changes comparison denominators doses
-    drawable findings layers maps pairs profile scatter scores sequences single_edits spectra strips theme thresholds
-    weight_changes
+    drawable findings foretold layers maps pairs profile regimes scatter scores sequences single_edits spectra strips
+    theme thresholds weight_changes
 """.split()
 HEAVY = ("torch", "transformers", "pandas", "matplotlib", "scipy")
 

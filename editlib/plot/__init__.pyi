@@ -4,6 +4,8 @@ from .edits import scatter as scatter
 from .edits import sequences as sequences
 from .edits import single_edits as single_edits
 from .edits import strips as strips
+from .foresight import foretold as foretold
+from .foresight import regimes as regimes
 from .keys import anatomy as anatomy
 from .keys import denominators as denominators
 from .keys import doses as doses
