@@ -27,6 +27,7 @@ def regimes(lengths: pd.Series, ratios: pd.DataFrame, shares: pd.DataFrame, *, t
     (`setting`) and layer: mean.
     """
     methods = list(shares["method"].unique())
+    figure: Figure
     shape: dict[str, Any] = {"sharex": True, "height_ratios": (1.2, 1.2, *[1] * len(methods))}
     figure, panels = plt.subplots(
         2 + len(methods), 1, figsize=(9, 2.1 + 1.35 * (2 + len(methods))), layout="constrained", **shape

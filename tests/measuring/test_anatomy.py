@@ -123,3 +123,20 @@ def test_layers_in_groups_are_the_same(gpt2: LanguageModel, corpus: list[str], m
     whole = first_position(gpt2, windows)
     monkeypatch.setattr(measured, "MEMORY", 1.0)
     pd.testing.assert_frame_equal(first_position(gpt2, windows), whole)
+
+
+@pytest.mark.parametrize(("family", "same"), [("llama", True), ("gpt2", False)])
+def test_a_repeated_token_is_at_every_position_what_it_is_at_the_first(
+    request: pytest.FixtureRequest, family: str, same: bool
+) -> None:
+    """Under rotary positions it attends to copies of itself alone; an embedding of the position tells them apart.
+
+    So a doubled one-token subject has the key of position 0 in the one family and not in the other. Source: Gu et al.,
+    When Attention Sink Emerges in Language Models, ICLR 2025, propositions 1 to 4.
+    """
+    lm: LanguageModel = request.getfixturevalue(family)
+    with torch.no_grad(), trace(lm.model, lm.layout.name(lm.num_layers - 1)) as seen:
+        lm.model(torch.tensor([[7] * 5]))
+    (keys,) = seen[lm.layout.name(lm.num_layers - 1)].input
+    apart = (keys[1:] - keys[0]).norm(dim=1) / keys[0].norm()
+    assert bool((apart < 1e-5).all()) is same and (same or bool((apart > 1e-2).all()))

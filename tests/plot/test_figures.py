@@ -173,6 +173,29 @@ def test_profile_has_three_panels_for_each_model_and_draws_what_there_is_of_a_la
     assert drawn == [[[0.5, 1.5]] * 2] * 6
 
 
+def test_regimes_has_a_panel_for_lengths_one_for_ratios_and_one_for_each_method() -> None:
+    settings, layers = ["with C", "C left out"], [1, 3]
+    lengths = pd.Series([2.0, 0.1, 0.2, 3.0])
+    ratios = pd.DataFrame({setting: [1.0, 0.01, 0.02, 5.0] for setting in settings})
+    rows = [
+        {"method": method, "setting": setting, "layer": layer, "mean": layer / 4}
+        for method in ("rome", "c-rome")
+        for setting in settings
+        for layer in layers
+    ]
+    panels = plot.regimes(lengths, ratios, pd.DataFrame(rows)).axes
+    assert [axes.get_ylabel().split(":")[0] for axes in panels[2:]] == ["rome", "c-rome"]
+    assert [patch.get_x() for patch in panels[0].patches] == [0.5, 1.5]  # where the key is short
+    assert [line.get_ydata().tolist() for line in panels[2].lines] == [[0.25, 0.75]] * 2  # type: ignore[union-attr]
+
+
+def test_foretold_has_a_panel_for_each_method_and_loses_no_edit(frame: pd.DataFrame) -> None:
+    both = pd.concat([frame.assign(method=method, worst=0.5) for method in ("rome", "c-rome")], ignore_index=True)
+    panels = plot.foretold(both, bound=1.0, collapse_ratio=5.0).axes
+    assert [axes.get_title() for axes in panels] == ["rome", "c-rome"]
+    assert [len(points(axes)) for axes in panels] == [len(frame)] * 2
+
+
 def test_strips_has_a_panel_for_each_measure_of_as_many_decades_and_loses_no_case(frame: pd.DataFrame) -> None:
     measures = {"denominator_consistent": "consistent", "perplexity_ratio": "perplexity"}
     panels = plot.strips(frame, measures).axes
