@@ -151,7 +151,11 @@ frame = frame.merge(foretold[[*keys, "denominator_ratio", "reach", "leak", "wors
 frame["group"] = frame["case_id"].map(kinds)
 frame.to_parquet("data/cases.parquet")
 done = frame[frame["error"].isna()]
-shares = done.groupby(["method", "setting", "group", "layer"], sort=False)["collapsed"].agg(["sum", "size", "mean"]).reset_index()
+shares = (
+    done.groupby(["method", "setting", "group", "layer"], sort=False)["collapsed"]
+    .agg(["sum", "size", "mean"])
+    .reset_index()
+)
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Five panels over the layer. Length of the key at position 0 over later ones; ROME's denominator over the consistent one, for three choices of C; and the share of first-token edits that collapse the model with rome, with c-rome and with fc-rome, for the same three choices."}}
 figure = plot.regimes(
