@@ -70,7 +70,13 @@ def sweep(
     ] = False,
     no_scores: Annotated[bool, typer.Option("--no-scores", help="Leave the scores out, which is faster.")] = False,
     per_sentence: Annotated[bool, typer.Option("--per-sentence", help="Keep each text's perplexity too.")] = False,
-    answers: Annotated[bool, typer.Option("--answers", help="Keep what the model says to each prompt too.")] = False,
+    answers: Annotated[
+        bool,
+        typer.Option(
+            "--answers",
+            help="Keep what the model says to each prompt, and the log-probability of each token of the target, too.",
+        ),
+    ] = False,
     flavour: Flavour = None,
     hparam: Hparams = None,
     preset: Preset = None,

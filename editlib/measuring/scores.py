@@ -162,25 +162,29 @@ def read(
         wrong = (i for i, (pick, token) in enumerate(zip(picks, answer.tokens, strict=True)) if pick != token)
         said[answer] = picks[: next(wrong, len(picks)) + 1]
     said |= _continued(lm, logits, {q.answer: said[q.answer] for q in asked.questions if q.score == "locality"})
+    means = {answer: sum(each) / len(each) for answer, (each, _) in heard.items()}
     return Reading(
         asked,
         tuple(
-            Reply(heard[q.answer][1], said[q.answer], heard[q.answer][0], heard[q.rival][0] if q.rival else torch.nan)
+            Reply(heard[q.answer][1], said[q.answer], means[q.answer], means[q.rival] if q.rival else torch.nan)
             for q in asked.questions
         ),
     )
 
 
-def _heard(lm: LanguageModel, logits: Logits, answers: Iterable[Answer]) -> dict[Answer, tuple[float, tuple[int, ...]]]:
-    """Mean log-probability and picks of every answer; answers of like length share a pass, equal prompts a row."""
+Heard = tuple[tuple[float, ...], tuple[int, ...]]  # log-probabilities and picks, one of each for every token
+
+
+def _heard(lm: LanguageModel, logits: Logits, answers: Iterable[Answer]) -> dict[Answer, Heard]:
+    """What every answer gets; answers of like length share a pass, equal prompts a row."""
     ordered = sorted(answers, key=lambda answer: (len(answer.fed), answer.fed))
     batches = [ordered[start : start + PASS_ROWS] for start in range(0, len(ordered), PASS_ROWS)]
     return {answer: heard for batch in batches for answer, heard in zip(batch, _forced(lm, logits, batch), strict=True)}
 
 
 @torch.no_grad()
-def _forced(lm: LanguageModel, logits: Logits, answers: Sequence[Answer]) -> list[tuple[float, tuple[int, ...]]]:
-    """Mean log-probability and picks of every answer, in one pass."""
+def _forced(lm: LanguageModel, logits: Logits, answers: Sequence[Answer]) -> list[Heard]:
+    """What every answer gets, in one pass."""
     rows = list(dict.fromkeys(answer.fed for answer in answers))
     at = [(rows.index(a.fed), column) for a in answers for column in range(len(a.prompt) - 1, len(a.fed))]
     found = logits(rows, at)
@@ -188,7 +192,7 @@ def _forced(lm: LanguageModel, logits: Logits, answers: Sequence[Answer]) -> lis
     scores = found.log_softmax(-1).gather(1, tokens[:, None])[:, 0].cpu()
     lengths = [len(answer.tokens) for answer in answers]
     pairs = zip(scores.split(lengths), _picks(found).cpu().split(lengths), strict=True)
-    return [(float(own.mean()), tuple(picks.tolist())) for own, picks in pairs]
+    return [(tuple(own.double().tolist()), tuple(picks.tolist())) for own, picks in pairs]
 
 
 def plain_logits(lm: LanguageModel, rows: Sequence[Sequence[int]], at: Sequence[tuple[int, int]]) -> Tensor:
@@ -259,14 +263,21 @@ def continuation(lm: LanguageModel, text: str, *, tokens: int = 8) -> str:
     return str(lm.tokenizer.decode(ids[0, start:]))
 
 
-@torch.no_grad()
-def target_probability(lm: LanguageModel, request: EditRequest, target: str, *, logits: Logits | None = None) -> float:
-    """Probability of all tokens of `target` after the request's prompt, teacher forced; `logits` as for `read`.
+def target_logprobs(
+    lm: LanguageModel, request: EditRequest, target: str, *, logits: Logits | None = None
+) -> tuple[float, ...]:
+    """Log-probability in nats of each token of `target` after the request's prompt, teacher forced; `logits` as for
+    `read`.
 
     Raises `EditlibError` if they cannot be located, or are more than the model takes.
     """
     row = encode(lm.tokenizer, request.prompt, request.subject, target=target, separator=request.separator)
     answer = Answer(row.ids[: row.target], row.wanted)
     check_length(lm, [request.text], [answer.fed])
-    ((mean, _),) = _forced(lm, logits or partial(plain_logits, lm), [answer])
-    return math.exp(mean * len(answer.tokens))
+    ((found, _),) = _forced(lm, logits or partial(plain_logits, lm), [answer])
+    return found
+
+
+def target_probability(lm: LanguageModel, request: EditRequest, target: str, *, logits: Logits | None = None) -> float:
+    """Probability of all tokens of `target` together; all else as for `target_logprobs`."""
+    return math.exp(sum(target_logprobs(lm, request, target, logits=logits)))

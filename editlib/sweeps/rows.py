@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
@@ -42,7 +43,8 @@ SEQUENTIAL: Columns = {
     "target_probability": "float64", **NUMBERS, **END,
 }  # fmt: skip
 SENTENCES: Columns = {"perplexity_sentences": "object"}  # a list of floats, in the texts' order
-ANSWERS: Columns = {"answer_before": "str", "answer": "str"}  # greedy continuations of the prompt
+SAID: Columns = {"answer": "str", "target_logprobs": "object"}  # greedy continuation of the prompt; nats, by token
+ANSWERS: Columns = {f"{name}_before": kind for name, kind in SAID.items()} | SAID
 RETEST: Columns = {"retest": "bool", **{name: kind for name, kind in SCORES.items() if not name.startswith("locality")}}
 
 
@@ -70,6 +72,12 @@ def about_edit(edit: Intervention) -> dict[str, Any]:
 def about_perplexity(measured: Perplexity, unedited: float) -> dict[str, float]:
     """What a row says of a perplexity."""
     return dict(zip(PERPLEXITY, (measured.mean, measured.corpus, measured.mean / unedited), strict=True))
+
+
+def about_answer(lm: LanguageModel, request: EditRequest) -> dict[str, Any]:
+    """What a row says of the model's answer, as it is now."""
+    logprobs = np.array(scoring.target_logprobs(lm, request, request.target_new))  # what parquet gives back
+    return dict(zip(SAID, (scoring.continuation(lm, request.text), logprobs), strict=True))
 
 
 def attempt(work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T | str:

@@ -31,11 +31,12 @@ from editlib.models.language_model import LanguageModel
 from editlib.sweeps.parts import Parts
 from editlib.sweeps.plan import checked, described
 from editlib.sweeps.rows import (
-    ANSWERS,
     RETEST,
+    SAID,
     SEQUENTIAL,
     Columns,
     about,
+    about_answer,
     about_edit,
     about_perplexity,
     about_subject,
@@ -75,8 +76,7 @@ class Plan:
     @property
     def columns(self) -> Columns:
         """Of its rows, with the kind of each."""
-        answer = {"answer": ANSWERS["answer"]} if self.answers else {}
-        return SEQUENTIAL | answer | (RETEST if self.retest else {})
+        return SEQUENTIAL | (SAID if self.answers else {}) | (RETEST if self.retest else {})
 
     @property
     def rows(self) -> list[dict[str, list[object]]]:
@@ -134,11 +134,11 @@ def sequence(
     edit; perplexity on `texts` is measured at step 0, after `every` so many edits and after the last one, where
     `measured` is true (there nan is a result). An edit that fails is a row with its error and changes nothing. With
     `retest`, rows say how an edit scores right after it was made, and once more, where `retest` is true, after the last
-    edit; `answers` keeps what the model says then. Several methods are as many sequences, each from the unedited model;
-    `at_end` is called with a method's name while the model has all its edits (not for a sequence that was finished
-    before), and afterwards the weights are restored bit for bit. `out`, `resume` and `retry_failed` are those of
-    `sweep`; the weights so far lie beside the parts until a sequence is done, and a sequence with an edit that writes
-    no weight begins again. Raises `EditlibError` as `sweep` does.
+    edit; `answers` keeps what the model says then, as for `sweep`. Several methods are as many sequences, each from the
+    unedited model; `at_end` is called with a method's name while the model has all its edits (not for a sequence that
+    was finished before), and afterwards the weights are restored bit for bit. `out`, `resume` and `retry_failed` are
+    those of `sweep`; the weights so far lie beside the parts until a sequence is done, and a sequence with an edit that
+    writes no weight begins again. Raises `EditlibError` as `sweep` does.
     """
     session = Session(lm, stats=stats, corpus=corpus, moment_options=moment_options)
     options: dict[str, Any] = {"every": every, "retest": retest, "answers": answers}
@@ -268,7 +268,7 @@ class Chain:
         lm, request = self.session.lm, case.request
         said: dict[str, Any] = {"target_probability": scoring.target_probability(lm, request, request.target_new)}
         if self.plan.answers:
-            said["answer"] = scoring.continuation(lm, request.text)
+            said |= about_answer(lm, request)
         if self.plan.retest:
             asked = replace(case, neighborhood_prompts=(), neighborhood_answers=())
             reading = scoring.read(lm, asked)

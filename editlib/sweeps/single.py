@@ -36,6 +36,7 @@ from editlib.sweeps.rows import (
     SINGLE,
     Columns,
     about,
+    about_answer,
     about_edit,
     about_perplexity,
     about_subject,
@@ -130,11 +131,12 @@ def sweep(
 
     `methods` are names or `Method` objects, run with the model's presets, or hyper-parameters by the name their rows
     should carry; `prefixes` are put before the efficacy prompt. Without `scores`, their columns are nan, which is
-    faster; `per_sentence` adds each text's perplexity, `answers` what the model says before and after. A case that
-    fails is a row with its error. With `out`, every part of the table is a parquet file there as soon as it is done;
-    `resume` goes on where an interrupted sweep stopped, with the same rows but for `seconds`, and reads a finished one;
-    `retry_failed` makes rows with errors again. Second moments are found as by `compute`. Raises `EditlibError` as
-    `check` does, for no cases or methods, or a folder that holds another sweep or is being written to.
+    faster; `per_sentence` adds each text's perplexity, `answers` what the model says before and after, and the
+    log-probability of each of the target's tokens. A case that fails is a row with its error. With `out`, every part of
+    the table is a parquet file there as soon as it is done; `resume` goes on where an interrupted sweep stopped, with
+    the same rows but for `seconds`, and reads a finished one; `retry_failed` makes rows with errors again. Second
+    moments are found as by `compute`. Raises `EditlibError` as `check` does, for no cases or methods, or a folder that
+    holds another sweep or is being written to.
     """
     session = Session(lm, stats=stats, corpus=corpus, moment_options=moment_options)
     options: dict[str, Any] = {"scores": scores, "per_sentence": per_sentence, "answers": answers}
@@ -218,7 +220,7 @@ def _look(session: Session, plan: Plan, case: Case) -> Trial:
         if plan.scores:
             trial.before = scoring.read(lm, case, prefixes=plan.prefixes)
         if plan.answers:
-            trial.row["answer_before"] = scoring.continuation(lm, case.request.text)
+            trial.row |= {f"{name}_before": value for name, value in about_answer(lm, case.request).items()}
 
     reason = attempt(look)
     if reason:
@@ -268,7 +270,7 @@ def _replies(session: Session, plan: Plan, trial: Trial) -> dict[str, Any]:
     with nullcontext() if logits else trial.edit.applied(lm):
         said["target_probability"] = scoring.target_probability(lm, request, request.target_new, logits=logits)
         if plan.answers:
-            said["answer"] = scoring.continuation(lm, request.text)
+            said |= about_answer(lm, request)
         if trial.before:
             after = scoring.read(lm, trial.before.prompts, logits=logits)
             said |= scoring.score(trial.case, trial.before, after)

@@ -340,6 +340,13 @@ def test_answers_are_kept_if_wanted(gpt2: LanguageModel, cases: list[Case], text
     table = sweep(gpt2, cases, methods={"rome": search}, texts=texts, answers=True, progress=False)
     for case, (_, row) in zip(cases, table.iterrows(), strict=True):
         assert row["answer_before"] == continuation(gpt2, case.request.text)
+        assert math.exp(sum(row["target_logprobs"])) == pytest.approx(row["target_probability"])
+        ids = gpt2.tokenizer(f"{case.request.text} {case.request.target_new}")["input_ids"]
+        tokens = ids[-len(row["target_logprobs_before"]) :]
+        with torch.no_grad():
+            logs = gpt2.model(torch.tensor([ids])).logits[0].log_softmax(-1)[-len(tokens) - 1 : -1]
+        expected = logs[range(len(tokens)), tokens].tolist()
+        assert row["target_logprobs_before"] == pytest.approx(expected, rel=1e-4)
         with compute(gpt2, case.request, method="rome", hparams=search).applied(gpt2):
             assert row["answer"] == continuation(gpt2, case.request.text)
     assert (table["answer"] != table["answer_before"]).any()
