@@ -54,6 +54,7 @@ bound: float = 1.0  # reach or leak from which on collapse is foretold
 
 # %% tags=["hide-input"]
 import pandas as pd
+import torch
 from IPython.display import Markdown
 
 import editlib as el
@@ -104,10 +105,12 @@ lengths = places.groupby(["layer", "where"])[["residual_norm", "key_norm"]].mean
 foretold = []
 for layer, of_layer in pairs.items():
     whole, later = moments.whole.moments[layer], moments.rest.moments[layer]
-    for setting, moment in zip(SETTINGS, (whole, later, None), strict=True):
+    factors = [torch.linalg.cholesky(moment) for moment in (whole, later)]
+    inverses = [*(lambda keys, factor=factor: torch.cholesky_solve(keys.T, factor).T for factor in factors), None]
+    for setting, whiten in zip(SETTINGS, inverses, strict=True):
         for method in METHODS:
             rows = foretell(
-                of_layer, params(method, layer, setting), moment=moment, later=later, first=moments.first[layer],
+                of_layer, params(method, layer, setting), whiten=whiten, later=later, first=moments.first[layer],
                 residual=lengths.loc[layer, "residual_norm"],
             )  # fmt: skip
             names = {"layer": layer, "method": method, "setting": setting}

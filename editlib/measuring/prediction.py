@@ -1,7 +1,7 @@
 """What keys alone tell of a rank-one edit before its v* is searched: its denominator, and how far it will move other
 text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -10,10 +10,16 @@ from torch import Tensor
 
 from editlib.data.request import EditRequest
 from editlib.editing.methods.rome import RomeParams
+from editlib.editing.session import Session
+from editlib.engine.memory import alike
+from editlib.engine.passes import Tokens
+from editlib.engine.prefixes import Flavour
 from editlib.engine.values import Keys, encode_contexts
 from editlib.models.language_model import LanguageModel, widened
 from editlib.models.tokens import pad
 from editlib.models.trace import trace
+
+TOKENS = 4096  # of a batch
 
 
 @dataclass(frozen=True)
@@ -51,11 +57,44 @@ def keys_by_layer(
     }
 
 
+@torch.no_grad()
+def keys_at(
+    session: Session, layer: int, requests: Sequence[EditRequest], flavour: Flavour, *, empty: bool = True
+) -> KeyPairs:
+    """Keys and values of one layer for many requests: prefix contexts run once, what requests have in common up to the
+    subject's end once, and nothing above the layer. Errors are those of `keys_by_layer`."""
+    lm, prefixes, past = session.lm, session.prefixes(flavour), session.past(flavour)
+    name = lm.layout.name(layer)
+    encoded = ([row.ids[: row.last + 1] for row in encode_contexts(lm, r, prefixes.contexts)] for r in requests)
+    heads = [tuple(rows) for rows in encoded]
+    unique = {head: i for i, head in enumerate(dict.fromkeys(heads))}
+    rows = []  # what is left to run, and the prefix that it stands behind
+    for head in unique:
+        for i, ids in enumerate(head, start=1):
+            skipped = len(prefixes.ids[i])
+            fits = ids[:skipped] == prefixes.ids[i] and skipped < len(ids)
+            rows.append((ids[skipped:], i) if fits else (ids, 0))
+    found = torch.empty(len(rows), lm.weight(layer).shape[1]), torch.empty(len(rows), lm.weight(layer).shape[0])
+    for batch in alike([len(ids) for ids, _ in rows], waste=0.2, most=TOKENS):
+        tokens = Tokens.of(lm, [rows[i][0] for i in batch])
+        behind = past.take(torch.tensor([rows[i][1] for i in batch], device=lm.device))
+        seen = session.passes.run(tokens, behind, names=[name], stop=True).seen[name]
+        at = torch.arange(len(batch), device=lm.device), tokens.mask.sum(1) - 1
+        for kept, values in zip(found, (seen.input, seen.output), strict=True):
+            kept[batch] = widened(values[at]).float().cpu()
+    shape = len(unique), len(prefixes.contexts), -1
+    each = map(Keys, *(values.view(shape) for values in found))
+    means = [(keys.bare, keys.mean(empty=empty)) for keys in each]
+    columns = zip(*((bare[0], mean[0], bare[1], mean[1]) for bare, mean in means), strict=True)
+    asked = torch.tensor([unique[head] for head in heads])
+    return KeyPairs(*(torch.stack(column).double()[asked] for column in columns))
+
+
 def foretell(
     pairs: KeyPairs,
     params: RomeParams,
     *,
-    moment: Tensor | None,
+    whiten: Callable[[Tensor], Tensor] | None,
     later: Tensor,
     first: Tensor,
     residual: Mapping[str, float],
@@ -65,8 +104,8 @@ def foretell(
 
     `denominator_ratio` is |denominator| over what it would be with k_in in both places. `reach` is how far the edit
     moves the output of an ordinary key, `leak` how far that of position 0, each over the `residual` stream's length
-    there (`later`, `first`). `moment` is the C of the update, None where it is left out; `later` the second moment of
-    ordinary keys, those behind position 0; `first` the mean key at position 0.
+    there (`later`, `first`). `whiten` applies C⁻¹ of the update to keys, a row each, None where it is left out; `later`
+    is the second moment of ordinary keys, those behind position 0; `first` the mean key at position 0.
 
     With u = C⁻¹k_in the edit moves the output of a key k by R (uᵀk) / (uᵀk_out), where R = v* - W k_out.
     """
@@ -74,7 +113,7 @@ def foretell(
     behind = params.keys == "prefixed"
     k_out, current = (pairs.mean, pairs.mean_value) if behind else (pairs.bare, pairs.bare_value)
     start = {"unprefixed": pairs.bare_value, "mean": pairs.mean_value, "current": current}[params.anchor]
-    u = k_in if moment is None else torch.linalg.solve(moment, k_in.T).T
+    u = whiten(k_in) if whiten else k_in
     size = (start - current).norm(dim=1) + start.norm(dim=1)
     denominator = (u * k_out).sum(1).abs()
     moved = ((u @ later) * u).sum(1).sqrt(), (u @ first).abs()

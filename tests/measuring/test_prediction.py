@@ -1,6 +1,7 @@
 """What keys foretell, against edits that were made."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,10 +9,11 @@ from plain import reads
 
 from editlib.data.request import EditRequest
 from editlib.editing.methods import compute, hparams_for
+from editlib.editing.session import Session
 from editlib.editing.stats import corpus_windows, second_moments
 from editlib.engine.prefixes import prefix_contexts
 from editlib.measuring.anatomy import Split, split_moments
-from editlib.measuring.prediction import foretell, keys_by_layer
+from editlib.measuring.prediction import foretell, keys_at, keys_by_layer
 from editlib.models.language_model import LanguageModel
 from editlib.models.trace import trace
 
@@ -49,6 +51,20 @@ def test_keys_of_all_layers_are_those_of_one_text_at_a_time(lm: LanguageModel, r
     assert alone == pytest.approx(keys[1:].mean(0), rel=1e-4, abs=1e-6)
 
 
+def test_keys_of_one_layer_are_the_same_by_the_short_way(lm: LanguageModel, requests: Sequence[EditRequest]) -> None:
+    """Requests of several lengths, one twice, and two that are alike up to their subject."""
+    asked = [*requests, replace(requests[0], target_new="Quint"), replace(requests[1], prompt="The town is {} of old")]
+    session = Session(lm)
+    short = keys_at(session, LAYER, asked, "yang-2024")
+    whole = keys_by_layer(lm, asked, prefix_contexts(lm))[LAYER]
+    for name in ("bare", "mean", "bare_value", "mean_value"):
+        torch.testing.assert_close(getattr(short, name), getattr(whole, name), rtol=1e-4, atol=1e-5)
+    alone = keys_at(session, LAYER, asked[:1], "yang-2024", empty=False)
+    torch.testing.assert_close(
+        alone.mean, keys_by_layer(lm, asked[:1], prefix_contexts(lm), empty=False)[LAYER].mean, rtol=1e-4, atol=1e-5
+    )
+
+
 @pytest.mark.parametrize("method", ["rome", "c-rome", "fc-rome", "p-rome"])
 @pytest.mark.parametrize("covariance", [True, False])
 def test_an_edit_moves_ordinary_outputs_and_position_0_as_foretold(
@@ -62,9 +78,14 @@ def test_an_edit_moves_ordinary_outputs_and_position_0_as_foretold(
     """But for the length of v* - W k_out, which keys can only guess."""
     params = hparams_for(lm, method, layer=LAYER, covariance=covariance, steps=3)
     pairs = keys_by_layer(lm, requests, prefix_contexts(lm))[LAYER]
-    moment = split.whole.moments[LAYER] if covariance else None
+    session = Session(lm, stats=split.whole)
     row = foretell(
-        pairs, params, moment=moment, later=split.rest.moments[LAYER], first=split.first[LAYER], residual=RESIDUAL
+        pairs,
+        params,
+        later=split.rest.moments[LAYER],
+        first=split.first[LAYER],
+        residual=RESIDUAL,
+        whiten=(lambda keys: session.whiten(LAYER, keys.T).T) if covariance else None,
     ).iloc[0]
     edit = compute(lm, [requests[0]], method=method, hparams=params, stats=split.whole)
     made = edit.diagnostics
