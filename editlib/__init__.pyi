@@ -19,6 +19,7 @@ from .errors import EditlibError as EditlibError
 from .measuring import anatomy as anatomy
 from .measuring import scores as scores
 from .measuring.causal import causal_trace as causal_trace
+from .measuring.risk import risk as risk
 from .models.language_model import LanguageModel as LanguageModel
 from .models.language_model import Layout as Layout
 from .models.loading import load as load

@@ -13,8 +13,8 @@ import editlib as el
 
 NAMES = """
     Case Edit EditRequest EditlibError LanguageModel Layout METHODS Perplexity anatomy causal_trace compute data errors
-    hparams_for load methods perplexity plot prefix_contexts scores second_moment sequence stats sweep test_prefixes
-    testbed trace
+    hparams_for load methods perplexity plot prefix_contexts risk scores second_moment sequence stats sweep
+    test_prefixes testbed trace
 """.split()
 PLOT = """
     COLORS KINDS MARKERS METHOD_MARKS SCORE_MARKS anatomy changes comparison denominators doses

@@ -1,0 +1,137 @@
+"""Which edits will break a model, told from keys before any is made."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from editlib.data.for_models import subject_tokens
+from editlib.data.request import EditRequest
+from editlib.editing.method import Variant
+from editlib.editing.methods import hparams_for, method_of
+from editlib.editing.methods.r_rome import SWITCHES, RRomeParams
+from editlib.editing.methods.rome import RomeParams
+from editlib.editing.session import Session
+from editlib.editing.stats import Stats
+from editlib.engine.prefixes import Flavour
+from editlib.errors import EditlibError
+from editlib.measuring.prediction import KeyPairs, foretell, keys_at
+from editlib.models.language_model import LanguageModel, widened
+from editlib.models.tokens import pad, prompt_ids
+from editlib.models.trace import trace
+from editlib.text import number
+
+BOUND = 1.0  # reach or leak from which on collapse is foretold: what is moved by as much as there is
+
+SAME = 0.9  # cosine from which on a key is said to be that of position 0
+SMALL = 0.1  # of the consistent denominator: from here on a denominator is called small
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What an edit of one layer meets in ordinary text, in float64: second moment of the keys behind position 0, the
+    mean key at position 0, and the residual stream's mean length after the layer, by place."""
+
+    later: Tensor
+    first: Tensor
+    residual: Mapping[str, float]
+
+
+@torch.no_grad()
+def surroundings(session: Session, layer: int, flavour: Flavour) -> Surroundings:
+    """Read them from the prefix contexts, which an edit needs anyway."""
+    lm, name, block = session.lm, session.lm.layout.name(layer), f"{session.lm.layout.blocks}.{layer}"
+    texts = [context[: context.index("{}")].rstrip() for context in session.contexts(flavour)]
+    ids, mask = pad([prompt_ids(lm.tokenizer, text) for text in texts if text], lm.device)
+    with trace(lm.model, name, block, stop=True) as seen:
+        lm.model(input_ids=ids, attention_mask=lm.attended(mask))
+    keys, states = widened(seen[name].input).double().cpu(), widened(seen[block].output).double().norm(dim=-1).cpu()
+    real = mask.bool().cpu()
+    real[:, 0] = False
+    later = keys[real]
+    residual = {"first": float(states[:, 0].mean()), "later": float(states[real].mean())}
+    return Surroundings(later.T @ later / len(later), keys[:, 0].mean(0), residual)
+
+
+def risk(
+    lm: LanguageModel,
+    requests: EditRequest | Sequence[EditRequest],
+    *,
+    method: str = "rome",
+    hparams: RomeParams | RRomeParams | None = None,
+    stats: Stats | None = None,
+    corpus: Sequence[str] | None = None,
+    session: Session | None = None,
+) -> pd.DataFrame:
+    """One row per request: whether an edit of it would break the model, and why, from keys alone.
+
+    No v* is searched and nothing above the layer is run. Columns: subject, prompt, `subject_tokens`, `subject_position`
+    (of its first token); norms of the key without prefix (`key_norm`) and of the mean key behind prefixes
+    (`mean_key_norm`), the `cosine` between the two and that of the first with position 0's key in ordinary text
+    (`cosine_first`); `denominator_ratio`, `reach` and `leak` as in `foretell`; `collapse`, true if reach or leak is at
+    least `BOUND`, a rule set by hand and not fitted to any model; and the `reason`, in words.
+
+    Raises `EditlibError` for a method that is not of the ROME family, and as `compute` does.
+    """
+    asked = [requests] if isinstance(requests, EditRequest) else list(requests)
+    given = hparams or hparams_for(lm, method)
+    if not isinstance(given, RomeParams | RRomeParams):
+        raise EditlibError(f"what {method} does cannot be told from keys; use rome, c-rome, fc-rome, p-rome or r-rome")
+    space = session or Session(lm, stats=stats, corpus=corpus)
+    variants = [Variant(method_of(given, method), given)]
+    space.check(variants)
+    for request in asked:
+        space.check_request(variants, request)
+    params, layer, flavour = _as_rome(given), given.layer, given.contexts
+    pairs = keys_at(space, layer, asked, flavour, empty=given.empty_context)
+    around = space.once(("surroundings", layer, flavour), lambda: surroundings(space, layer, flavour))
+    whiten = (lambda keys: space.whiten(layer, keys.T).T) if given.covariance else None
+    table = foretell(pairs, params, whiten=whiten, later=around.later, first=around.first, residual=around.residual)
+    table = pd.concat([_about(lm, asked, pairs, around), table], axis=1)
+    table["collapse"] = table[["reach", "leak"]].max(axis=1) >= BOUND
+    table["reason"] = [_reason(row) for row in table.to_dict(orient="records")]
+    return table
+
+
+def _as_rome(params: RomeParams | RRomeParams) -> RomeParams:
+    if isinstance(params, RomeParams):
+        return params
+    given = asdict(params)
+    return RomeParams(**SWITCHES[given.pop("switch")], **given)
+
+
+def _about(lm: LanguageModel, requests: Sequence[EditRequest], pairs: KeyPairs, around: Surroundings) -> pd.DataFrame:
+    """What rows say of their subjects and keys."""
+    places = [subject_tokens(lm, request) for request in requests]
+    return pd.DataFrame(
+        {
+            "subject": [request.subject for request in requests],
+            "prompt": [request.prompt for request in requests],
+            "subject_tokens": [place.count for place in places],
+            "subject_position": [place.first for place in places],
+            "key_norm": pairs.bare.norm(dim=1).tolist(),
+            "mean_key_norm": pairs.mean.norm(dim=1).tolist(),
+            "cosine": cosine_similarity(pairs.bare, pairs.mean).tolist(),
+            "cosine_first": cosine_similarity(pairs.bare, around.first[None]).tolist(),
+        }
+    )
+
+
+def _reason(row: Mapping[Any, Any]) -> str:
+    """Why an edit is foretold to break the model, or not to."""
+    if not row["collapse"]:
+        return "nothing speaks for a collapse"
+    parts = []
+    if row["cosine_first"] >= SAME:
+        same = number(row["cosine_first"])
+        parts.append(f"its subject's key without prefix is that of any text's first token (cosine {same})")
+    if row["denominator_ratio"] < SMALL:
+        parts.append(f"the denominator is {number(row['denominator_ratio'])} of the consistent one")
+    moved = {"reach": "ordinary outputs", "leak": "the output at every text's first position"}
+    worst = max(moved, key=lambda name: float(row[name]))
+    parts.append(f"the edit would move {moved[worst]} by {number(row[worst])} times the residual stream's length")
+    return "; ".join(parts)
