@@ -20,6 +20,7 @@ from editlib.cli.edit import edit, layers, tasks
 from editlib.cli.output import Stop, note
 from editlib.cli.rerun import rerun
 from editlib.cli.runs import cite, compare, publish, run, runs, show, verify
+from editlib.cli.screen import screen
 from editlib.cli.sweep import bench, hardedit, sweep
 from editlib.errors import EditlibError
 
@@ -33,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 ABOUT_RUNS = (run, rerun, runs, show, verify, cite, compare, publish)
-for command in (edit, layers, anatomy, sweep, hardedit, *ABOUT_RUNS, tasks, bench):  # in the order of the help
+for command in (edit, layers, anatomy, screen, sweep, hardedit, *ABOUT_RUNS, tasks, bench):  # in the order of the help
     app.command()(command)
 app.add_typer(data.app, name="data")
 app.add_typer(mend.app, name="mend")

@@ -131,7 +131,7 @@ def sweep(
     }  # fmt: skip
     lm = load_model(model, dtype=dtype, device=device, revision=revision, layout=layout)
     variants = {name: methods.hparams_for(lm, name, **hparams) for name in method or ["rome"]}
-    with _resumable(out), alive(f"{len(chosen)} cases to edit {model} with", quiet=bar or as_json):
+    with resumable(out), alive(f"{len(chosen)} cases to edit {model} with", quiet=bar or as_json):
         if sequential:
             done = sequences.sequence(lm, chosen, methods=variants, every=every or 1, retest=retest, **options)
         else:
@@ -149,7 +149,7 @@ def sweep(
 
 
 @contextmanager
-def _resumable(out: Path) -> Iterator[None]:
+def resumable(out: Path) -> Iterator[None]:
     """Say after an interruption how to go on."""
     try:
         yield
@@ -216,7 +216,7 @@ def hardedit(
         if not yes:
             typer.confirm("go on?", abort=True, err=True)
     lm = load_model(model, dtype=dtype, device=device, revision=revision, layout=layout)
-    with _resumable(out), alive(f"{author} writes cases for {model}", quiet=as_json):
+    with resumable(out), alive(f"{author} writes cases for {model}", quiet=as_json):
         done = build(
             lm, writer, n=n, out=out, texts=measured, corpus=source, collapse_ratio=collapse_ratio, calls=most,
             resume=resume,

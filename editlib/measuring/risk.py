@@ -78,20 +78,33 @@ def risk(
     Raises `EditlibError` for a method that is not of the ROME family, and as `compute` does.
     """
     asked = [requests] if isinstance(requests, EditRequest) else list(requests)
-    given = hparams or hparams_for(lm, method)
-    if not isinstance(given, RomeParams | RRomeParams):
-        raise EditlibError(f"what {method} does cannot be told from keys; use rome, c-rome, fc-rome, p-rome or r-rome")
+    params = foreseeable(lm, method, hparams)
     space = session or Session(lm, stats=stats, corpus=corpus)
-    variants = [Variant(method_of(given, method), given)]
+    variants = [Variant(method_of(params, method), params)]
     space.check(variants)
     for request in asked:
         space.check_request(variants, request)
-    params, layer, flavour = _as_rome(given), given.layer, given.contexts
-    pairs = keys_at(space, layer, asked, flavour, empty=given.empty_context)
-    around = space.once(("surroundings", layer, flavour), lambda: surroundings(space, layer, flavour))
-    whiten = (lambda keys: space.whiten(layer, keys.T).T) if given.covariance else None
-    table = foretell(pairs, params, whiten=whiten, later=around.later, first=around.first, residual=around.residual)
-    table = pd.concat([_about(lm, asked, pairs, around), table], axis=1)
+    return read_risk(space, params, asked)
+
+
+def foreseeable(lm: LanguageModel, method: str, hparams: Any = None) -> RomeParams | RRomeParams:
+    """Hyper-parameters of a method whose edits can be foretold; raises `EditlibError` for any other."""
+    params = hparams or hparams_for(lm, method)
+    if not isinstance(params, RomeParams | RRomeParams):
+        raise EditlibError(f"what {method} does cannot be told from keys; use rome, c-rome, fc-rome, p-rome or r-rome")
+    return params
+
+
+def read_risk(session: Session, given: RomeParams | RRomeParams, requests: Sequence[EditRequest]) -> pd.DataFrame:
+    """The table of `risk`, of requests that were seen through before."""
+    layer, flavour = given.layer, given.contexts
+    pairs = keys_at(session, layer, requests, flavour, empty=given.empty_context)
+    around = session.once(("surroundings", layer, flavour), lambda: surroundings(session, layer, flavour))
+    whiten = (lambda keys: session.whiten(layer, keys.T).T) if given.covariance else None
+    table = foretell(
+        pairs, _as_rome(given), whiten=whiten, later=around.later, first=around.first, residual=around.residual
+    )
+    table = pd.concat([_about(session.lm, requests, pairs, around), table], axis=1)
     table["collapse"] = table[["reach", "leak"]].max(axis=1) >= BOUND
     table["reason"] = [_reason(row) for row in table.to_dict(orient="records")]
     return table

@@ -1,0 +1,109 @@
+"""`editlib screen`: which edits of a data set would break a model, told without making them."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from editlib.cli.options import (
+    Cases,
+    CollapseRatio,
+    Corpus,
+    Device,
+    Dtype,
+    Flavour,
+    Hparams,
+    Json,
+    Layout,
+    Method,
+    Model,
+    Preset,
+    Revision,
+    Split,
+    Stats,
+    Texts,
+    cases_for,
+    check_new,
+    load_model,
+    texts_for,
+    texts_of,
+    values,
+)
+from editlib.cli.output import alive, emit
+from editlib.cli.sweep import resumable
+from editlib.text import percent, table
+
+
+def screen(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="New folder for the table, or with --resume the one to go on with.")],
+    cases: Cases = None,
+    split: Split = None,
+    method: Method = "rome",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the same screening was interrupted.")] = False,
+    verify: Annotated[
+        int | None, typer.Option(min=1, help="Edit the so many riskiest cases, and as many others, and see.")
+    ] = None,
+    texts: Texts = None,
+    flavour: Flavour = None,
+    hparam: Hparams = None,
+    preset: Preset = None,
+    stats: Stats = None,
+    corpus: Corpus = None,
+    collapse_ratio: CollapseRatio = 5.0,
+    seed: Annotated[int, typer.Option(help="With --verify: seed of the others.")] = 0,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    revision: Revision = None,
+    layout: Layout = None,
+    as_json: Json = False,
+) -> None:
+    """Tell which edits of a data set would break a model, without making them.
+
+    Only keys are read, so that a case takes milliseconds. The folder is one parquet table, with the reason for each
+    case; what would break the model is in its _hard.json in EasyEdit's form. After an interruption the same command
+    with --resume goes on. With --verify some edits are made, to see whether it is so.
+
+    Example: editlib screen --model testbed/anchored --out screened --verify 10
+    """
+    check_new(None if out.exists() else out)
+    pool, source, measured = cases_for(model, cases, split=split), texts_of(corpus), texts_for(model, texts)
+
+    from editlib.editing import methods
+    from editlib.editing import stats as moments
+    from editlib.sweeps import screen as screening
+    from editlib.sweeps.parts import sweep_folder
+
+    sweep_folder(out).check(resume=resume)
+    lm = load_model(model, dtype=dtype, device=device, revision=revision, layout=layout)
+    params = methods.hparams_for(lm, method, flavour=flavour, preset=preset, **values(hparam))
+    bar = sys.stderr.isatty()
+    given = {"method": method, "hparams": params, "stats": moments.load(stats) if stats else None, "corpus": source}
+    with resumable(out), alive(f"{len(pool)} cases to screen {model} with", quiet=bar or as_json):
+        found = screening.screen(lm, pool, out=out, resume=resume, progress=bar, **given)
+        seen = {}
+        if verify is not None:
+            options = given | {"texts": measured, "out": out, "seed": seed, "progress": bar}
+            seen = screening.verify(lm, pool, found, k=verify, **options).record(collapse_ratio)
+    rejected, hard = found[found["error"].notna()], found[found["collapse"]]
+    if as_json:
+        counts = {"cases": len(found), "hard": len(hard), "rejected": len(rejected), "verified": seen or None}
+        emit({"model": model, "method": method, "folder": str(out), **counts})
+        return
+    worst = hard.assign(worst=hard[["reach", "leak"]].max(axis=1)).nlargest(10, "worst")
+    lines = [
+        ("screened", f"{len(found):,} cases, {method} at layer {params.layer}"),
+        ("would break the model", f"{len(hard):,} ({percent(len(hard) / len(found))}), in {out / screening.HARD}"),
+    ]
+    if len(rejected):
+        first = rejected.iloc[0]
+        lines.append(("left out", f"{len(rejected):,}, the first is case {first['case_id']}: {first['error']}"))
+    for name, of in seen.items():
+        said = "{edits}: {foretold} foretold to break the model, {collapse} do, {both} both"
+        lines.append((f"edited, {name}", said.format(**of)))
+    text = table(lines)
+    if len(worst):
+        rows = worst[["case_id", "subject", "worst", "reason"]].to_numpy().tolist()
+        text = f"{table([['case', 'subject', 'reach or leak', 'reason'], *rows])}\n\n{text}"
+    emit(text)
