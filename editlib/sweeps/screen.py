@@ -105,8 +105,8 @@ def _rows(few: Session, whole: Session, params: Any, cases: Sequence[Case]) -> l
         if able:
             found = read_risk(session, params, [cases[i].request for i in able])
             told = [name for name in COLUMNS if name in found]
-            for i, row in zip(able, found[told].itertuples(index=False), strict=True):
-                rows[i] |= row._asdict() | {"contexts": contexts}
+            for i, values in zip(able, found[told].to_numpy().tolist(), strict=True):
+                rows[i] |= dict(zip(told, values, strict=True)) | {"contexts": contexts}
         able = [i for i in able if max(rows[i]["reach"], rows[i]["leak"]) >= SUSPECT * BOUND]
     return rows
 
