@@ -91,7 +91,7 @@ def screen(
         counts = {"cases": len(found), "hard": len(hard), "rejected": len(rejected), "verified": seen or None}
         emit({"model": model, "method": method, "folder": str(out), **counts})
         return
-    worst = hard.assign(worst=hard[["reach", "leak"]].max(axis=1)).nlargest(10, "worst")
+    worst = hard.nlargest(10, "severity")
     lines = [
         ("screened", f"{len(found):,} cases, {method} at layer {params.layer}"),
         ("would break the model", f"{len(hard):,} ({percent(len(hard) / len(found))}), in {out / screening.HARD}"),
@@ -104,6 +104,6 @@ def screen(
         lines.append((f"edited, {name}", said.format(**of)))
     text = table(lines)
     if len(worst):
-        rows = worst[["case_id", "subject", "worst", "reason"]].to_numpy().tolist()
-        text = f"{table([['case', 'subject', 'reach or leak', 'reason'], *rows])}\n\n{text}"
+        rows = worst[["case_id", "subject", "severity", "reason"]].to_numpy().tolist()
+        text = f"{table([['case', 'subject', 'severity', 'reason'], *rows])}\n\n{text}"
     emit(text)

@@ -25,7 +25,7 @@ from editlib.models.tokens import pad, prompt_ids
 from editlib.models.trace import trace
 from editlib.text import number
 
-BOUND = 1.0  # reach or leak from which on collapse is foretold: what is moved by as much as there is
+BOUND = 1.0  # severity from which on collapse is foretold: ordinary words get as much of an edit as its subject
 
 SAME = 0.9  # cosine from which on a key is said to be that of position 0
 SMALL = 0.1  # of the consistent denominator: from here on a denominator is called small
@@ -72,8 +72,8 @@ def risk(
     No v* is searched and nothing above the layer is run. Columns: subject, prompt, `subject_tokens`, `subject_position`
     (of its first token); norms of the key without prefix (`key_norm`) and of the mean key behind prefixes
     (`mean_key_norm`), the `cosine` between the two and that of the first with position 0's key in ordinary text
-    (`cosine_first`); `denominator_ratio`, `reach` and `leak` as in `foretell`; `collapse`, true if reach or leak is at
-    least `BOUND`, a rule set by hand and not fitted to any model; and the `reason`, in words.
+    (`cosine_first`); all columns of `foretell`; `collapse`, true if the `severity` is at least `BOUND`, a rule set by
+    hand; and the `reason`, in words.
 
     Raises `EditlibError` for a method that is not of the ROME family, and as `compute` does.
     """
@@ -105,7 +105,7 @@ def read_risk(session: Session, given: RomeParams | RRomeParams, requests: Seque
         pairs, _as_rome(given), whiten=whiten, later=around.later, first=around.first, residual=around.residual
     )
     table = pd.concat([_about(session.lm, requests, pairs, around), table], axis=1)
-    table["collapse"] = table[["reach", "leak"]].max(axis=1) >= BOUND
+    table["collapse"] = table["severity"] >= BOUND
     table["reason"] = [_reason(row) for row in table.to_dict(orient="records")]
     return table
 
@@ -144,7 +144,10 @@ def _reason(row: Mapping[Any, Any]) -> str:
         parts.append(f"its subject's key without prefix is that of any text's first token (cosine {same})")
     if row["denominator_ratio"] < SMALL:
         parts.append(f"the denominator is {number(row['denominator_ratio'])} of the consistent one")
-    moved = {"reach": "ordinary outputs", "leak": "the output at every text's first position"}
-    worst = max(moved, key=lambda name: float(row[name]))
-    parts.append(f"the edit would move {moved[worst]} by {number(row[worst])} times the residual stream's length")
+    if row["spill"] >= BOUND:
+        parts.append(
+            f"the edit would move ordinary words' outputs {number(row['spill'])} times as far as the subject's"
+        )
+    if row["reach"] >= BOUND:
+        parts.append(f"it would move them by {number(row['reach'])} times the length of the residual stream")
     return "; ".join(parts)

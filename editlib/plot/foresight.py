@@ -70,7 +70,7 @@ def foretold(frame: pd.DataFrame, *, bound: float, collapse_ratio: float) -> Fig
     """Perplexity over unedited against what keys foretold, a panel for each method and a point for each edit, both
     logarithmic.
 
-    `frame` has one row per edit: method, kind, worst (of what was foretold), perplexity_ratio.
+    `frame` has one row per edit: method, kind, severity (as foretold), perplexity_ratio.
     """
     methods = list(frame["method"].unique())
     figure, panels = plt.subplots(
@@ -79,12 +79,12 @@ def foretold(frame: pd.DataFrame, *, bound: float, collapse_ratio: float) -> Fig
     heights, edge = drawable(frame["perplexity_ratio"])
     for axes, method in zip(panels[0], methods, strict=True):
         mine = (frame["method"] == method).to_numpy()
-        points_by_kind(axes, frame.loc[mine, "worst"], heights[mine], frame.loc[mine, "kind"])
+        points_by_kind(axes, frame.loc[mine, "severity"], heights[mine], frame.loc[mine, "kind"])
         mark_collapse(axes, collapse_ratio)
         mark_edge(axes, edge)
         axes.axvline(bound, color="black", lw=0.8, ls=":", zorder=0, label="foretold from here on")
         axes.set(xscale="log", yscale="log", title=method)
     panels[0, 0].set_ylabel("Perplexity, times unedited")
-    panels[0, len(methods) // 2].set_xlabel("Reach or leak, the larger, before any search")
+    panels[0, len(methods) // 2].set_xlabel("Severity, foretold before any search")
     legend_below(figure, panels[0, 0], title=OF_SUBJECTS, ncols=3)
     return figure

@@ -37,7 +37,7 @@ FEW = 5  # contexts of the first reading, the empty one among them
 SUSPECT = 0.1  # of the bound: what the first reading puts above is read behind all contexts
 HARD, VERIFIED = "_hard.json", "_verified"  # beside the parts; readers of a folder of parquet pass over such names
 NUMBERS = (
-    "key_norm", "mean_key_norm", "cosine", "cosine_first", "denominator_ratio", "reach", "leak",
+    "key_norm", "mean_key_norm", "cosine", "cosine_first", "denominator_ratio", "spill", "reach", "leak", "severity",
 )  # fmt: skip
 COLUMNS: Columns = {
     "case_id": "int64", **REQUEST, **dict.fromkeys(("subject_tokens", "subject_position", "contexts"), "Int64"),
@@ -107,14 +107,14 @@ def _rows(few: Session, whole: Session, params: Any, cases: Sequence[Case]) -> l
             told = [name for name in COLUMNS if name in found]
             for i, values in zip(able, found[told].to_numpy().tolist(), strict=True):
                 rows[i] |= dict(zip(told, values, strict=True)) | {"contexts": contexts}
-        able = [i for i in able if max(rows[i]["reach"], rows[i]["leak"]) >= SUSPECT * BOUND]
+        able = [i for i in able if rows[i]["severity"] >= SUSPECT * BOUND]
     return rows
 
 
 def _hard(table: pd.DataFrame, cases: dict[int, Case]) -> list[dict[str, Any]]:
     """The cases that would break the model in EasyEdit's form, the worst first."""
     hard, records = table[table["collapse"]], []
-    order = hard[["reach", "leak"]].max(axis=1).sort_values(ascending=False, kind="stable").index
+    order = hard["severity"].sort_values(ascending=False, kind="stable").index
     for case_id in hard["case_id"][order]:
         request = cases[case_id].request
         records.append(
@@ -165,7 +165,7 @@ def verify(
     not. Further options are those of `sweep`.
     """
     good = table[table["error"].isna()]
-    worst = good.assign(worst=good[["reach", "leak"]].max(axis=1)).sort_values("worst", ascending=False, kind="stable")
+    worst = good.sort_values("severity", ascending=False, kind="stable")
     top, rest = list(worst["case_id"][:k]), list(worst["case_id"][k:])
     drawn = Random(seed).sample(rest, min(k, len(rest)))
     wanted = {*top, *drawn}

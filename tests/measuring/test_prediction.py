@@ -101,6 +101,9 @@ def test_an_edit_moves_ordinary_outputs_and_position_0_as_foretold(
     keys, change = seen[name].input.double(), edit.delta(f"{name}.weight").double().T
     moved = (keys @ change).norm(dim=-1)
     assert row["reach"] == pytest.approx(guessed * float(moved[:, 1:].square().mean().sqrt()) / 7.0, rel=1e-3)
+    spill = float(moved[:, 1:].square().mean().sqrt()) / made["numerator"]
+    assert row["spill"] == pytest.approx(spill, rel=1e-3)
+    assert row["severity"] == max(row["spill"], row["reach"])
     assert row["leak"] == pytest.approx(guessed * float((keys[:, 0].mean(0) @ change).norm()) / 3.0, rel=1e-3)
 
 

@@ -190,7 +190,7 @@ def test_regimes_has_a_panel_for_lengths_one_for_ratios_and_one_for_each_method(
 
 
 def test_foretold_has_a_panel_for_each_method_and_loses_no_edit(frame: pd.DataFrame) -> None:
-    both = pd.concat([frame.assign(method=method, worst=0.5) for method in ("rome", "c-rome")], ignore_index=True)
+    both = pd.concat([frame.assign(method=method, severity=0.5) for method in ("rome", "c-rome")], ignore_index=True)
     panels = plot.foretold(both, bound=1.0, collapse_ratio=5.0).axes
     assert [axes.get_title() for axes in panels] == ["rome", "c-rome"]
     assert [len(points(axes)) for axes in panels] == [len(frame)] * 2

@@ -39,7 +39,7 @@ def test_suspects_are_read_behind_all_contexts_and_are_what_risk_says(
     assert found["collapse"].tolist() == exact["collapse"].tolist() and 0 < found["collapse"].sum() < len(pool)
     again = found["contexts"] == len(el.prefix_contexts(anchored))
     assert again[found["collapse"]].all() and set(found["contexts"][~again]) == {screening.FEW} != set()
-    for column in ("denominator_ratio", "reach", "leak"):
+    for column in ("denominator_ratio", "spill", "reach", "leak", "severity"):
         assert found[column][again].tolist() == pytest.approx(exact[column][again].tolist(), rel=1e-6)
     assert found["reason"][again].tolist() == exact["reason"][again].tolist()
 
@@ -72,7 +72,7 @@ def test_the_hard_set_is_read_back_as_cases_the_worst_first(
 ) -> None:
     found = screen(anchored, pool, out=tmp_path / "out", progress=False)
     kept = el.data.cases(tmp_path / "out" / screening.HARD)
-    worst = found[found["collapse"]].assign(worst=found[["reach", "leak"]].max(axis=1)).sort_values("worst")
+    worst = found[found["collapse"]].sort_values("severity")
     assert [case.case_id for case in kept] == worst["case_id"].tolist()[::-1]
     requests = {case.case_id: case.request for case in pool}
     assert [case.request for case in kept] == [requests[case.case_id] for case in kept]
@@ -94,7 +94,7 @@ def test_verified_edits_are_the_riskiest_and_others_and_are_kept(
     texts: Sequence[str] = el.data.texts("testbed-ppl-50")[:10]
     found = screen(anchored, pool, out=tmp_path / "out", progress=False)
     made = verify(anchored, pool, found, k=3, texts=texts, out=tmp_path / "out", progress=False)
-    worst = found.assign(worst=found[["reach", "leak"]].max(axis=1)).nlargest(3, "worst")["case_id"]
+    worst = found.nlargest(3, "severity")["case_id"]
     assert set(made.riskiest["case_id"]) == set(worst) and not set(worst) & set(made.others["case_id"])
     counts = made.record(5.0)
     assert counts["riskiest"] == {"edits": 3, "foretold": 3, "collapse": 3, "both": 3}
