@@ -32,12 +32,14 @@ from editlib.cli.options import (
     check_new,
     known_data,
     load_model,
+    one_of,
     texts_for,
     texts_of,
     values,
 )
 from editlib.cli.output import alive, emit, note
 from editlib.data.sources import own
+from editlib.editing.names import GUARDS
 from editlib.errors import EditlibError
 from editlib.text import duration, table
 
@@ -71,6 +73,13 @@ def edit(
     first_position: FirstPosition = "keep",
     texts: Texts = None,
     bos: Annotated[bool, typer.Option("--bos", help="Put the tokenizer's BOS token before every text.")] = False,
+    guard: Annotated[
+        str,
+        typer.Option(
+            callback=one_of("guard", GUARDS),
+            help="About an edit that may break the model: warn, refuse or off.",
+        ),
+    ] = "warn",
     collapse_ratio: CollapseRatio = 5.0,
     dtype: Dtype = "float32",
     device: Device = "cpu",
@@ -106,7 +115,7 @@ def edit(
         encode_texts(lm, measured, bos=bos)  # what compute does not look at
     with alive(f"{method} edits {model}", quiet=as_json):
         change = methods.compute(
-            lm, asked, method=method, hparams=hparams, stats=given, corpus=source, moment_options=read
+            lm, asked, method=method, hparams=hparams, stats=given, corpus=source, moment_options=read, guard=guard
         )
         report = before_after(lm, change, texts=measured, bos=bos, collapse_ratio=collapse_ratio)
     emit(report.record() if as_json else report.table())

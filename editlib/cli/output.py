@@ -43,7 +43,14 @@ def alive(stage: str, *, quiet: bool = False) -> Iterator[None]:
     """While the block takes longer than a few seconds, say now and then what the package logs that it is at."""
     stages, done, started = [stage], Event(), time.monotonic()
     logger, handler = logging.getLogger("editlib"), logging.Handler(logging.INFO)
-    handler.emit = lambda record: stages.append(record.getMessage())  # type: ignore[method-assign]
+
+    def hear(record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING:
+            note(record.getMessage())
+        else:
+            stages.append(record.getMessage())
+
+    handler.emit = hear  # type: ignore[method-assign]
 
     def tell() -> None:
         pause = FIRST

@@ -1,60 +1,28 @@
 """Which edits will break a model, told from keys before any is made."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
-import torch
-from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from editlib.data.for_models import subject_tokens
 from editlib.data.request import EditRequest
+from editlib.editing.guard import BOUND, Surroundings, surroundings
 from editlib.editing.method import Variant
 from editlib.editing.methods import hparams_for, method_of
 from editlib.editing.methods.r_rome import SWITCHES, RRomeParams
 from editlib.editing.methods.rome import RomeParams
 from editlib.editing.session import Session
 from editlib.editing.stats import Stats
-from editlib.engine.prefixes import Flavour
 from editlib.errors import EditlibError
 from editlib.measuring.prediction import KeyPairs, foretell, keys_at
-from editlib.models.language_model import LanguageModel, widened
-from editlib.models.tokens import pad, prompt_ids
-from editlib.models.trace import trace
+from editlib.models.language_model import LanguageModel
 from editlib.text import number
-
-BOUND = 1.0  # severity from which on collapse is foretold: ordinary words get as much of an edit as its subject
 
 SAME = 0.9  # cosine from which on a key is said to be that of position 0
 SMALL = 0.1  # of the consistent denominator: from here on a denominator is called small
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What an edit of one layer meets in ordinary text, in float64: second moment of the keys behind position 0, the
-    mean key at position 0, and the residual stream's mean length after the layer, by place."""
-
-    later: Tensor
-    first: Tensor
-    residual: Mapping[str, float]
-
-
-@torch.no_grad()
-def surroundings(session: Session, layer: int, flavour: Flavour) -> Surroundings:
-    """Read them from the prefix contexts, which an edit needs anyway."""
-    lm, name, block = session.lm, session.lm.layout.name(layer), f"{session.lm.layout.blocks}.{layer}"
-    texts = [context[: context.index("{}")].rstrip() for context in session.contexts(flavour)]
-    ids, mask = pad([prompt_ids(lm.tokenizer, text) for text in texts if text], lm.device)
-    with trace(lm.model, name, block, stop=True) as seen:
-        lm.model(input_ids=ids, attention_mask=lm.attended(mask))
-    keys, states = widened(seen[name].input).double().cpu(), widened(seen[block].output).double().norm(dim=-1).cpu()
-    real = mask.bool().cpu()
-    real[:, 0] = False
-    later = keys[real]
-    residual = {"first": float(states[:, 0].mean()), "later": float(states[real].mean())}
-    return Surroundings(later.T @ later / len(later), keys[:, 0].mean(0), residual)
 
 
 def risk(
@@ -100,6 +68,8 @@ def read_risk(session: Session, given: RomeParams | RRomeParams, requests: Seque
     layer, flavour = given.layer, given.contexts
     pairs = keys_at(session, layer, requests, flavour, empty=given.empty_context)
     around = session.once(("surroundings", layer, flavour), lambda: surroundings(session, layer, flavour))
+    if around is None:
+        raise EditlibError(f"no prefix context of {session.lm.label} has words, and risk is read from them; give some")
     whiten = (lambda keys: session.whiten(layer, keys.T).T) if given.covariance else None
     table = foretell(
         pairs, _as_rome(given), whiten=whiten, later=around.later, first=around.first, residual=around.residual

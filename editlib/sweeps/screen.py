@@ -15,6 +15,7 @@ import pandas as pd
 from editlib.data import datasets as data
 from editlib.data.datasets import Case
 from editlib.data.for_models import subject_tokens
+from editlib.editing.guard import BOUND
 from editlib.editing.method import Variant
 from editlib.editing.methods import method_of
 from editlib.editing.session import Session
@@ -22,7 +23,7 @@ from editlib.editing.stats import Stats
 from editlib.engine.values import encode_contexts
 from editlib.errors import EditlibError
 from editlib.files import write_json
-from editlib.measuring.risk import BOUND, foreseeable, read_risk
+from editlib.measuring.risk import foreseeable, read_risk
 from editlib.measuring.statistics import COLLAPSE_RATIO, collapsed
 from editlib.models.language_model import LanguageModel
 from editlib.sweeps.parts import Parts

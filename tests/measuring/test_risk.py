@@ -9,12 +9,13 @@ import torch
 import editlib as el
 from editlib.data.datasets import Case
 from editlib.data.request import EditRequest
+from editlib.editing.guard import surroundings
 from editlib.editing.methods import hparams_for
 from editlib.editing.session import Session
 from editlib.editing.stats import Stats
 from editlib.engine.prefixes import prefix_contexts
 from editlib.errors import EditlibError
-from editlib.measuring.risk import risk, surroundings
+from editlib.measuring.risk import risk
 from editlib.models.language_model import LanguageModel
 from editlib.models.trace import trace
 

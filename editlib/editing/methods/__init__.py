@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from editlib.data.request import EditRequest
 from editlib.editing.edit import Edit, Intervention
+from editlib.editing.guard import Guard, guarded
 from editlib.editing.method import Method, Variant
 from editlib.editing.methods.emmet import Emmet, EmmetParams
 from editlib.editing.methods.ft import Ft, Ftl, FtlParams, FtParams
@@ -18,6 +19,7 @@ from editlib.editing.methods.memit import Memit, MemitParams
 from editlib.editing.methods.mend import Mend, MendParams
 from editlib.editing.methods.r_rome import RRome, RRomeParams
 from editlib.editing.methods.rome import Rome, RomeParams
+from editlib.editing.names import GUARDS
 from editlib.editing.session import Session
 from editlib.editing.stats import MomentOptions, Stats
 from editlib.errors import EditlibError, unknown
@@ -147,11 +149,13 @@ def method_of(params: Any, name: str = "") -> Method:
 def compute(
     lm: LanguageModel, requests: EditRequest | Sequence[EditRequest], *, method: str, hparams: Params | None = ...,
     stats: Stats | None = ..., corpus: Sequence[str] | None = ..., moment_options: MomentOptions | None = ...,
+    guard: Guard = ...,
 ) -> Edit: ...  # fmt: skip
 @overload
 def compute(
     lm: LanguageModel, requests: EditRequest | Sequence[EditRequest], *, method: Method, hparams: Any = ...,
     stats: Stats | None = ..., corpus: Sequence[str] | None = ..., moment_options: MomentOptions | None = ...,
+    guard: Guard = ...,
 ) -> Intervention: ...  # fmt: skip
 def compute(
     lm: LanguageModel,
@@ -162,13 +166,17 @@ def compute(
     stats: Stats | None = None,
     corpus: Sequence[str] | None = None,
     moment_options: MomentOptions | None = None,
+    guard: Guard = "warn",
 ) -> Intervention:
     """Compute an edit; the model's weights are left as they are.
 
     Second moments are those of `stats`, else of `corpus` or of text the model writes, read as `moment_options` say.
+    An edit that may break the model is told of in the log, or refused with guard="refuse", as `guarded` says.
     Raises `EditlibError` as `hparams_for` and `check` do, before the model is run.
     """
     chosen, given = _named(method), dict[str, Any](vars(hparams) if hparams else {})
+    if guard not in GUARDS:
+        raise unknown("guard", guard, GUARDS)
     usual = {field.name: field.default for field in fields(chosen.hparams)}
     for name in chosen.stands_for:  # not said on purpose, in hyper-parameters made for the family
         if given.get(name) == usual[name]:
@@ -177,7 +185,7 @@ def compute(
     session = Session(lm, stats=stats, corpus=corpus, moment_options=moment_options)
     asked = [requests] if isinstance(requests, EditRequest) else list(requests)
     session.check([variant], requests=asked)
-    return chosen.solve(session, asked, variant.params)[0]
+    return guarded(session, chosen.solve(session, asked, variant.params)[0], guard)
 
 
 def solve(session: Session, name: str, requests: Sequence[EditRequest], params: Params) -> Edit:

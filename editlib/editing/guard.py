@@ -1,0 +1,107 @@
+"""How far an edit moves what it should leave alone, and what is done about one that moves it too far."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from editlib.editing.edit import Change, Edit, Intervention, LowRank
+from editlib.editing.session import Session
+from editlib.engine.prefixes import Flavour
+from editlib.errors import EditlibError
+from editlib.models.language_model import widened
+from editlib.models.tokens import pad, prompt_ids
+from editlib.models.trace import trace
+from editlib.text import number
+
+log = logging.getLogger(__name__)
+
+Guard = Literal["warn", "refuse", "off"]  # `GUARDS`, for type checkers
+BOUND = 1.0  # severity from which on collapse is foretold: ordinary words get as much of an edit as its subject
+ADVICE = {"rome": "use fc-rome or c-rome, or put words before the subject"}
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What an edit of one layer meets in ordinary text, in float64: second moment of the keys behind position 0, the
+    mean key at position 0, and the residual stream's mean length after the layer, by place."""
+
+    later: Tensor
+    first: Tensor
+    residual: Mapping[str, float]
+
+
+@torch.no_grad()
+def surroundings(session: Session, layer: int, flavour: Flavour) -> Surroundings | None:
+    """Read them from the prefix contexts, which an edit needs anyway; None if all of those are empty."""
+    lm, name, block = session.lm, session.lm.layout.name(layer), f"{session.lm.layout.blocks}.{layer}"
+    texts = [context[: context.index("{}")].rstrip() for context in session.contexts(flavour)]
+    rows = [prompt_ids(lm.tokenizer, text) for text in texts if text]
+    if not rows:
+        return None
+    ids, mask = pad(rows, lm.device)
+    with trace(lm.model, name, block, stop=True) as seen:
+        lm.model(input_ids=ids, attention_mask=lm.attended(mask))
+    keys, states = widened(seen[name].input).double().cpu(), widened(seen[block].output).double().norm(dim=-1).cpu()
+    real = mask.bool().cpu()
+    real[:, 0] = False
+    later = keys[real]
+    residual = {"first": float(states[:, 0].mean()), "later": float(states[real].mean())}
+    return Surroundings(later.T @ later / len(later), keys[:, 0].mean(0), residual)
+
+
+def severity(session: Session, edit: Edit) -> float | None:
+    """How far an edit moves the outputs of ordinary words, over how far it moves those of its subjects (behind the
+    prefix contexts or without, whichever is more) or over the residual stream's length, whichever is more; the largest
+    of its layers.
+
+    None for a method without prefix contexts, or an edit of other weights than down-projections.
+    """
+    flavour, lm = edit.hparams.get("contexts"), session.lm
+    layers = {f"{lm.layout.name(layer)}.weight": layer for layer in range(lm.num_layers)}
+    if flavour is None or not edit.changes.keys() <= layers.keys():
+        return None
+    found = []
+    for name, change in edit.changes.items():
+        layer = layers[name]
+        around = session.once(("surroundings", layer, flavour), partial(surroundings, session, layer, flavour))
+        if around is None:
+            return None
+        ordinary = _root_mean_square(change, around.later)
+        keys = [session.keys(layer, request, flavour).inputs.double() for request in edit.requests]
+        places = torch.cat([torch.stack([rows[0], rows.mean(0)]) for rows in keys])
+        subject = float(change.output(places).norm(dim=1).max())
+        found += [ordinary / subject if subject else 0.0, ordinary / around.residual["later"]]
+    return max(found)
+
+
+def _root_mean_square(change: Change, moment: Tensor) -> float:
+    """Of |Δk| over keys k, given their second moment."""
+    if isinstance(change, LowRank):
+        left, right = change.left.double().cpu(), change.right.double().cpu()
+        square = ((left.T @ left) * (right.T @ moment @ right)).sum()
+    else:
+        delta = change.dense().double().cpu()
+        square = ((delta @ moment) * delta).sum()
+    return float(square.clamp(min=0).sqrt())
+
+
+def guarded(session: Session, edit: Intervention, guard: Guard) -> Intervention:
+    """The edit, its `severity` among its diagnostics; one of at least `BOUND` is told of in a line of the log, or with
+    `refuse` an `EditlibError`. What writes no weight passes."""
+    found = severity(session, edit) if guard != "off" and isinstance(edit, Edit) else None
+    if found is None or not isinstance(edit, Edit):
+        return edit
+    if found >= BOUND:
+        advice = ADVICE.get(edit.method, "see what it does to perplexity before you keep it")
+        times = number(found)
+        said = f"this {edit.method} edit may break {session.lm.label}: it moves ordinary words {times} times as far "
+        said += f"as it should its subject; {advice}"
+        if guard == "refuse":
+            raise EditlibError(said)
+        log.warning(said)
+    return replace(edit, diagnostics={**edit.diagnostics, "severity": found})
