@@ -32,14 +32,13 @@ from editlib.cli.options import (
     check_new,
     known_data,
     load_model,
-    one_of,
     texts_for,
     texts_of,
     values,
 )
 from editlib.cli.output import alive, emit, note
 from editlib.data.sources import own
-from editlib.editing.names import GUARDS
+from editlib.editing.names import Guard
 from editlib.errors import EditlibError
 from editlib.text import duration, table
 
@@ -73,13 +72,7 @@ def edit(
     first_position: FirstPosition = "keep",
     texts: Texts = None,
     bos: Annotated[bool, typer.Option("--bos", help="Put the tokenizer's BOS token before every text.")] = False,
-    guard: Annotated[
-        str,
-        typer.Option(
-            callback=one_of("guard", GUARDS),
-            help="About an edit that may break the model: warn, refuse or off.",
-        ),
-    ] = "warn",
+    guard: Annotated[Guard, typer.Option(help="What to do about an edit that may break the model.")] = "warn",
     collapse_ratio: CollapseRatio = 5.0,
     dtype: Dtype = "float32",
     device: Device = "cpu",

@@ -4,12 +4,12 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from editlib.editing.edit import Change, Edit, Intervention, LowRank
+from editlib.editing.names import Guard
 from editlib.editing.session import Session
 from editlib.engine.prefixes import Flavour
 from editlib.errors import EditlibError
@@ -20,7 +20,6 @@ from editlib.text import number
 
 log = logging.getLogger(__name__)
 
-Guard = Literal["warn", "refuse", "off"]  # `GUARDS`, for type checkers
 BOUND = 1.0  # severity from which on collapse is foretold: ordinary words get as much of an edit as its subject
 ADVICE = {"rome": "use fc-rome or c-rome, or put words before the subject"}
 

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from editlib.data.request import EditRequest
 from editlib.editing.edit import Edit, Intervention
-from editlib.editing.guard import Guard, guarded
+from editlib.editing.guard import guarded
 from editlib.editing.method import Method, Variant
 from editlib.editing.methods.emmet import Emmet, EmmetParams
 from editlib.editing.methods.ft import Ft, Ftl, FtlParams, FtParams
@@ -19,7 +19,7 @@ from editlib.editing.methods.memit import Memit, MemitParams
 from editlib.editing.methods.mend import Mend, MendParams
 from editlib.editing.methods.r_rome import RRome, RRomeParams
 from editlib.editing.methods.rome import Rome, RomeParams
-from editlib.editing.names import GUARDS
+from editlib.editing.names import GUARDS, Guard
 from editlib.editing.session import Session
 from editlib.editing.stats import MomentOptions, Stats
 from editlib.errors import EditlibError, unknown
