@@ -102,12 +102,12 @@ def foretell(
     """One row per request: what a method of the ROME family with these keys would do, if its δ were as long as the
     value that it is added to.
 
-    `denominator_ratio` is |denominator| over what it would be with k_in in both places. `spill` is how far the edit
-    moves the output of an ordinary key over how far it moves that of k_out: at 1, all words get as much of it as the
-    subject. `reach` is how far it moves that output over the `residual` stream's length there (`later`), `leak` how far
-    the output at position 0 over that length (`first`). `severity` is the larger of spill and reach. `whiten` applies
-    C⁻¹ of the update to keys, a row each, None where it is left out; `later` is the second moment of ordinary keys,
-    those behind position 0; `first` the mean key at position 0.
+    `denominator_ratio` is the size of the denominator over what it would be with k_in in both places. `spill` is how
+    far the edit moves the output of an ordinary key over how far it moves that of k_out: at 1, all words get as much of
+    it as the subject. `reach` is how far it moves that output over the `residual` stream's length there (`later`),
+    `leak` how far the output at position 0 over that length (`first`). `severity` is the larger of spill and reach.
+    `whiten` applies C⁻¹ of the update to keys, a row each, None where it is left out; `later` is the second moment of
+    ordinary keys, those behind position 0; `first` the mean key at position 0.
 
     With u = C⁻¹k_in the edit moves the output of a key k by R (uᵀk) / (uᵀk_out), where R = v* - W k_out.
     """
