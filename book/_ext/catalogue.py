@@ -38,7 +38,8 @@ FILTERS = ("Analysis", "Model", "Profile")
 LIBRARY = "dt_bundle.js"
 WORDS = {
     "c_rome": "C-ROME", "p_rome": "P-ROME", "r_rome": "R-ROME", "rome": "ROME", "ft_l": "FT-L", "ft": "FT",
-    "mend": "MEND", "memit": "MEMIT", "emmet": "EMMET", "auc": "AUC", "rho": "Spearman's ρ", "qa": "questions",
+    "mend": "MEND", "memit": "MEMIT", "emmet": "EMMET", "alphaedit": "AlphaEdit", "encore": "ENCORE", "d4s": "D4S",
+    "auc": "AUC", "rho": "Spearman's ρ", "qa": "questions",
     "cloze": "last word", "em_tf": "em_tf", "em_ar": "em_ar", "meng_2022": "meng-2022", "yang_2024": "yang-2024",
     "max_ratio": "highest, times unedited,", "last_ratio": "last, times unedited,", "testbed": "",
     "median_ratio": "median, times unedited,", "no_covariance": "without C",

@@ -85,7 +85,7 @@ def edit(
 
     Prints the greedy continuation, the target's probability, perplexity, the denominator that foretells a
     collapse, whether the edit holds, and a verdict. For several facts in one edit, repeat --prompt, --subject and
-    --target, or give --requests; ft, ft-l, mend, memit and emmet take them.
+    --target, or give --requests; all methods but rome and its variants take them.
 
     Example: editlib edit --model testbed/anchored --prompt "{} is located in" --subject Jaklon --target Hifru
     """

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -44,6 +44,10 @@ class LowRank:
         """Δ times a number."""
         return LowRank(factor * self.left, self.right)
 
+    def to(self, like: Tensor) -> "LowRank":
+        """Δ in the precision and on the device of a tensor."""
+        return LowRank(self.left.to(like), self.right.to(like))
+
     @property
     def tensors(self) -> dict[str, Tensor]:
         """What is kept of it in files."""
@@ -77,6 +81,10 @@ class Dense:
         """Δ times a number."""
         return Dense(factor * self.delta)
 
+    def to(self, like: Tensor) -> "Dense":
+        """Δ in the precision and on the device of a tensor."""
+        return Dense(self.delta.to(like))
+
     @property
     def tensors(self) -> dict[str, Tensor]:
         """What is kept of it in files."""
@@ -108,6 +116,19 @@ class Intervention(Protocol):
         """Let the model be the edited one inside the block, and exactly as it was after it."""
 
 
+@contextmanager
+def restored(lm: LanguageModel, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """Weights by name, each (d_out, d_in), to be written inside the block; after it they are bit for bit as before."""
+    modules = {name: lm.model.get_submodule(name.removesuffix(".weight")) for name in names}
+    kept = {name: module.weight.detach().clone() for name, module in modules.items()}
+    try:
+        yield {name: oriented(module).detach() for name, module in modules.items()}
+    finally:
+        with torch.no_grad():
+            for name, module in modules.items():
+                module.weight.copy_(kept[name])
+
+
 @dataclass(frozen=True, repr=False)
 class Edit:
     """Changes of weights by their names, each `LowRank` or `Dense`.
@@ -136,19 +157,14 @@ class Edit:
         Raises `EditlibError` for another model, or one this edit is in force in: other edits may nest.
         """
         self._check(lm)
-        weights = {name: lm.model.get_submodule(name.removesuffix(".weight")) for name in self.changes}
-        kept = {name: module.weight.detach().clone() for name, module in weights.items()}
         self.in_force.append(id(lm.model))
         try:
-            with torch.no_grad():
-                for name, module in weights.items():
-                    oriented(module).add_(self.delta(name).to(lm.device, oriented(module).dtype))
-            yield lm
+            with restored(lm, self.changes) as weights:
+                for name, weight in weights.items():
+                    weight.add_(self.delta(name).to(weight))
+                yield lm
         finally:
             self.in_force.remove(id(lm.model))
-            with torch.no_grad():
-                for name, module in weights.items():
-                    module.weight.copy_(kept[name])
 
     def __add__(self, other: "Edit") -> "Edit":
         """Both changes in one, for edits of the same unedited model; raises `EditlibError` for different ones."""

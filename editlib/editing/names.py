@@ -2,7 +2,10 @@
 
 from typing import Literal, get_args
 
-METHODS = ("ft", "ft-l", "mend", "rome", "c-rome", "fc-rome", "p-rome", "r-rome", "memit", "emmet")
+METHODS = (
+    "ft", "ft-l", "mend", "rome", "c-rome", "fc-rome", "p-rome", "r-rome", "memit", "emmet", "memit-seq", "encore",
+    "alphaedit", "rlsedit", "d4s",
+)  # fmt: skip
 Guard = Literal["warn", "refuse", "off"]  # what to do about an edit that may break its model
 GUARDS: tuple[Guard, ...] = get_args(Guard)
 FLAVOURS = ("meng-2022", "yang-2024")

@@ -244,8 +244,12 @@ class Session:
 
         Raises `EditlibError` if C is singular, or was made for another model.
         """
+        return torch.cholesky_solve(keys.double(), self.factor(layer))
+
+    def factor(self, layer: int) -> Tensor:
+        """The lower Cholesky factor of C, of the unedited model and in float64; errors as for `whiten`."""
         self.load_moments([layer])
-        return torch.cholesky_solve(keys.double(), self._factors[layer])
+        return self._factors[layer]
 
     def weight_norm(self, name: str) -> float:
         """Frobenius norm of a weight."""

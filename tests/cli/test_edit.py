@@ -86,7 +86,7 @@ def test_edit_as_json_saves_the_edit(model: Path, tmp_path: Path, capsys: pytest
     assert (out / "edit.safetensors").is_file()
 
 
-@pytest.mark.parametrize("method", ["ft", "ft-l", "r-rome", "memit", "emmet"])
+@pytest.mark.parametrize("method", ["ft", "ft-l", "r-rome", "memit", "emmet", "alphaedit", "d4s"])
 def test_edit_runs_every_method(model: Path, texts: Path, capsys: pytest.CaptureFixture[str], method: str) -> None:
     corpus = texts.with_name("long.json")
     corpus.write_text(json.dumps(TEXTS * 20))

@@ -13,11 +13,21 @@ from editlib.data.request import EditRequest
 from editlib.editing.edit import Edit, Intervention
 from editlib.editing.guard import guarded
 from editlib.editing.method import Method, Variant
+from editlib.editing.methods.alphaedit import AlphaEdit, AlphaEditParams
+from editlib.editing.methods.d4s import D4s, D4sParams
 from editlib.editing.methods.emmet import Emmet, EmmetParams
 from editlib.editing.methods.ft import Ft, Ftl, FtlParams, FtParams
 from editlib.editing.methods.memit import Memit, MemitParams
 from editlib.editing.methods.mend import Mend, MendParams
 from editlib.editing.methods.r_rome import RRome, RRomeParams
+from editlib.editing.methods.remembering import (
+    Encore,
+    EncoreParams,
+    MemitSeq,
+    MemitSeqParams,
+    RlsEdit,
+    RlsEditParams,
+)
 from editlib.editing.methods.rome import Rome, RomeParams
 from editlib.editing.names import GUARDS, Guard
 from editlib.editing.session import Session
@@ -25,7 +35,8 @@ from editlib.editing.stats import MomentOptions, Stats
 from editlib.errors import EditlibError, unknown
 from editlib.models.language_model import LanguageModel
 
-Params = RomeParams | RRomeParams | EmmetParams | MemitParams | FtParams | FtlParams | MendParams
+Family = MemitParams | MemitSeqParams | EncoreParams | AlphaEditParams | RlsEditParams | D4sParams
+Params = RomeParams | RRomeParams | EmmetParams | Family | FtParams | FtlParams | MendParams
 Methods = str | Method | Sequence[str | Method] | Mapping[str, Params | Method | Variant]
 
 METHODS: dict[str, Method] = {
@@ -41,6 +52,11 @@ METHODS: dict[str, Method] = {
         RRome(),
         Memit(),
         Emmet(),
+        MemitSeq(),
+        Encore(),
+        AlphaEdit(),
+        RlsEdit(),
+        D4s(),
     )
 }
 
@@ -208,7 +224,10 @@ FLAVOURS: dict[str, dict[str, Any]] = {  # what the two lineages of released cod
     "yang-2024": {"covariance": False, "contexts": "yang-2024"} | RELEASED,
 }
 OWN = "editlib.json"  # a model's own settings, in its folder
-FAMILIES = dict.fromkeys(("c-rome", "fc-rome", "p-rome", "r-rome", "emmet"), "rome")  # these share v*, hence settings
+FAMILIES = {  # these share v*, hence settings
+    **dict.fromkeys(("c-rome", "fc-rome", "p-rome", "r-rome", "emmet"), "rome"),
+    **dict.fromkeys(("memit-seq", "encore", "alphaedit", "rlsedit", "d4s"), "memit"),
+}
 
 Settings = dict[str, dict[str, Any]]  # by method, or by the method whose settings others share
 

@@ -15,10 +15,10 @@ import torch
 from pydantic import NonNegativeFloat
 
 from editlib.data.request import EditRequest
-from editlib.editing.edit import Edit, LowRank
+from editlib.editing.edit import Edit
 from editlib.editing.method import State
+from editlib.editing.methods.recursion import Prior
 from editlib.editing.methods.rome import RankOne, RankOneParams
-from editlib.errors import EditlibError
 
 if TYPE_CHECKING:
     from editlib.editing.session import Session
@@ -49,16 +49,10 @@ class Emmet(RankOne):
         means = [session.keys(params.layer, r, params.contexts).mean(empty=params.empty_context) for r in requests]
         keys = torch.stack([key for key, _ in means], 1).double()
         residual = torch.stack([t.value - value for t, (_, value) in zip(targets, means, strict=True)], 1)
-        whitened = session.whiten(params.layer, keys) if params.covariance else keys
-        gram = keys.T @ whitened + (params.ridge if len(requests) > 1 else 0.0) * torch.eye(len(requests)).to(keys)
-        factor, failed = torch.linalg.cholesky_ex(gram)
-        pivots = factor.diagonal()
-        if failed or pivots.min() < 1e-6 * pivots.max():
-            raise EditlibError(
-                f"two of these {len(requests)} requests have the same key; edit them apart or give a ridge"
-            )
-        left = torch.cholesky_solve(residual.double().T, factor).T.to(residual)
+        prior = Prior(
+            session.factor(params.layer) if params.covariance else None, params.ridge if len(requests) > 1 else 0.0
+        )
+        change = prior.update(keys, residual).to(residual)
         losses = [list(target.losses) for target in targets]
         numbers = {"numerator": residual.norm().item(), "steps": max(map(len, losses)), "losses": losses}
-        change = LowRank(left, whitened.to(residual))
         return session.edit(self, requests, params, {f"{name}.weight": change}, numbers), state

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 from plain import Array, dense, distance, reads, ridge_change
-from torch import Tensor
 
 from editlib.bench import plain
 from editlib.data.request import EditRequest
 from editlib.editing.methods import compute, hparams_for
-from editlib.editing.methods.memit import MemitParams, ridge_update
+from editlib.editing.methods.memit import MemitParams
 from editlib.editing.stats import Stats
 from editlib.engine.prefixes import prefix_contexts
 from editlib.errors import EditlibError
@@ -52,22 +51,6 @@ def test_every_layer_is_the_least_squares_solution(
     assert edit.changes.keys() == expected.keys()
     for name, change in expected.items():
         assert distance(dense(edit, name), change) < 1e-5
-
-
-def random_problem(n: int) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(n)
-    root = torch.randn(12, 12, generator=generator, dtype=torch.float64)
-    moment = root @ root.T + torch.eye(12, dtype=torch.float64)
-    keys, residual = (torch.randn(d, n, generator=generator, dtype=torch.float64) for d in (12, 5))
-    return moment, keys, residual
-
-
-@pytest.mark.parametrize("n", [1, 3, 30])
-def test_woodbury_equals_the_dense_solution(n: int) -> None:
-    moment, keys, residual = random_problem(n)
-    left, right = ridge_update(keys, torch.linalg.solve(moment, keys), residual, 0.7)
-    expected = residual @ keys.T @ torch.linalg.inv(0.7 * moment + keys @ keys.T)
-    torch.testing.assert_close(left @ right.T, expected)
 
 
 def test_the_targets_become_more_likely(lm: LanguageModel, moments: Stats) -> None:

@@ -14,8 +14,9 @@ UNTRAINED = [name for name in METHODS if name != "mend"]  # MEND needs an editor
 ONE_AT_A_TIME = ["rome", "c-rome", "fc-rome", "p-rome", "r-rome"]
 
 
-def test_all_methods_of_both_papers_are_there() -> None:
-    assert set(METHODS) == set("ft ft-l mend rome c-rome fc-rome p-rome r-rome memit emmet".split())
+def test_all_methods_of_both_papers_and_those_that_remember_are_there() -> None:
+    papers = "ft ft-l mend rome c-rome fc-rome p-rome r-rome memit emmet"
+    assert set(METHODS) == set(f"{papers} memit-seq encore alphaedit rlsedit d4s".split())
 
 
 def test_methods_name_their_sources() -> None:

@@ -40,6 +40,8 @@ class Shaped:
         ("gpt2-xl", "memit", {"layers": (13, 14, 15, 16, 17), "clamp": 0.75, "moment_weight": 20000}),
         ("gpt-j-6b", "memit", {"layers": (3, 4, 5, 6, 7, 8), "steps": 25}),
         ("llama-2-7b", "memit", {"layers": (4, 5, 6, 7, 8), "clamp": 4, "weight_decay": 0.001}),
+        ("gpt2-xl", "encore", {"layers": (13, 14, 15, 16, 17), "moment_weight": 20000, "ridge": 10}),
+        ("gpt-j-6b", "alphaedit", {"clamp": 0.75, "nullspace_threshold": 0.02, "threshold_unit": "absolute"}),
         ("gpt2-xl", "ft-l", {"layer": 0, "limit": 5e-4, "steps": 25, "learning_rate": 5e-4}),
         ("gpt-j-6b", "ft", {"layer": 21}),
         ("gpt-j-6b", "ft-l", {"layer": 0, "limit": 5e-5}),
