@@ -13,7 +13,7 @@ import typer
 
 from editlib.cli.output import note
 from editlib.data.sources import own
-from editlib.editing.names import FLAVOURS, METHODS
+from editlib.editing.names import FILTERS, FLAVOURS, METHODS, parts
 from editlib.errors import EditlibError, unknown
 from editlib.models.names import DTYPES, PACKAGED, gguf_file, hub_id, locate
 
@@ -35,6 +35,13 @@ def one_of(kind: str, known: Sequence[str]) -> Callable[[Any], Any]:
         return given
 
     return check
+
+
+def _methods(given: Any) -> Any:
+    """A check that an option's value, or each of its values, is a method, with or without filters."""
+    for name in [given] if isinstance(given, str) else given or []:
+        parts(name)
+    return given
 
 
 def _model(context: typer.Context, name: str) -> str:
@@ -83,12 +90,12 @@ Flavour = Annotated[
         help=f"Settings of one lineage: {' or '.join(FLAVOURS)}.  [default: the equation's]",
     ),
 ]
-Method = Annotated[str, typer.Option(callback=one_of("method", METHODS), help=f"{', '.join(METHODS)}.")]
+METHOD = f"{', '.join(METHODS)}; with filters on its update as in rome+rect: {', '.join(FILTERS)}"
+Method = Annotated[str, typer.Option(callback=_methods, help=f"{METHOD}.")]
 Methods = Annotated[
     list[str] | None,
-    typer.Option("--method", callback=one_of("method", METHODS), help=f"{', '.join(METHODS)}; repeat for more.  "
-                                                                      "[default: rome]"),
-]  # fmt: skip
+    typer.Option("--method", callback=_methods, help=f"{METHOD}; repeat for more.  [default: rome]"),
+]
 Hparams = Annotated[
     list[str] | None,
     typer.Option("-p", "--hparam", metavar="NAME VALUE", help="Set any hyper-parameter; repeat."),

@@ -2,9 +2,9 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +18,8 @@ from editlib.errors import EditlibError
 from editlib.files import new_folder, write_json, write_tensors
 from editlib.models.language_model import LanguageModel, oriented
 from editlib.text import finite
+
+Map = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class LowRank:
     def scaled(self, factor: float) -> "LowRank":
         """Δ times a number."""
         return LowRank(factor * self.left, self.right)
+
+    def mapped(self, *, out: Map | None = None, into: Map | None = None) -> "LowRank":
+        """Δ with linear maps, in float64, on its output side (d_out, n) and its input side (d_in, n)."""
+        left, right = self.left.double(), self.right.double()
+        return LowRank(out(left) if out else left, into(right) if into else right)
 
     def to(self, like: Tensor) -> "LowRank":
         """Δ in the precision and on the device of a tensor."""
@@ -80,6 +87,12 @@ class Dense:
     def scaled(self, factor: float) -> "Dense":
         """Δ times a number."""
         return Dense(factor * self.delta)
+
+    def mapped(self, *, out: Map | None = None, into: Map | None = None) -> "Dense":
+        """Δ with linear maps, in float64, on its output side (d_out, n) and its input side (d_in, n)."""
+        delta = self.delta.double()
+        delta = out(delta) if out else delta
+        return Dense(into(delta.T).T if into else delta)
 
     def to(self, like: Tensor) -> "Dense":
         """Δ in the precision and on the device of a tensor."""
@@ -180,6 +193,10 @@ class Edit:
             method, self.requests + other.requests, changes, _parts(self.hparams, other.hparams), self.fingerprint,
             _parts(self.diagnostics, other.diagnostics), self.dtype,
         )  # fmt: skip
+
+    def scaled(self, factor: float) -> "Edit":
+        """All changes times a number: a point on the line from the unedited model."""
+        return replace(self, changes={name: change.scaled(factor) for name, change in self.changes.items()})
 
     def norm(self) -> float:
         """Frobenius norm of the whole change, over all weights."""

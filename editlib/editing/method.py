@@ -28,6 +28,7 @@ class Method(Protocol):
     paper: str = ""
     equation: str = ""
     several: bool = False  # whether it is defined for several requests at once
+    weights: bool = True  # whether it changes weights
     stands_for: Mapping[str, Any] = {}  # hyper-parameters that its name settles
 
     def layers(self, params: Any) -> tuple[int, ...]:

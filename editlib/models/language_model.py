@@ -91,6 +91,11 @@ def oriented(module: nn.Module) -> Tensor:
     return weight.T if isinstance(module, Conv1D) else weight
 
 
+def named_weight(lm: "LanguageModel", name: str) -> Tensor:
+    """A linear module's weight by its name, as (d_out, d_in)."""
+    return oriented(lm.model.get_submodule(name.removesuffix(".weight")))
+
+
 def _hidden_width(model: PreTrainedModel) -> int:
     width: int = model.config.get_text_config().hidden_size  # OPT-350m's embeddings are narrower than its blocks
     return width

@@ -2,8 +2,9 @@
 
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, overload
 
@@ -16,6 +17,8 @@ from editlib.editing.method import Method, Variant
 from editlib.editing.methods.alphaedit import AlphaEdit, AlphaEditParams
 from editlib.editing.methods.d4s import D4s, D4sParams
 from editlib.editing.methods.emmet import Emmet, EmmetParams
+from editlib.editing.methods.filters import FILTERS
+from editlib.editing.methods.filters.filter import Filtered
 from editlib.editing.methods.ft import Ft, Ftl, FtlParams, FtParams
 from editlib.editing.methods.memit import Memit, MemitParams
 from editlib.editing.methods.mend import Mend, MendParams
@@ -29,7 +32,7 @@ from editlib.editing.methods.remembering import (
     RlsEditParams,
 )
 from editlib.editing.methods.rome import Rome, RomeParams
-from editlib.editing.names import GUARDS, Guard
+from editlib.editing.names import GUARDS, Guard, parts
 from editlib.editing.session import Session
 from editlib.editing.stats import MomentOptions, Stats
 from editlib.errors import EditlibError, unknown
@@ -89,8 +92,7 @@ def hparams_for(
                 f"{chosen.name} stands for {name}={chosen.stands_for[name]!r}, so it cannot be {value!r}; leave it out"
             )
     beside = [lm.folder / OWN] if lm.folder and (lm.folder / OWN).is_file() else []
-    names = {name: {field.name for field in fields(one.hparams)} for name, one in METHODS.items()}
-    files = [read_preset(path, names) for path in (*beside, *([Path(preset)] if preset else []))]
+    files = [read_preset(path) for path in (*beside, *([Path(preset)] if preset else []))]
     settings = defaults(lm, chosen.name, flavour, files)
     usual = {name: value for name, value in settings.items() if name in known}
     params = _checked(chosen, usual | overrides | dict(chosen.stands_for))
@@ -100,12 +102,17 @@ def hparams_for(
 
 
 def _named(method: str | Method) -> Method:
-    """A method by name, or itself."""
-    if not isinstance(method, str):
-        return method
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
-    return METHODS[method]
+    """A method by name, with the filters that stand behind it, or itself."""
+    return _combined(method) if isinstance(method, str) else method
+
+
+@cache
+def _combined(name: str) -> Method:
+    base, filters = parts(name)
+    method = METHODS[base]
+    for each in filters:
+        method = Filtered(method, FILTERS[each])
+    return method
 
 
 def _checked(method: Method, values: Mapping[str, Any]) -> Any:
@@ -155,6 +162,9 @@ def _variant(lm: LanguageModel, name: str, given: Any) -> Variant:
 
 def method_of(params: Any, name: str = "") -> Method:
     """The method that hyper-parameters belong to, that of this name if several have such; `EditlibError` for others."""
+    made_for: Method | None = getattr(params, "made_for", None)  # with a filter
+    if made_for:
+        return made_for
     alike = {method.name: method for method in METHODS.values() if method.hparams is type(params)}
     if not alike:
         raise EditlibError(f"{params!r} is no hyper-parameters of a method; use hparams_for, or give a Variant")
@@ -243,13 +253,15 @@ def defaults(lm: LanguageModel, method: str, flavour: str | None, files: Sequenc
     the flavour."""
     middle = (lm.num_layers - 1) // 2  # never the last layer: what it adds at the subject reaches no later token
     chosen: dict[str, Any] = {"layer": middle, "layers": tuple(range(max(middle - 4, 0), middle + 1))}
+    base = method.split("+")[0]
     for settings in (preset_of(lm).get("any", {}), *files):
-        chosen |= settings.get(FAMILIES.get(method, method), {}) | settings.get(method, {})
+        for name in (FAMILIES.get(base, base), base, method):
+            chosen |= settings.get(name, {})
     return chosen | (FLAVOURS[flavour] if flavour else {})
 
 
-def read_preset(path: Path, known: Mapping[str, Collection[str]]) -> Settings:
-    """Settings by method from a JSON file such as {"rome": {"layer": 5}}, given the names each method has.
+def read_preset(path: Path) -> Settings:
+    """Settings by method from a JSON file such as {"rome": {"layer": 5}}.
 
     Raises `EditlibError` if it is missing or damaged, or holds an unknown name.
     """
@@ -259,9 +271,11 @@ def read_preset(path: Path, known: Mapping[str, Collection[str]]) -> Settings:
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise EditlibError(f'preset {path} cannot be read: {error}; write {{"rome": {{"layer": 5}}}}') from error
     for method, names in named.items():
-        if method not in known:
-            raise unknown(f"preset {path}: method", method, known)
+        try:
+            known = sorted(field.name for field in fields(_named(method).hparams))
+        except EditlibError as error:
+            raise EditlibError(f"preset {path}: {error}") from error
         for name in names:
-            if name not in known[method]:
-                raise unknown(f"preset {path}: {method}'s hyper-parameter", name, sorted(known[method]))
+            if name not in known:
+                raise unknown(f"preset {path}: {method}'s hyper-parameter", name, known)
     return settings
