@@ -39,6 +39,7 @@ from editlib.cli.options import (
     values,
 )
 from editlib.cli.output import Stop, alive, emit, note
+from editlib.editing.names import SequenceGuard
 from editlib.errors import EditlibError
 from editlib.models.names import of_testbed
 from editlib.text import table
@@ -68,6 +69,10 @@ def sweep(
     retest: Annotated[
         bool, typer.Option("--retest", help="With --sequential: score each edit when it is made, and all at the end.")
     ] = False,
+    guard: Annotated[
+        SequenceGuard | None,
+        typer.Option(help="With --sequential: about an edit that may break the model.  [default: off]"),
+    ] = None,
     no_scores: Annotated[bool, typer.Option("--no-scores", help="Leave the scores out, which is faster.")] = False,
     per_sentence: Annotated[bool, typer.Option("--per-sentence", help="Keep each text's perplexity too.")] = False,
     answers: Annotated[
@@ -99,8 +104,8 @@ def sweep(
 
     Example: editlib sweep --model testbed/anchored --method rome --method c-rome -n 100 --out rome
     """
-    if (every or retest) and not sequential:
-        name = "--every" if every else "--retest"
+    if (every or retest or guard) and not sequential:
+        name = "--every" if every else "--retest" if retest else "--guard"
         raise EditlibError(f"{name} is for --sequential; add that, or leave {name} out")
     if retry_failed and not resume:
         raise EditlibError("--retry-failed is for --resume; add that, or leave --retry-failed out")
@@ -133,7 +138,9 @@ def sweep(
     variants = {name: methods.hparams_for(lm, name, **hparams) for name in method or ["rome"]}
     with resumable(out), alive(f"{len(chosen)} cases to edit {model} with", quiet=bar or as_json):
         if sequential:
-            done = sequences.sequence(lm, chosen, methods=variants, every=every or 1, retest=retest, **options)
+            done = sequences.sequence(
+                lm, chosen, methods=variants, every=every or 1, retest=retest, guard=guard or "off", **options
+            )
         else:
             done = single.sweep(
                 lm, chosen, methods=variants, scores=not no_scores, per_sentence=per_sentence, **options

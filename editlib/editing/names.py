@@ -11,6 +11,8 @@ METHODS = (
 FILTERS = ("rect", "revive", "sphere", "1-li", "prune")
 Guard = Literal["warn", "refuse", "off"]  # what to do about an edit that may break its model
 GUARDS: tuple[Guard, ...] = get_args(Guard)
+SequenceGuard = Literal["off", "warn", "skip"]  # the same in a sequence, which goes on without an edit that is skipped
+SEQUENCE_GUARDS: tuple[SequenceGuard, ...] = get_args(SequenceGuard)
 FLAVOURS = ("meng-2022", "yang-2024")
 
 

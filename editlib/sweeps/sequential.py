@@ -17,13 +17,15 @@ from torch import Tensor
 
 from editlib.data.datasets import Case
 from editlib.editing.edit import Edit
+from editlib.editing.guard import guarded
 from editlib.editing.method import State, Variant, moments_of
 from editlib.editing.methods import Methods
+from editlib.editing.names import SEQUENCE_GUARDS, SequenceGuard
 from editlib.editing.session import Session
 from editlib.editing.stats import MomentOptions, Stats
 from editlib.engine.perplexity import Perplexity, perplexity, perplexity_above, run_texts
 from editlib.engine.sites import Site
-from editlib.errors import EditlibError
+from editlib.errors import EditlibError, unknown
 from editlib.files import write_tensors
 from editlib.measuring import scores as scoring
 from editlib.measuring.statistics import COLLAPSE_RATIO, collapsed
@@ -70,6 +72,7 @@ class Plan:
     every: int
     retest: bool
     answers: bool
+    guard: SequenceGuard
     spans: tuple[Span, ...]  # in the order of their numbers
     record: Mapping[str, Any]  # what its rows follow from, as JSON
 
@@ -93,10 +96,13 @@ def plan_sequence(
     every: int = 1,
     retest: bool = False,
     answers: bool = False,
+    guard: SequenceGuard = "off",
 ) -> Plan:
     """The plan of sequences, with options as for `sequence`; raises its `EditlibError`s before the model is run."""
     if every < 1:
         raise EditlibError(f"every={every} is out of range; measure after every 1 edit or more")
+    if guard not in SEQUENCE_GUARDS:
+        raise unknown("guard", guard, SEQUENCE_GUARDS)
     chosen, variants, sentences = checked(session, cases, methods, texts)
     steps = len(chosen) + 1
     spans = list[Span]()
@@ -105,9 +111,9 @@ def plan_sequence(
         spans += [Span(name, range(1, steps), retest=True)] if retest else []
     record = {
         "sweep": "sequential edits", **described(session, chosen, variants, sentences), "every": every,
-        "retest": retest, "answers": answers, "part": PART, "parts": len(spans),
+        "retest": retest, "answers": answers, "guard": guard, "part": PART, "parts": len(spans),
     }  # fmt: skip
-    return Plan(chosen, variants, sentences, every, retest, answers, tuple(spans), record)
+    return Plan(chosen, variants, sentences, every, retest, answers, guard, tuple(spans), record)
 
 
 def sequence(
@@ -119,6 +125,7 @@ def sequence(
     every: int = 1,
     retest: bool = False,
     answers: bool = False,
+    guard: SequenceGuard = "off",
     out: str | Path | None = None,
     resume: bool = False,
     retry_failed: bool = False,
@@ -134,14 +141,15 @@ def sequence(
     edit; perplexity on `texts` is measured at step 0, after `every` so many edits and after the last one, where
     `measured` is true (there nan is a result). An edit that fails is a row with its error and changes nothing. With
     `retest`, rows say how an edit scores right after it was made, and once more, where `retest` is true, after the last
-    edit; `answers` keeps what the model says then, as for `sweep`. Several methods are as many sequences, each from the
+    edit; `answers` keeps what the model says then, as for `sweep`. With `guard` an edit that may break the model is
+    told of in the log, or is left out as one that failed (`skip`). Several methods are as many sequences, each from the
     unedited model; `at_end` is called with a method's name while the model has all its edits (not for a sequence that
     was finished before), and afterwards the weights are restored bit for bit. `out`, `resume` and `retry_failed` are
     those of `sweep`; the weights so far lie beside the parts until a sequence is done, and a sequence with an edit that
     writes no weight begins again. Raises `EditlibError` as `sweep` does.
     """
     session = Session(lm, stats=stats, corpus=corpus, moment_options=moment_options)
-    options: dict[str, Any] = {"every": every, "retest": retest, "answers": answers}
+    options: dict[str, Any] = {"every": every, "retest": retest, "answers": answers, "guard": guard}
     plan = plan_sequence(session, cases, methods=methods, texts=texts, **options)
     parts = Parts.of(out, plan.record, plan.columns, resume=resume)
     frames = parts.read(plan.rows)
@@ -252,6 +260,8 @@ class Chain:
         self.session.check_request([variant], request)
         self.session.forget()
         edit, state = variant.method.solve(self.session, [request], variant.params, self.state)
+        if self.plan.guard != "off":
+            edit = guarded(self.session, edit, "refuse" if self.plan.guard == "skip" else "warn")
         with edit.applied(lm):
             weights = {n: lm.model.get_parameter(n).clone() for n in edit.changes} if isinstance(edit, Edit) else {}
             said = self.ask(case)

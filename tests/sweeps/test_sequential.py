@@ -379,3 +379,25 @@ def test_an_editor_is_read_once_for_a_whole_sequence(texts: list[str], monkeypat
     chosen = data.cases("testbed")[:3]
     table = sequence(lm, chosen, methods="mend", texts=data.texts("testbed-ppl-50")[:3], progress=False)
     assert table["error"].isna().all() and len(loads) == 1
+
+
+# Guards
+
+
+def test_a_guard_leaves_out_what_may_break_the_model_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    lm, texts = load_model("testbed/anchored"), data.texts("testbed-ppl-50")[:10]
+    pool = {case.case_id: case for case in data.cases("testbed")}
+    first = next(case for case in pool.values() if case.request.prompt.startswith("{}") and case.case_id == 0)
+    later = next(case for case in pool.values() if not case.request.prompt.startswith("{}"))
+    free = sequence(lm, [first, later], methods="rome", texts=texts, progress=False)
+    kept = sequence(lm, [first, later], methods="rome", texts=texts, guard="skip", progress=False)
+    assert free["error"].isna().all() and free["perplexity_ratio"].iloc[-1] > 5
+    assert kept["error"].notna().tolist() == [False, True, False]
+    assert kept["error"][1].startswith("this rome edit may break testbed/anchored: it moves ordinary words")
+    assert kept["perplexity_ratio"].iloc[1] == 1.0 and kept["perplexity_ratio"].iloc[-1] < 1.1
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    warned = sequence(lm, [first, later], methods="rome", texts=texts, guard="warn", progress=False)
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
+    pd.testing.assert_frame_equal(warned.drop(columns="seconds"), free.drop(columns="seconds"))
+    with pytest.raises(EditlibError, match="^guard 'skp' is unknown; did you mean skip"):
+        sequence(lm, [first], methods="rome", texts=texts, guard="skp", progress=False)  # type: ignore[arg-type]
