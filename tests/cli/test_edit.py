@@ -86,7 +86,9 @@ def test_edit_as_json_saves_the_edit(model: Path, tmp_path: Path, capsys: pytest
     assert (out / "edit.safetensors").is_file()
 
 
-@pytest.mark.parametrize("method", ["ft", "ft-l", "r-rome", "memit", "emmet", "alphaedit", "d4s"])
+@pytest.mark.parametrize(
+    "method", ["ft", "ft-l", "r-rome", "memit", "emmet", "alphaedit", "d4s", "rome+rect", "memit+1-li+prune"]
+)
 def test_edit_runs_every_method(model: Path, texts: Path, capsys: pytest.CaptureFixture[str], method: str) -> None:
     corpus = texts.with_name("long.json")
     corpus.write_text(json.dumps(TEXTS * 20))
@@ -135,6 +137,9 @@ def test_a_low_collapse_ratio_makes_any_edit_a_collapse(
         ({"layer": 99}, "layer 99 is out of range"),
         ({"dtype": "int3"}, "dtype 'int3' is unknown"),
         ({"method": "rom"}, "method 'rom' is unknown; did you mean rome?"),
+        ({"method": "rome+rekt"}, "filter 'rekt' is unknown; did you mean rect?"),
+        ({"method": "rome+prune+rect"}, "so it comes last; write rome+rect+prune"),
+        ({"method": "rome+rect", "hparam": "share=1"}, "rome+rect's hyper-parameter 'share' is unknown; did you mean"),
         ({"hparam": "learning_rate=NaN"}, "hyper-parameter learning_rate=nan of rome: input should be greater than 0"),
         ({"flavour": "meng"}, "flavour 'meng' is unknown; did you mean meng-2022?"),
         ({"collapse_ratio": "nan"}, "collapse ratio nan is out of range"),

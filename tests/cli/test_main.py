@@ -19,7 +19,7 @@ import editlib
 from editlib.cli import output, run_app
 from editlib.editing import methods
 from editlib.editing.methods import FLAVOURS as FLAVOURS_BY_NAME
-from editlib.editing.names import FLAVOURS, METHODS
+from editlib.editing.names import FILTERS, FLAVOURS, METHODS
 from editlib.measuring.statistics import COLLAPSE_RATIO
 from editlib.runs import citation
 
@@ -92,6 +92,7 @@ def test_names_are_checked_before_anything_heavy_is_imported() -> None:
 
 def test_the_names_are_those_of_what_they_stand_for() -> None:
     assert tuple(methods.METHODS) == METHODS and tuple(FLAVOURS_BY_NAME) == FLAVOURS
+    assert tuple(methods.FILTERS) == FILTERS
     assert set(citation.FORMATS) == {"bibtex", "apa", "cff"} and COLLAPSE_RATIO == 5.0  # the option's default
 
 

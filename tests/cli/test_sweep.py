@@ -60,6 +60,15 @@ def test_scores_and_sentences_can_be_had(tmp_path: Path, texts: Path) -> None:
     assert table["efficacy_es"].notna().all() and table["perplexity_sentences"].map(len).tolist() == [2, 2, 2]
 
 
+def test_methods_with_filters_are_rows_by_their_names(
+    tmp_path: Path, texts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--method", "rome+revive", "--method", "c-rome+prune", "--json"]
+    assert run_app(sequential(tmp_path / "out", texts, *given)) == 0
+    assert [row["method"] for row in json.loads(capsys.readouterr().out)["methods"]] == ["rome+revive", "c-rome+prune"]
+    assert pd.read_parquet(tmp_path / "out")["error"].isna().all()
+
+
 def test_json_holds_the_summary(tmp_path: Path, texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_app(arguments(tmp_path / "out", texts, "--collapse-ratio", "1e-9", "--json")) == 0
     found = json.loads(capsys.readouterr().out)

@@ -34,7 +34,7 @@ class Line(Filter):
     """1-LI."""
 
     name, hparams = "1-li", LineParams
-    paper, equation = "Brown et al. 2023, arXiv 2303.00046", "interpolation of one layer"
+    paper, equation = "Brown et al. 2023, Robustness of Edited Neural Networks", "interpolation of one layer"
 
     def filtered(self, session: "Session", edit: Edit, params: LineParams, kept: Kept) -> Found:
         """Δ times α, and whether the edit holds there."""

@@ -1,4 +1,4 @@
-"""REVIVE: an update that leaves the main singular triplets of the unedited weight alone (2601.11042).
+"""REVIVE: an update that leaves the main singular triplets of the unedited weight alone (Zhang et al. 2026).
 
     Δ' = U Uᵀ Δ V Vᵀ,   U and V: singular vectors of W₀ behind the k first
 
@@ -34,7 +34,7 @@ class Revive(Filter):
     """REVIVE."""
 
     name, hparams, remembers = "revive", ReviveParams, True
-    paper, equation = "REVIVE, arXiv 2601.11042", "tail of both singular bases"
+    paper, equation = "Zhang et al. 2026, Spectral Characterization", "tails of both singular bases"
 
     def filtered(self, session: "Session", edit: Edit, params: ReviveParams, kept: Kept) -> Found:
         """What each change does in the tails, which are kept, and how many triplets are protected."""

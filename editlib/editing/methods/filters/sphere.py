@@ -1,4 +1,4 @@
-"""SPHERE: an update without what it does along the weight's own main input directions (2510.01172).
+"""SPHERE: an update without what it does along the weight's own main input directions (Liu et al. 2026).
 
     Δ' = Δ (I - s U Uᵀ)
 
@@ -35,7 +35,7 @@ class Sphere(Filter):
     """SPHERE."""
 
     name, hparams = "sphere", SphereParams
-    paper, equation = "SPHERE, arXiv 2510.01172", "projection on the complement of principal directions"
+    paper, equation = "Liu et al. 2026, Energy-Regularized Editing on Hyperspheres", "released code, SPHERE_main.py"
 
     def filtered(self, session: "Session", edit: Edit, params: SphereParams, kept: Kept) -> Found:
         """What each change does along other inputs, and how many directions were held back."""
