@@ -144,13 +144,19 @@ def test_prune_is_refused_before_work_where_it_would_amplify(own: LanguageModel,
         Session(own, stats=moments).check(chosen.values())
 
 
-@pytest.mark.parametrize("base", ["memit-seq", "rome", "d4s"])
+@pytest.mark.parametrize("base", ["memit-seq", "rome", "d4s", "ft"])
 def test_prune_in_a_sequence_is_prune_once_of_all_changes(own: LanguageModel, moments: Stats, base: str) -> None:
     """After every edit the weights are the unedited ones and, restrained, all that the method alone would change."""
     own = LanguageModel(own.model.double(), own.tokenizer, name=own.name)
     stats = replace(moments, header=replace(moments.header, model=own.fingerprint))
-    large = {"clamp": 60.0, "weight_decay": 0.0, "learning_rate": 20.0, "steps": 4}  # so that there is much to restrain
-    large |= {"moment_weight": 0.01} if base != "rome" else {}
+    large: dict[str, Any] = {
+        "clamp": 60.0,
+        "weight_decay": 0.0,
+        "learning_rate": 20.0,
+        "steps": 4,
+    }  # so that there is much to restrain
+    large |= {"moment_weight": 0.01} if base not in ("rome", "ft") else {}
+    large = {"steps": 20, "learning_rate": 0.1} if base == "ft" else large
     begun = {name: value.clone() for name, value in own.model.state_dict().items()}
     alone = in_turn(own, stats, base, large)
     found = in_turn(own, stats, f"{base}+prune", large)
@@ -164,6 +170,26 @@ def test_prune_in_a_sequence_is_prune_once_of_all_changes(own: LanguageModel, mo
             bounded += distance(change.numpy(), expected.numpy()) > 1e-3
     assert bounded
     assert all(torch.equal(value, begun[name]) for name, value in own.model.state_dict().items())
+
+
+def test_prune_keeps_factors_as_long_as_they_are_smaller_than_the_weight(own: LanguageModel) -> None:
+    name, kept, summed = f"{own.layout.name(1)}.weight", dict[str, torch.Tensor](), 0
+    out, into = own.weight(1).shape
+    sigma = largest(own.weight(1))
+    with restored(own, [name]) as weights:
+        begun = weights[name].double().clone()
+        for seed in range(3):
+            change = LowRank(random(out, 4, seed=seed).float(), random(into, 4, seed=10 + seed).float())
+            edit = Edit("x", tuple(REQUESTS[:1]), {name: change}, {}, own.fingerprint)
+            found, _ = FILTERS["prune"].filtered(Session(own), edit, FILTERS["prune"].hparams(), kept)
+            weights[name].add_(found[name].dense().to(weights[name]))
+            summed = summed + change.dense().double()
+            small = 4 * (seed + 1) * (out + into) <= out * into
+            assert {key[0] for key in kept} == {"w", *(("L", "R") if small else ("D",))}
+            base = max(math.e, math.exp(1 / sigma))
+            bound = restrained(Dense(summed), sigma, base).dense()
+            torch.testing.assert_close(weights[name].double() - begun, bound, rtol=1e-4, atol=1e-4)
+    assert "D" in {key[0] for key in kept}
 
 
 def in_turn(lm: LanguageModel, moments: Stats, method: str, search: Mapping[str, Any]) -> list[dict[str, torch.Tensor]]:

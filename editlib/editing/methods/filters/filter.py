@@ -1,5 +1,6 @@
 """What a filter on updates is, and the method that another one is with a filter behind it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, fields, make_dataclass, replace
@@ -99,8 +100,8 @@ class Filtered(Method):
         like = {name: next(iter(change.tensors.values())) for name, change in edit.changes.items()}
         changes = {name: change.to(like[name]) for name, change in found.items()}
         made = replace(edit, method=self.name, changes=changes, hparams=asdict(params))
-        norm, before = made.norm(), edit.norm()
-        norms = {"delta_norm": norm, "relative_delta_norm": norm / edit.diagnostics["weight_norm"]}
-        numbers = {"unfiltered_delta_norm": before, **edit.diagnostics, **norms, **said}
+        norm, whole = made.norm(), math.hypot(*map(session.weight_norm, changes))
+        norms = {"delta_norm": norm, "relative_delta_norm": norm / whole, "unfiltered_delta_norm": edit.norm()}
+        numbers = {**edit.diagnostics, **norms, **said}
         memory = dict(left or {}) | {f"{own}{key}": tensor for key, tensor in kept.items()}
         return replace(made, diagnostics=numbers), memory or None

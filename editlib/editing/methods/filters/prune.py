@@ -60,6 +60,8 @@ class Prune(Filter):
             raw = change if first else _raw(kept, name) + change
             if isinstance(raw, LowRank) and raw.left.numel() + raw.right.numel() > weight.numel():
                 raw = Dense(raw.dense())
+            for kind in "LRD":
+                kept.pop(f"{kind}|{name}", None)
             kept |= {f"{kind}|{name}": tensor for kind, tensor in raw.tensors.items()}
             sigma = largest(begun)
             base = base_for(sigma, params.prune_base, name)

@@ -1,6 +1,6 @@
 """RECT: of an update, only the entries that are large beside the weight's own (Gu et al. 2024).
 
-    Δ'ᵢⱼ = Δᵢⱼ  where |Δᵢⱼ / Wᵢⱼ| is among the largest, else 0;  W is the present weight
+    Δ'ᵢⱼ = Δᵢⱼ  where abs(Δᵢⱼ / Wᵢⱼ) is among the largest, else 0;  W is the present weight
 
 The share that is kept is 40 % as AlphaEdit's authors run it and 20 % in RECT's own code; the paper tries 20 to 80 %.
 Deviations: exactly so many entries are kept, of equal ones the first; what was released keeps one more, and those tied
