@@ -245,6 +245,8 @@ def test_revive_and_sphere_leave_a_rank_one_update_of_rank_one(lm: LanguageModel
         assert isinstance(change, LowRank) and change.left.shape[1] == 1
         assert 0 < after.norm() <= before.norm() and after.diagnostics["unfiltered_delta_norm"] == before.norm()
         assert after.diagnostics["delta_norm"] == after.norm() and after.diagnostics[said][0] >= 1
+        both = edited(lm, moments, f"{method}+rect")
+        assert both.diagnostics["unfiltered_delta_norm"] == before.norm() > both.norm()  # before any filter
 
 
 def test_sphere_takes_principal_inputs_out_and_without_strength_nothing(lm: LanguageModel, moments: Stats) -> None:

@@ -101,7 +101,7 @@ class Filtered(Method):
         changes = {name: change.to(like[name]) for name, change in found.items()}
         made = replace(edit, method=self.name, changes=changes, hparams=asdict(params))
         norm, whole = made.norm(), math.hypot(*map(session.weight_norm, changes))
-        norms = {"delta_norm": norm, "relative_delta_norm": norm / whole, "unfiltered_delta_norm": edit.norm()}
-        numbers = {**edit.diagnostics, **norms, **said}
+        norms = {"delta_norm": norm, "relative_delta_norm": norm / whole}
+        numbers = {"unfiltered_delta_norm": edit.norm(), **edit.diagnostics, **norms, **said}
         memory = dict(left or {}) | {f"{own}{key}": tensor for key, tensor in kept.items()}
         return replace(made, diagnostics=numbers), memory or None
