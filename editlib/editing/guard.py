@@ -97,9 +97,8 @@ def guarded(session: Session, edit: Intervention, guard: Guard) -> Intervention:
         return edit
     if found >= BOUND:
         advice = ADVICE.get(edit.method, "see what it does to perplexity before you keep it")
-        times = number(found)
-        said = f"this {edit.method} edit may break {session.lm.label}: it moves ordinary words {times} times as far "
-        said += f"as it should its subject; {advice}"
+        said = f"this {edit.method} edit may break {session.lm.label}: its severity is {number(found)}; from 1 on "
+        said += f"ordinary words get more of an edit than its subject, or than they hold themselves; {advice}"
         if guard == "refuse":
             raise EditlibError(said)
         log.warning(said)
