@@ -78,7 +78,9 @@ class Closer:
 def scatter(folder: Path) -> Closer:
     """The perplexity after each single edit by case; a view for each method and model."""
     frame, parameters = read(folder)
+    pictured = parameters.get("method", "rome") + ", C left out" * (not parameters.get("covariance", True)) + " on "
     frame = frame.dropna(subset=["kind"])
+    frame = frame.sort_values("arm", key=lambda arms: ~arms.str.startswith(pictured), kind="stable")
     unedited = (frame["perplexity_mean"] / frame["perplexity_ratio"]).groupby(frame["arm"], sort=False).median()
     return closer(
         frame, x="case_id", y="perplexity_mean", view="arm", series="kind", edit={"arm": "Edited by"},
