@@ -34,9 +34,13 @@ class Surroundings:
     residual: Mapping[str, float]
 
 
-@torch.no_grad()
 def surroundings(session: Session, layer: int, flavour: Flavour) -> Surroundings | None:
-    """Read them from the prefix contexts, which an edit needs anyway; None if all of those are empty."""
+    """Read them, once a session, from the prefix contexts, which an edit needs anyway; None if those are all empty."""
+    return session.once(("surroundings", layer, flavour), partial(_surroundings, session, layer, flavour))
+
+
+@torch.no_grad()
+def _surroundings(session: Session, layer: int, flavour: Flavour) -> Surroundings | None:
     lm, name, block = session.lm, session.lm.layout.name(layer), f"{session.lm.layout.blocks}.{layer}"
     texts = [context[: context.index("{}")].rstrip() for context in session.contexts(flavour)]
     rows = [prompt_ids(lm.tokenizer, text) for text in texts if text]
@@ -67,7 +71,7 @@ def severity(session: Session, edit: Edit) -> float | None:
     found = []
     for name, change in edit.changes.items():
         layer = layers[name]
-        around = session.once(("surroundings", layer, flavour), partial(surroundings, session, layer, flavour))
+        around = surroundings(session, layer, flavour)
         if around is None:
             return None
         ordinary = _root_mean_square(change, around.later)

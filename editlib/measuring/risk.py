@@ -67,7 +67,7 @@ def read_risk(session: Session, given: RomeParams | RRomeParams, requests: Seque
     """The table of `risk`, of requests that were seen through before."""
     layer, flavour = given.layer, given.contexts
     pairs = keys_at(session, layer, requests, flavour, empty=given.empty_context)
-    around = session.once(("surroundings", layer, flavour), lambda: surroundings(session, layer, flavour))
+    around = surroundings(session, layer, flavour)
     if around is None:
         raise EditlibError(f"no prefix context of {session.lm.label} has words, and risk is read from them; give some")
     whiten = (lambda keys: session.whiten(layer, keys.T).T) if given.covariance else None
