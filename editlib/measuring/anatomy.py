@@ -181,7 +181,7 @@ def first_position(lm: LanguageModel, windows: Tensor, *, layers: Sequence[int] 
         split = split_moments(lm, windows, layers=some)
         for layer, mean in split.first.items():
             whole, later = split.whole.moments[layer], (1 - split.share) * split.rest.moments[layer]
-            largest, vectors = eigsh(whole.numpy(), k=1)
+            largest, vectors = eigsh(whole.numpy(), k=1, v0=whole.diagonal().numpy())  # by itself it begins at random
             top = torch.from_numpy(vectors[:, 0])
             factor, failed = torch.linalg.cholesky_ex(later)
             solved = torch.cholesky_solve(mean[:, None], factor)[:, 0]
