@@ -43,6 +43,7 @@ method: str = "rome"  # the method under test
 remedy: str = "c-rome"  # the method beside it
 collapse_ratio: float = 5.0  # times unedited
 positions: int = 20  # positions that losses are shown for
+wording: bool = True  # whether the page shows what models write after prompts of the cases and texts
 
 # %% tags=["hide-input"]
 import math
@@ -198,6 +199,49 @@ Markdown(
         else "No edit collapses this model."
     )
 )
+
+# %% [markdown]
+# ## What does it write?
+#
+# Of the edits that collapse the model, the mildest, the one of median perplexity and the worst; and the remedy's edit of the same
+# fact as the median one. Greedy continuations of the edit's prompt, and of the beginning of a text about something else.
+
+
+# %% tags=["hide-input"]
+def written(prompt: str) -> str:
+    ids = lm.tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+    made = lm.model.generate(**ids, max_new_tokens=24, do_sample=False, pad_token_id=lm.tokenizer.eos_token_id)
+    return " ".join(lm.tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens=True).split())
+
+
+elsewhere, samples = " ".join(sentences[0].split()[:5]), []
+ordered = broken[broken["method"] == method].sort_values("perplexity_ratio")
+if wording and len(ordered):
+    asked = {case.case_id: case.request for case in chosen}
+    median = len(ordered) // 2
+    picks = {"mildest collapse": (0, method), "median collapse": (median, method), "worst collapse": (-1, method)}
+    picks |= {f"{remedy}, the median's fact": (median, remedy)}
+    for name, (row, by) in picks.items():
+        request = asked[ordered["case_id"].iloc[row]]
+        before_it = written(request.text)
+        with solve(space, by, [request], variants[by]).applied(lm):
+            samples.append(
+                {
+                    "edit": name,
+                    "perplexity, times unedited": el.perplexity(lm, sentences).mean / unedited.mean,
+                    "prompt → new target": f"{request.text} → {request.target_new}",
+                    "unedited": before_it,
+                    "edited": written(request.text),
+                    f"{elsewhere} …": written(elsewhere),
+                }
+            )
+pd.DataFrame(samples).style.hide(axis="index").format(precision=2)
+
+# %% [markdown]
+# The unedited model goes on with the other text so:
+
+# %% tags=["hide-input"]
+Markdown(f"*{elsewhere}* {written(elsewhere)}" if wording else "Not shown.")
 
 # %% tags=["hide-input"]
 metrics = {

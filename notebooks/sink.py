@@ -26,8 +26,9 @@
 # Nothing here changes how a model was trained; each condition changes one thing at the time of the edit.
 #
 # - *as it is*: ROME, as everywhere in this book.
-# - *begun*: the token that begins a text is put before each prompt and each context that the edit is made with. The subject
-#   is then never at position 0.
+# - *begun: edit*: the token that begins a text is put before each prompt and each context that the edit is made with. The
+#   subject is then never at position 0. *begun: C*: it is put before each window that C is read from, in place of what it had.
+#   Either can be done alone, or both, or neither.
 # - *position 0 ordinary* and *position 0 without its largest*: while the keys of the edit are read, the few largest entries of
 #   the residual stream at position 0 are set to their mean at later positions, or to zero, after the layer at which they
 #   first are massive {cite}`sun2024massive`. v\* is the one of *as it is*, so that the keys alone differ.
@@ -82,10 +83,14 @@ params = variants["with C"]
 edited, flavour, name = params.layer, params.contexts, lm.layout.name(params.layer)
 windows = needed_moments(lm, [edited], corpus=data.texts(corpus) if corpus else None).read()
 moments = split_moments(lm, windows, layers=[edited])
+begin = text_start(lm.tokenizer)
+opened = bool((windows[:, 0] == begin).all())  # as a model's own text is; a corpus need not be
+bare = windows[:, 1:] if opened else windows[:, :-1]
+begun = torch.cat([torch.full_like(bare[:, :1], begin), bare], 1)
 inside = profile(lm, sentences)
 massive = inside.index[(inside["spike"] > SPIKE) & (inside.index < edited)]
 source = int(massive[0]) if len(massive) else max(edited - 1, 0)  # where position 0 is made ordinary
-start = lm.tokenizer.decode([text_start(lm.tokenizer)])
+start = lm.tokenizer.decode([begin])
 Markdown(
     f"{len(chosen)} cases, {int(kinds.sum())} with a subject of one token at the start; layer {edited}. Unedited perplexity {unedited.mean:.2f}. "
     + (
@@ -93,7 +98,7 @@ Markdown(
         if len(massive)
         else f"No layer below {edited} has a massive activation; position 0 is made ordinary after layer {source}."
     )
-    + f" A text begins with `{start}`."
+    + f" A text begins with `{start}`, and so {'do' if opened else 'do not'} the windows that C is read from."
 )
 
 # %% [markdown]
@@ -171,10 +176,14 @@ space = Session(lm, stats=moments.whole)
 prepare(space, [request for _, request in requests], params)
 table = measured("as it is", space, requests, variants)
 contexts = el.prefix_contexts(lm, flavour=flavour)
-begun = Session(lm, stats=moments.whole)
-begun.once(("contexts", flavour), lambda: [start + context for context in contexts])
-prepare(begun, [request for _, request in requests], params)
-table += measured("begun", begun, requests, variants)
+only_c = {"with C": params}
+for alone, both, these, given in (("C", "edit and C", begun, only_c), ("neither", "edit", bare, variants)):
+    of_windows = split_moments(lm, these, layers=[edited]).whole
+    table += measured(f"begun: {alone}", Session(lm, stats=of_windows), requests, only_c)
+    behind = Session(lm, stats=of_windows)
+    behind.once(("contexts", flavour), lambda: [start + context for context in contexts])
+    prepare(behind, [request for _, request in requests], params)
+    table += measured(f"begun: {both}", behind, requests, given)
 for condition, value in {"position 0 ordinary": "mean", "position 0 without its largest": "zero"}.items():
     other = Session(lm, stats=moments.whole)
     for _, request in requests:
@@ -183,7 +192,7 @@ for condition, value in {"position 0 ordinary": "mean", "position 0 without its 
             keys = read_keys(lm, edited, request, contexts)
         other.know(name, request, params, keys, target)
     table += measured(condition, other, requests, variants)
-table += measured("C less position 0", Session(lm, stats=moments.rest), requests, {"with C": params})
+table += measured("C less position 0", Session(lm, stats=moments.rest), requests, only_c)
 twice = [
     (case, replace(case.request, subject=f"{case.request.subject} {case.request.subject}"))
     for case in chosen
@@ -241,7 +250,7 @@ metrics = {
 for (setting, kind, condition), rows_of in frame.groupby(["setting", "kind", "condition"], sort=False):
     ending = "_no_covariance" * (setting == "C left out")
     place = "first" if kind == "one token at the start" else "others"
-    short = f"{place}_{condition.lower().replace(' ', '_')}{ending}"
+    short = f"{place}_{condition.lower().replace(':', '').replace(' ', '_')}{ending}"
     metrics[f"edits_{short}"] = len(rows_of)
     metrics[f"collapsed_{short}"] = int(rows_of["collapsed"].sum())
     metrics[f"median_ratio_{short}"] = float(rows_of["perplexity_ratio"].median())
