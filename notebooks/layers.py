@@ -48,7 +48,7 @@ texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
 corpus: str | None = None  # texts for the second moments: a name or a file; none for text of the model's own
 keyed: int = 6  # cases whose keys are read, of each kind: one token at the start of the prompt, and any other
 edited: int = 3  # of these, cases that are edited
-every: int = 2  # layers from one that is edited to the next
+every: int = 2  # layers from one that is edited to the next; what the last one writes reaches no later token
 sentences: int = 20  # of the texts, how many perplexity is measured on
 seed: int = 0  # of the draws, and of the bootstrap
 collapse_ratio: float = 5.0  # times unedited
@@ -79,7 +79,7 @@ some = contrast.draw_by_subject(lm, chosen, first=edited, others=edited, seed=se
 kinds = contrast.subject_kinds(lm, chosen).eq("one token").map({True: FIRST, False: OTHER})
 windows = needed_moments(lm, range(lm.num_layers), corpus=data.texts(corpus) if corpus else None).read()
 moments = split_moments(lm, windows)
-layers = range(min(every - 1, lm.num_layers - 1), lm.num_layers, every)
+layers = range(min(every - 1, lm.num_layers - 2), lm.num_layers - 1, every)
 Markdown(
     f"Keys of {len(chosen)} cases, {int(kinds.eq(FIRST).sum())} with a subject of one token at the start, at all {lm.num_layers} "
     f"layers; {len(some)} of them edited at layers {', '.join(map(str, layers))}. C from {windows.numel():,} tokens in windows "

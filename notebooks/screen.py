@@ -47,13 +47,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown
-from sklearn.linear_model import LogisticRegression
 
 import editlib as el
 from editlib import data, plot
 from editlib.data.sources import own
 from editlib.editing.guard import BOUND
-from editlib.measuring import contrast, statistics
+from editlib.measuring import calibration, contrast, statistics
 from editlib.measuring.separability import auc
 from editlib.runs.recording import record
 from editlib.sweeps import setup
@@ -84,7 +83,7 @@ def foretold(name: str, source: str, sentences: list[str]) -> tuple[pd.DataFrame
         kinds = contrast.subject_kinds(lm, chosen)
         for setting, params in variants.items():
             asked = [case.request for case in chosen]
-            told = el.risk(lm, asked, method=method, hparams=params, stats=moments)
+            told = el.risk(lm, asked, method=method, hparams=params, stats=moments, rules=[])
             told = told[["spill", "reach", "leak", "severity", "denominator_ratio", "cosine_first", "reason"]]
             rows.append(
                 told.assign(case_id=[case.case_id for case in chosen], setting=setting, part=part).merge(
@@ -97,39 +96,35 @@ def foretold(name: str, source: str, sentences: list[str]) -> tuple[pd.DataFrame
     return table[table["error"].isna()].assign(model=name), variants, moments
 
 
-given = {model: (cases, data.texts(texts))}
+given = {model: (cases, texts)}
 if other:
-    given[other] = str(own(other, "testbed")), data.texts(str(own(other, "testbed-ppl-50")))
-made = {name: foretold(name, *with_) for name, with_ in given.items()}
+    given[other] = str(own(other, "testbed")), str(own(other, "testbed-ppl-50"))
+made = {name: foretold(name, pool, data.texts(sentences)) for name, (pool, sentences) in given.items()}
 frame = pd.concat([table for table, _, _ in made.values()], ignore_index=True)
-FEATURES = ["spill", "reach"]
-
-
-def features(rows: pd.DataFrame) -> np.ndarray:
-    """What is fitted on: logarithms, so that factors count."""
-    return np.log10(rows[FEATURES].clip(lower=1e-9).to_numpy())
-
-
 rules = {}
+for (name, setting), rows in frame[frame["part"] == FIT].groupby(["model", "setting"], sort=False):
+    if rows["collapsed"].nunique() == 2:  # what nothing collapses teaches no rule
+        rules[name, setting] = calibration.fit(
+            el.load(name), method, made[name][1][setting], rows, collapse_ratio=collapse_ratio, texts=given[name][1]
+        )
 for name in given:
-    fit = frame[(frame["model"] == name) & (frame["part"] == FIT)]
-    if fit["collapsed"].nunique() == 2:  # a model that nothing collapses teaches no rule
-        rules[name] = LogisticRegression().fit(features(fit), fit["collapsed"])
-for name, rule in rules.items():
-    frame[f"fitted on {name}"] = rule.predict_proba(features(frame))[:, 1]
+    for setting, rows in frame.groupby("setting", sort=False):
+        if (name, setting) in rules:
+            frame.loc[rows.index, f"fitted on {name}"] = rules[name, setting].probability(rows)["probability"]
 frame.to_parquet("data/edits.parquet")
+calibration.write("data/calibrations.json", list(rules.values()))
 judged = frame[frame["part"] == JUDGE]
 Markdown(
     "\n".join(
-        f"- `{name}`: {int((frame['model'] == name).sum())} edits by {method}, "
-        f"{int(frame.loc[frame['model'] == name, 'collapsed'].sum())} of which collapse it"
+        f"- `{name}`, {setting}: {len(rows)} edits by {method}, {int(rows['collapsed'].sum())} of which collapse it"
         + (
-            f"; fitted: log-odds {rules[name].intercept_[0]:.2f} + {rules[name].coef_[0, 0]:.2f} log₁₀ spill + "
-            f"{rules[name].coef_[0, 1]:.2f} log₁₀ reach."
-            if name in rules
+            "; fitted on {}, {} of them: log-odds {:.2f} + {:.2f} log₁₀ spill + {:.2f} log₁₀ reach.".format(
+                rules[name, setting].edits, rules[name, setting].collapsed, *rules[name, setting].coefficients
+            )
+            if (name, setting) in rules
             else "; too few to fit a rule."
         )
-        for name in given
+        for (name, setting), rows in frame.groupby(["model", "setting"], sort=False)
     )
 )
 
@@ -159,7 +154,7 @@ results = []
 for name in given:
     for setting in SETTINGS:
         rows = judged[(judged["model"] == name) & (judged["setting"] == setting)]
-        bounds = {"severity": BOUND} | {f"fitted on {source}": 0.5 for source in rules}
+        bounds = {"severity": BOUND} | {f"fitted on {s}": 0.5 for s in given if (s, setting) in rules}
         for rule, bound in bounds.items():
             results.append({"model": name, "setting": setting, "rule": rule} | judge(rows, rows[rule], bound))
 results = pd.DataFrame(results)
@@ -175,14 +170,17 @@ figure.savefig("figures/foretold.png")
 # %% [markdown]
 # ## Is a probability what it says?
 #
-# Edits in five groups of as many, by the probability that the model's own fitted rule gives them; the share of each that
+# Edits in five groups of as many, by the probability that the model's own fitted rules give them; the share of each that
 # collapses the model, with Wilson's interval.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Share of edits that collapse the model against the probability that was foretold, five groups of edits for each model with 95 % intervals, and the diagonal."}}
 figure, axes = plt.subplots(figsize=(6, 4.6), layout="constrained")
 axes.plot([0, 1], [0, 1], color="black", lw=0.8, ls=":", label="as foretold")
-for (name, _), (color, marker) in zip(rules.items(), (("#d55e00", "^"), ("#0072b2", "o")), strict=False):
-    mine = judged[judged["model"] == name].sort_values(f"fitted on {name}")
+for name, (color, marker) in zip(given, (("#d55e00", "^"), ("#0072b2", "o")), strict=False):
+    mine = judged[(judged["model"] == name) & judged.get(f"fitted on {name}", judged["severity"] * np.nan).notna()]
+    if mine.empty:
+        continue
+    mine = mine.sort_values(f"fitted on {name}")
     groups = [mine.iloc[at] for at in np.array_split(np.arange(len(mine)), 5)]
     x = [group[f"fitted on {name}"].mean() for group in groups]
     y = [statistics.share(int(group["collapsed"].sum()), len(group)) for group in groups]

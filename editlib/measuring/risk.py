@@ -1,7 +1,9 @@
 """Which edits will break a model, told from keys before any is made."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 import pandas as pd
@@ -17,11 +19,14 @@ from editlib.editing.methods.rome import RomeParams
 from editlib.editing.session import Session
 from editlib.editing.stats import Stats
 from editlib.errors import EditlibError
+from editlib.measuring import calibration
+from editlib.measuring.calibration import Calibration
 from editlib.measuring.prediction import KeyPairs, foretell, keys_at
 from editlib.models.language_model import LanguageModel
 from editlib.text import number
 
 SAME = 0.9  # cosine from which on a key is said to be that of position 0
+CHANCES = ("probability", "probability_low", "probability_high")
 SMALL = 0.1  # of the consistent denominator: from here on a denominator is called small
 
 
@@ -34,6 +39,7 @@ def risk(
     stats: Stats | None = None,
     corpus: Sequence[str] | None = None,
     session: Session | None = None,
+    rules: Sequence[Calibration] | None = None,
 ) -> pd.DataFrame:
     """One row per request: whether an edit of it would break the model, and why, from keys alone.
 
@@ -41,7 +47,9 @@ def risk(
     (of its first token); norms of the key without prefix (`key_norm`) and of the mean key behind prefixes
     (`mean_key_norm`), the `cosine` between the two and that of the first with position 0's key in ordinary text
     (`cosine_first`); all columns of `foretell`; `collapse`, true if the `severity` is at least `BOUND`, a rule set by
-    hand; and the `reason`, in words.
+    hand; the `probability` of collapse with its 95 % interval (`_low`, `_high`) by the one of the `rules`, those of the
+    package if None, that was fitted on edits of this model by this method with these hyper-parameters, else nan; and
+    the `reason`, in words.
 
     Raises `EditlibError` for a method that is not of the ROME family, and as `compute` does.
     """
@@ -52,7 +60,7 @@ def risk(
     space.check(variants)
     for request in asked:
         space.check_request(variants, request)
-    return read_risk(space, params, asked)
+    return read_risk(space, params, asked, method=method, rules=rules)
 
 
 def foreseeable(lm: LanguageModel, method: str, hparams: Any = None) -> RomeParams | RRomeParams:
@@ -63,7 +71,14 @@ def foreseeable(lm: LanguageModel, method: str, hparams: Any = None) -> RomePara
     return params
 
 
-def read_risk(session: Session, given: RomeParams | RRomeParams, requests: Sequence[EditRequest]) -> pd.DataFrame:
+def read_risk(
+    session: Session,
+    given: RomeParams | RRomeParams,
+    requests: Sequence[EditRequest],
+    *,
+    method: str,
+    rules: Sequence[Calibration] | None = None,
+) -> pd.DataFrame:
     """The table of `risk`, of requests that were seen through before."""
     layer, flavour = given.layer, given.contexts
     pairs = keys_at(session, layer, requests, flavour, empty=given.empty_context)
@@ -76,8 +91,17 @@ def read_risk(session: Session, given: RomeParams | RRomeParams, requests: Seque
     )
     table = pd.concat([_about(session.lm, requests, pairs, around), table], axis=1)
     table["collapse"] = table["severity"] >= BOUND
+    known = shipped() if rules is None else rules
+    rule = next((rule for rule in known if rule.fits(session.lm, method, given)), None)
+    table[list(CHANCES)] = rule.probability(table) if rule else math.nan
     table["reason"] = [_reason(row) for row in table.to_dict(orient="records")]
     return table
+
+
+@cache
+def shipped() -> list[Calibration]:
+    """The rules of the package."""
+    return calibration.read(calibration.SHIPPED)
 
 
 def _as_rome(params: RomeParams | RRomeParams) -> RomeParams:

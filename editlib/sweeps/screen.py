@@ -23,7 +23,7 @@ from editlib.editing.stats import Stats
 from editlib.engine.values import encode_contexts
 from editlib.errors import EditlibError
 from editlib.files import write_json
-from editlib.measuring.risk import foreseeable, read_risk
+from editlib.measuring.risk import CHANCES, foreseeable, read_risk
 from editlib.measuring.statistics import COLLAPSE_RATIO, collapsed
 from editlib.models.language_model import LanguageModel
 from editlib.sweeps.parts import Parts
@@ -39,6 +39,7 @@ SUSPECT = 0.1  # of the bound: what the first reading puts above is read behind 
 HARD, VERIFIED = "_hard.json", "_verified"  # beside the parts; readers of a folder of parquet pass over such names
 NUMBERS = (
     "key_norm", "mean_key_norm", "cosine", "cosine_first", "denominator_ratio", "spill", "reach", "leak", "severity",
+    *CHANCES,
 )  # fmt: skip
 COLUMNS: Columns = {
     "case_id": "int64", **REQUEST, **dict.fromkeys(("subject_tokens", "subject_position", "contexts"), "Int64"),
@@ -80,7 +81,7 @@ def screen(
         few.once(("contexts", params.contexts), lambda: some)
         for number, group in enumerate(groups):
             if number not in frames:
-                frames[number] = parts.write(number, frame(_rows(few, whole, params, group), COLUMNS))
+                frames[number] = parts.write(number, frame(_rows(few, whole, variants[method], group), COLUMNS))
                 shown.update(len(group))
                 log.info("%d of %d cases screened", sum(map(len, frames.values())), len(chosen))
         table = joined(frames)
@@ -90,10 +91,10 @@ def screen(
     return table
 
 
-def _rows(few: Session, whole: Session, params: Any, cases: Sequence[Case]) -> list[dict[str, Any]]:
+def _rows(few: Session, whole: Session, variant: Variant, cases: Sequence[Case]) -> list[dict[str, Any]]:
     """Rows of a part: all cases behind few contexts, and the suspects among them behind all."""
     rows = [about(case) | {"collapse": False} for case in cases]
-    able = []
+    params, able = variant.params, []
     for i, case in enumerate(cases):
         try:
             subject_tokens(few.lm, case.request)
@@ -104,7 +105,7 @@ def _rows(few: Session, whole: Session, params: Any, cases: Sequence[Case]) -> l
     for session in (few, whole):
         contexts = len(session.contexts(params.contexts))
         if able:
-            found = read_risk(session, params, [cases[i].request for i in able])
+            found = read_risk(session, params, [cases[i].request for i in able], method=variant.method.name)
             told = [name for name in COLUMNS if name in found]
             for i, values in zip(able, found[told].to_numpy().tolist(), strict=True):
                 rows[i] |= dict(zip(told, values, strict=True)) | {"contexts": contexts}
