@@ -13,8 +13,8 @@
 #     title: "Performance: what one edit costs"
 #     models: [model]
 #     profiles:
-#       quick: {edits: 2, plain_edits: 1, n: 8, points: 2}
-#       full: {shape: gpt2, plain_edits: 3, n: 60}
+#       quick: {edits: 2, plain_edits: 1, screened: 100, n: 8, points: 2}
+#       full: {shape: gpt2, plain_edits: 3, screened: 1000, n: 60}
 # ---
 
 # %% [markdown]
@@ -38,6 +38,7 @@ shape: str | None = None  # a true shape with random weights, measured in its pl
 edits: int = 16  # edits side by side
 plain_edits: int = 2  # edits made the plain way, in each round
 rounds: int = 1  # how often both are measured in turn
+screened: int = 200  # cases screened for edits that would break the model
 longest: int = 118  # tokens of the longest text where lengths are compared
 before: int = 64  # most tokens of prose before a prompt where lengths are compared
 points: int = 4  # lengths compared
@@ -65,6 +66,7 @@ from editlib.editing.methods import solve
 from editlib.editing.session import Session
 from editlib.models.names import of_testbed
 from editlib.runs.recording import record
+from editlib.sweeps.screen import screen
 from editlib.text import percent
 
 plot.theme()
@@ -154,6 +156,45 @@ alone, all_of_them = flight.iloc[0], flight.iloc[-1]
 Markdown(
     f"**Finding.** One edit by itself is {alone['ratio']:.1f} times faster than plain, {edits} side by side "
     f"{all_of_them['ratio']:.1f} times; peak memory goes from {alone['peak'] / 2**30:.2f} to {all_of_them['peak'] / 2**30:.2f} GiB."
+)
+
+# %% [markdown]
+# ## What does it cost to be warned?
+#
+# `editlib screen` reads keys, in the layers up to the edited one, of the first few prefix contexts and behind all of them only where
+# those leave a doubt. Beside it, what it takes to know: the edit, and perplexity on the texts. Prefix contexts are written
+# beforehand for both.
+
+
+# %% tags=["hide-input"]
+def screening(part: workload.Work, meter: measure.Meter) -> list[measure.Outcome]:
+    with meter("keys"):
+        tables.append(screen(lm, part.requests, hparams=part.params, progress=False))
+    return []
+
+
+tables: list[pd.DataFrame] = []
+asked = workload.work(lm, edits=screened)
+screen_time = measure.timed(screening, asked)
+screen_flops = sum(measure.counted(screening, asked).values())
+costs = pd.DataFrame(
+    {
+        "screened": [1000 * screen_time.seconds, 1000 * screen_flops / 1e9],
+        "edited by the engine": [1000 * found["engine_seconds_per_edit"], 1000 * found["flops_per_edit"] / 1e9],
+        "edited the plain way": [1000 * found["plain_seconds_per_edit"], 1000 * found["plain_flops_per_edit"] / 1e9],
+    },
+    index=["seconds for 1,000 cases", "GFLOP for 1,000 cases"],
+)
+costs.T.style.format("{:,.3g}")
+
+# %% tags=["hide-input"]
+screen_ratio = found["engine_seconds_per_edit"] / screen_time.seconds
+screen_flops_ratio = found["flops_per_edit"] / screen_flops
+Markdown(
+    f"**Finding.** A case is screened in {1000 * screen_time.seconds:.3g} ms ({screened:,} cases), {screen_ratio:,.0f} times faster than "
+    f"the engine edits it and measures perplexity, with {screen_flops_ratio:,.0f} times fewer operations. Behind all contexts "
+    f"{percent(float((tables[0]['contexts'] == tables[0]['contexts'].max()).mean()))} of the cases are read. At most "
+    f"{(screen_time.peak or 0) / 2**30:.2f} GiB are held."
 )
 
 # %% [markdown]
@@ -313,6 +354,12 @@ metrics = {
     "matmul_gflops": found["matmul_flops_per_second"] / giga,
     "plain_peak_gib": (found["plain_peak_memory_bytes"] or 0) / gibi,
     "peak_gib": (found["peak_memory_bytes"] or 0) / gibi,
+    "screened": screened,
+    "screen_ms": 1000 * screen_time.seconds,
+    "screen_ratio": screen_ratio,
+    "screen_gflop": screen_flops / giga,
+    "screen_flops_ratio": screen_flops_ratio,
+    "screen_peak_gib": (screen_time.peak or 0) / gibi,
     "ratio_alone": float(flight["ratio"].iloc[0]),
     "ratio_most": float(flight["ratio"].iloc[-1]),
     "search_ratio_short": float(search_ratio.iloc[0]),

@@ -39,7 +39,7 @@ SMALL = {
     "layers": {"keyed": 2, "edited": 1, "every": 4, "sentences": 5},
     "own-text": {"first": 1, "others": 1, "tokens": "4096,8192", "layer": 24},
     "precision": {"n": 3},
-    "performance": {"edits": 2, "plain_edits": 1, "longest": 60, "before": 8, "n": 3, "reference": 100},
+    "performance": {"edits": 2, "plain_edits": 1, "screened": 10, "longest": 60, "before": 8, "n": 3, "reference": 100},
     "twins": {"first": 2, "others": 2, "dosed": 1, "doses": 2},
     "settings": {"first": 1, "others": 1, "windows": "32,512", "layers": "1"},
 }
