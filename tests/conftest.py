@@ -1,32 +1,32 @@
-"""Tiny random models of two families, a small tokenizer, and a cache folder of the tests' own. No network."""
+"""Tiny random models of two families, a small tokenizer, and a cache folder of the tests' own. No network.
+
+What is heavy is imported where it is used: the process that hands tests to the workers reads this file too.
+"""
+
+from __future__ import annotations
 
 import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so before everything else
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; torch reads this when imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-import torch
 from hypothesis import settings
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
 from xdist.scheduler import LoadScopeScheduling
 
 from editlib.cli import run_app
 from editlib.data.request import EditRequest
-from editlib.editing.stats import Stats, corpus_windows, second_moments
-from editlib.models.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+    from editlib.editing.stats import Stats
+    from editlib.models.language_model import LanguageModel
 
 settings.register_profile("editlib", deadline=None, database=None, max_examples=150, derandomize=True)
 settings.load_profile("editlib")
@@ -79,12 +79,14 @@ def corpus() -> list[str]:
     ]
 
 
-TokenizerMaker = Callable[..., PreTrainedTokenizerFast]
+TokenizerMaker = Callable[..., "PreTrainedTokenizerFast"]
 
 
 @pytest.fixture(scope="session")
 def make_tokenizer(corpus: list[str]) -> TokenizerMaker:
     """Make a small byte-level BPE tokenizer: start token, trimmed offsets and normalizer on request."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
 
     def make(*, start: bool = False, trim_offsets: bool = False, normalizer: object = None) -> PreTrainedTokenizerFast:
         tokenizer = Tokenizer(models.BPE())
@@ -120,6 +122,9 @@ def start_tokenizer(make_tokenizer: TokenizerMaker) -> PreTrainedTokenizerFast:
 
 
 def random_gpt2(vocabulary: int, *, seed: int = 0) -> GPT2LMHeadModel:
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
     torch.manual_seed(seed)
     return GPT2LMHeadModel(
         GPT2Config(
@@ -130,6 +135,9 @@ def random_gpt2(vocabulary: int, *, seed: int = 0) -> GPT2LMHeadModel:
 
 
 def random_llama(vocabulary: int, *, seed: int = 0) -> LlamaForCausalLM:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
@@ -140,7 +148,7 @@ def random_llama(vocabulary: int, *, seed: int = 0) -> LlamaForCausalLM:
     )  # fmt: skip
 
 
-ModelMaker = Callable[..., PreTrainedModel]
+ModelMaker = Callable[..., "PreTrainedModel"]
 
 
 @pytest.fixture(scope="session")
@@ -152,12 +160,16 @@ def make_model() -> Callable[[str], ModelMaker]:
 @pytest.fixture(scope="session")
 def gpt2(tokenizer: PreTrainedTokenizerFast) -> LanguageModel:
     """A GPT-2 (Conv1D, biases, tied embeddings). Tests leave its weights alone."""
+    from editlib.models.language_model import LanguageModel
+
     return LanguageModel(random_gpt2(len(tokenizer)), tokenizer, name="tiny-gpt2")
 
 
 @pytest.fixture(scope="session")
 def llama(start_tokenizer: PreTrainedTokenizerFast) -> LanguageModel:
     """A Llama (Linear, gated, no biases, start token). Tests leave its weights alone."""
+    from editlib.models.language_model import LanguageModel
+
     return LanguageModel(random_llama(len(start_tokenizer)), start_tokenizer, name="tiny-llama")
 
 
@@ -171,6 +183,8 @@ def lm(request: pytest.FixtureRequest) -> LanguageModel:
 @pytest.fixture
 def own(lm: LanguageModel) -> LanguageModel:
     """A copy of `lm` whose weights a test may change."""
+    from editlib.models.language_model import LanguageModel
+
     return LanguageModel(copy.deepcopy(lm.model), lm.tokenizer, name=lm.name)
 
 
@@ -185,6 +199,8 @@ def gpt2_folder(gpt2: LanguageModel, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def moments(lm: LanguageModel, corpus: Sequence[str]) -> Stats:
     """Second moments of every layer of `lm`."""
+    from editlib.editing.stats import corpus_windows, second_moments
+
     return second_moments(lm, corpus_windows(lm, corpus, 2000))
 
 

@@ -7,7 +7,7 @@ result that is not what its spec says.
 
 import ast
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -30,22 +30,25 @@ def files_of(notebook: str, package: Path = PACKAGE) -> list[Path]:
 
     The data of a module are files whose name or stem it holds as a string; those of a model's folder are the model's.
     """
-    reached, strings = set[Path](), set[str]()
-    waiting = _imported(notebook, "", package)
+    reached, strings, known = set[Path](), set[str](), _names(notebook, "")
+    waiting = _modules_of(known, package)
     while waiting:
         path = waiting.pop()
         reached.add(path)
         source = path.read_text("utf-8")
         inside = ".".join([package.name, *path.relative_to(package).parts[:-1]])
         strings |= {str(node.value) for node in _nodes(source) if isinstance(node, ast.Constant)}
-        waiting |= _imported(source, inside, package) - reached
+        new = _names(source, inside) - known
+        known |= new
+        waiting |= _modules_of(new, package) - reached
     models = {config.parent for config in package.rglob("config.json")}
     data = {path for path in package.rglob("*") if path.suffix in DATA and path.parent not in models}
     return sorted(reached | {path for path in data if {path.name, path.stem} & strings})
 
 
-def _imported(source: str, inside: str, package: Path) -> set[Path]:
-    """Modules that a source in the package `inside` loads, with the packages on the way but the lazy one at the top."""
+@cache
+def _names(source: str, inside: str) -> frozenset[str]:
+    """The dotted names of what a source in the package `inside` may load, its strings among them."""
     bound, found = dict[str, str](), set[str]()  # dotted names by local name, and all of them
     nodes = _nodes(source)
     for node in nodes:
@@ -65,13 +68,18 @@ def _imported(source: str, inside: str, package: Path) -> set[Path]:
         root, _, rest = ast.unparse(node).partition(".") if isinstance(node, ast.Attribute | ast.Name) else ("", "", "")
         if root in bound:  # a name used whole may stand for all that it has
             found.add(f"{bound[root]}.{rest}" if rest else bound[root] + ".*" * (id(node) not in chained))
-    return {path for name in found for path in _modules(name, package)}
+    return frozenset(found)
 
 
 def _base(node: ast.ImportFrom, inside: str) -> str:
     """The module that `from ... import` names, a relative one from the package it stands in."""
     above = inside.split(".")[: len(inside.split(".")) - node.level + 1] if node.level else []
     return ".".join([*above, *filter(None, [node.module])])
+
+
+def _modules_of(names: Iterable[str], package: Path) -> set[Path]:
+    """The modules of dotted names, with the packages on the way but the lazy one at the top."""
+    return {path for name in names for path in _modules(name, package)}
 
 
 def _modules(name: str, package: Path) -> Iterator[Path]:

@@ -1,11 +1,15 @@
 """The world of seed 0 and the tokenizer trained on it, once for all tests of the testbed."""
 
-import pytest
-from transformers import PreTrainedTokenizerFast
+from __future__ import annotations
 
-from editlib.testbed.tokenizer import train_tokenizer
-from editlib.testbed.train import Recipe
+from typing import TYPE_CHECKING
+
+import pytest
+
 from editlib.testbed.world import World, build_world
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 @pytest.fixture(scope="session")
@@ -16,4 +20,7 @@ def world() -> World:
 @pytest.fixture(scope="session")
 def world_tokenizer(world: World) -> PreTrainedTokenizerFast:
     """The one the shipped twins have."""
+    from editlib.testbed.tokenizer import train_tokenizer
+    from editlib.testbed.train import Recipe
+
     return train_tokenizer(world, vocabulary=Recipe().vocabulary)
