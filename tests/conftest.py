@@ -24,6 +24,7 @@ from editlib.data.request import EditRequest
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+    from xdist.workermanage import WorkerController
 
     from editlib.editing.stats import Stats
     from editlib.models.language_model import LanguageModel
@@ -32,14 +33,28 @@ settings.register_profile("editlib", deadline=None, database=None, max_examples=
 settings.load_profile("editlib")
 
 
+LONG = ("tests/book/test_runs_pages.py", "tests/runs/test_notebooks.py", "tests/book/")
+
+
 class Scheduling(LoadScopeScheduling):
-    """Workers take whole files, whose fixtures are made once; analyses are spread."""
+    """Workers take whole files, whose fixtures are made once; analyses are spread, the testbed shares a tokenizer.
+
+    What takes long comes first: a file that builds the book, what needs no book meanwhile, the others of the book.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         file, _, test = nodeid.partition("::")
         if file.endswith("test_notebooks.py"):
-            return test.partition("[")[2]
-        return file
+            return file + test.partition("[")[2]
+        return "tests/testbed" if file.startswith("tests/testbed/") else file
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        self.workqueue.move_to_end(min(self.workqueue, key=place), last=False)
+        super()._assign_work_unit(node)
+
+
+def place(scope: str) -> int:
+    return next((place for place, start in enumerate(LONG) if scope.startswith(start)), len(LONG))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -2,8 +2,9 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from books import build, published, rewritten, served
@@ -88,16 +89,33 @@ def browser() -> Iterator[Browser]:
         chromium.close()
 
 
+@pytest.fixture(scope="module")
+def tab(browser: Browser, address: str) -> Iterator[Page]:
+    """One tab for the tests of a file: a process of its own and an empty cache cost more than most of them."""
+    with browser.new_context(base_url=address) as context:
+        context.set_default_timeout(120_000)  # a busy machine is no failure
+        yield context.new_page()
+
+
 @pytest.fixture
-def page(browser: Browser, address: str) -> Iterator[Page]:
-    """A page that fails the test on console errors, failed requests, and requests that leave this machine."""
-    page = browser.new_page(base_url=address, viewport={"width": 1280, "height": 800}, color_scheme="light")
-    page.set_default_timeout(120_000)  # a busy machine is no failure
+def page(tab: Page, address: str) -> Iterator[Page]:
+    """The tab, as if it were new, failing the test on console errors, failed requests, and those that leave here."""
+    tab.set_viewport_size({"width": 1280, "height": 800})
+    tab.emulate_media(media="null", color_scheme="light", reduced_motion="null")
     wrong: list[str] = []
-    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("request", lambda r: None if r.url.startswith((address, "data:")) else wrong.append(r.url))
-    page.on("response", lambda r: wrong.append(f"{r.status}: {r.url}") if r.status >= 400 else None)
-    yield page
-    page.close()
-    assert not wrong
+    heard: dict[Any, Callable[[Any], None]] = {
+        "console": lambda message: wrong.append(message.text) if message.type == "error" else None,
+        "pageerror": lambda error: wrong.append(str(error)),
+        "request": lambda r: None if r.url.startswith((address, "data:")) else wrong.append(r.url),
+        "response": lambda r: wrong.append(f"{r.status}: {r.url}") if r.status >= 400 else None,
+    }
+    for event, hear in heard.items():
+        tab.on(event, hear)
+    yield tab
+    if tab.url.startswith(address):
+        tab.evaluate("localStorage.clear(); sessionStorage.clear()")
+    tab.context.clear_permissions()
+    tab.goto("about:blank")
+    for event, hear in heard.items():
+        tab.remove_listener(event, hear)
+    assert not [what for what in wrong if what != "about:blank"]

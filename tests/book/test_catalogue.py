@@ -121,7 +121,7 @@ def test_table_needs_no_script(browser: Browser, address: str, runs: list[Manife
     context.close()
 
 
-def test_library_is_loaded_on_this_page_alone(page: Page, site: Path) -> None:
+def test_library_is_loaded_on_this_page_alone(site: Path) -> None:
     users = [path.name for path in site.rglob("*.html") if "catalogue.mjs" in path.read_text("utf-8")]
     assert users == ["runs.html"]
     assert not any("dt_bundle" in path.read_text("utf-8") for path in site.rglob("*.html"))
@@ -129,13 +129,13 @@ def test_library_is_loaded_on_this_page_alone(page: Page, site: Path) -> None:
 
 @pytest.mark.parametrize("width", [375, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_no_serious_accessibility_problem(browser: Browser, address: str, scheme: Any, width: int) -> None:
-    page = browser.new_page(base_url=address, color_scheme=scheme, viewport={"width": width, "height": 800})
+def test_no_serious_accessibility_problem(page: Page, scheme: Any, width: int) -> None:
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 800})
     page.goto("runs.html")
     page.locator(".runs-filters").wait_for()
     assert violations(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    page.close()
 
 
 def test_machines_read_the_same(page: Page, site: Path, runs: list[Manifest]) -> None:

@@ -113,11 +113,9 @@ def test_opened_as_a_file_it_says_what_to_do(browser: Browser, site: Path) -> No
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_no_serious_accessibility_problem(
-    browser: Browser, address: str, pair: tuple[Manifest, Manifest], scheme: Any
-) -> None:
-    page = browser.new_page(base_url=address, color_scheme=scheme, viewport={"width": 375, "height": 800})
+def test_no_serious_accessibility_problem(page: Page, pair: tuple[Manifest, Manifest], scheme: Any) -> None:
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": 375, "height": 800})
     compared(page, *pair)
     assert violations(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
-    page.close()

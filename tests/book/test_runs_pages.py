@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from books import ROOT, build, eventually, rewritten, small, text_of, violations, warned
 from lxml import html
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Page
 
 from editlib.runs import analyses, citation
 from editlib.runs.manifest import Manifest, read_manifest
@@ -101,11 +101,12 @@ def test_tables_as_csv_and_the_whole_folder_as_one_file(site: Path, run: Manifes
     assert read_manifest(inside.rename(tmp_path / run.run)).difference() is None
 
 
-def test_command_asks_for_the_same_parameters(page: Page, runs: list[Manifest]) -> None:
+def test_command_asks_for_the_same_parameters(site: Path, runs: list[Manifest]) -> None:
     current = [run for run in runs if analyses.read(run.analysis, ROOT).parameters.keys() == run.parameters.keys()]
     assert current  # the notebooks of the others have other parameters by now
     for run in current:
-        words = shlex.split(opened(page, run).locator(".run-again pre").first.inner_text())
+        (command, *_) = html.parse(site / address_of(run)).xpath("//*[contains(@class, 'run-again')]//pre")
+        words = shlex.split(command.text_content())
         assert words[:5] == ["editlib", "run", run.analysis, "--profile", run.profile]
         given = dict(zip(words[6::3], words[7::3], strict=True))
         analysis = analyses.read(run.analysis, ROOT)
@@ -136,10 +137,10 @@ def test_runs_are_found_in_the_catalogue_and_not_in_the_way(page: Page, runs: li
     assert [hit for hit in hits[:10] if "/runs/" in hit] == []
 
 
-def test_runs_of_one_spec_link_to_each_other(page: Page, runs: list[Manifest]) -> None:
+def test_runs_of_one_spec_link_to_each_other(site: Path, runs: list[Manifest]) -> None:
     for run in runs:
-        page.goto(address_of(run))
-        linked = page.locator(".run-header a.reference.internal").all_inner_texts()
+        (header,) = html.parse(site / address_of(run)).xpath("//*[contains(@class, 'run-header')]")
+        linked = [link.text_content() for link in header.xpath(".//a[contains(@class, 'reference internal')]")]
         assert {text for text in linked if re.fullmatch(r"[0-9a-f]{12}", text)} == {
             other.run for other in runs if other.spec == run.spec and other.run != run.run
         }
@@ -152,22 +153,21 @@ def test_parameters_of_the_notebook_are_a_card_and_defaults_are_hidden(page: Pag
     assert page.locator(".tag_parameters").count() == 0
 
 
-def test_header_works_on_a_phone_by_keyboard_in_the_dark(browser: Browser, address: str, run: Manifest) -> None:
-    page = browser.new_page(base_url=address, viewport={"width": 375, "height": 800}, color_scheme="dark")
+def test_header_works_on_a_phone_by_keyboard_in_the_dark(page: Page, run: Manifest) -> None:
+    page.emulate_media(color_scheme="dark")
+    page.set_viewport_size({"width": 375, "height": 800})
     page.goto(address_of(run))
     for part in ("again", "cite", "parameters"):
         page.locator(f".run-{part} summary").focus()
         page.keyboard.press("Enter")
         page.locator(f".run-{part}[open]").wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
-    page.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_no_serious_accessibility_problem(browser: Browser, address: str, run: Manifest, scheme: Any) -> None:
-    page = browser.new_page(base_url=address, color_scheme=scheme)
+def test_no_serious_accessibility_problem(page: Page, run: Manifest, scheme: Any) -> None:
+    page.emulate_media(color_scheme=scheme)
     assert violations(opened(page, run)) == []
-    page.close()
 
 
 def test_keyboard_leads_from_the_landing_page_to_a_run(page: Page) -> None:

@@ -59,7 +59,6 @@ def project(root: Path) -> Path:
 
 
 QUICK = {  # the others are executed by `make book-all` and `make test-all`
-    "anatomy",
     "consistent-keys",
     "first-token",
     "key-geometry",

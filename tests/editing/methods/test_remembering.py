@@ -142,18 +142,20 @@ def test_alphaedit_leaves_frequent_keys_alone_and_says_how_many_directions_are_l
     assert some.diagnostics["null_space_share"] == [8 / len(values)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", FAMILY)
 def test_a_sequence_is_saved_loaded_and_goes_on(
     lm: LanguageModel,
     moments: Stats,
     corpus: list[str],
     name: str,
-    dtype: torch.dtype,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In parts of one edit, stopped before the third and taken up: the same rows, and all weights as they were."""
+    """In parts of one edit, stopped before the third and taken up: the same rows, and all weights as they were.
+
+    A Llama in bfloat16, a GPT-2 in float32.
+    """
+    dtype = {"tiny-gpt2": torch.float32, "tiny-llama": torch.bfloat16}[lm.name]
     own = LanguageModel(copy.deepcopy(lm.model).to(dtype), lm.tokenizer, name=lm.name)
     before = {key: value.clone() for key, value in own.model.state_dict().items()}
     cases = [Case(i, replace(request, target_true="Quint")) for i, request in enumerate(REQUESTS)]
