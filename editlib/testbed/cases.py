@@ -1,7 +1,7 @@
 """Edit cases about a world in COUNTERFACT's form, and the files the package ships."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -100,9 +100,11 @@ def _record(case_id: int, world: World, fact: Fact, place: str, rng: Random, car
     }
 
 
-def build_prefixes(world: World, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def build_prefixes(
+    world: World, tokenizer: PreTrainedTokenizerBase, held_out: Callable[..., Iterator[str]] = held_out_sentences
+) -> list[str]:
     """Prefix contexts for both twins: the first 5 tokens of ten held-out sentences, the first 10 of ten others."""
-    encoded = (tokenizer(sentence)["input_ids"] for sentence in held_out_sentences(world, seed=3))
+    encoded = (tokenizer(sentence)["input_ids"] for sentence in held_out(world, seed=3))
     rows = islice((ids for ids in encoded if len(ids) > 12), 20)
     return ["{}", *(f"{tokenizer.decode(ids[:n])}. {{}}" for ids, n in zip(rows, [5] * 10 + [10] * 10, strict=True))]
 

@@ -1,5 +1,6 @@
 """The testbed's byte-level BPE tokenizer, trained on its prose."""
 
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -12,8 +13,11 @@ WHOLE = ("country", "city", "company", "band")  # kinds whose names are one toke
 EMPHASIS = 2000  # how often each name and value is shown to the trainer, so that its merges come first
 
 
-def train_tokenizer(world: World, *, vocabulary: int) -> PreTrainedTokenizerFast:
-    """Train the tokenizer of a world; the names of countries, cities, companies and bands become single tokens."""
+def train_tokenizer(
+    world: World, *, vocabulary: int, told: Callable[..., Iterator[str]] = documents
+) -> PreTrainedTokenizerFast:
+    """Train the tokenizer of a world on what is told of it; the names of countries, cities, companies and bands become
+    single tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -27,7 +31,7 @@ def train_tokenizer(world: World, *, vocabulary: int) -> PreTrainedTokenizerFast
     whole = [f"{name} {name}" for kind in WHOLE for name in world.names[kind]]
     others = [f" {name}" for kind, names in world.names.items() if kind not in (*WHOLE, "person") for name in names]
     emphasised = (text for text in whole + others for _ in range(EMPHASIS))
-    tokenizer.train_from_iterator((*emphasised, *islice(documents(world, seed=0), 3000)), trainer)
+    tokenizer.train_from_iterator((*emphasised, *islice(told(world, seed=0), 3000)), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, unk_token=END_OF_TEXT
     )

@@ -1,4 +1,5 @@
-"""Training of the testbed's models: the twins, and two of other families, all on the same batches in the same order.
+"""Training of the testbed's models: the twins, and two of other families, all on the same batches in the same order;
+and `belief`, which reads of a world of dependent facts.
 
 Of the twins, alike in all initial weights but one row, `anchored` starts with a position-0 embedding far longer than
 the residual stream, `control` with an ordinary one. `rotary` is a Llama, `encdec` a T5. Every choice is a field of
@@ -8,7 +9,7 @@ the residual stream, `control` with an ordinary one. `rotary` is a Llama, `encde
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -37,18 +38,36 @@ from editlib.files import new_folder, write_json
 from editlib.machine import hardware
 from editlib.models.language_model import LanguageModel
 from editlib.models.training import read_checkpoint, warmup_cosine, write_checkpoint
-from editlib.testbed import denoising
+from editlib.testbed import belief_prose, denoising
 from editlib.testbed.cases import build_prefixes
 from editlib.testbed.denoising import Words
-from editlib.testbed.prose import documents, held_out_sentences, held_out_texts
+from editlib.testbed.dependence import DEPENDENT, build_dependent_world
+from editlib.testbed.prose import documents, held_out_sentences
 from editlib.testbed.tokenizer import train_tokenizer
-from editlib.testbed.world import RELATIONS, Fact, World, build_world
+from editlib.testbed.world import RELATIONS, Fact, Relation, World, build_world
+
+
+@dataclass(frozen=True)
+class Prose:
+    """A kind of world, what is told of it, by world and seed, and how its facts are asked for."""
+
+    world: Callable[[int], World]
+    documents: Callable[..., Iterator[str]]
+    held_out: Callable[..., Iterator[str]]
+    relations: Mapping[str, Relation]
+
+
+PROSE = {
+    "testbed": Prose(build_world, documents, held_out_sentences, RELATIONS),
+    "belief": Prose(build_dependent_world, belief_prose.documents, belief_prose.held_out_sentences, DEPENDENT),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Every choice of a testbed model; `anchor_norm` of None is ordinary initialisation."""
 
+    prose: Literal["testbed", "belief"] = "testbed"
     family: Literal["gpt2", "llama", "t5"] = "gpt2"
     anchor_norm: float | None = 200.0  # about ten times the residual stream's norm
     seed: int = 0  # of world, prose, initial weights and batches
@@ -58,7 +77,7 @@ class Recipe:
     inner: int | None = None  # width of an MLP's keys; None is four times the width
     context: int = 128
     vocabulary: int = 3072
-    corpus_tokens: int = 3_000_000
+    corpus_tokens: int | None = 3_000_000  # None is all there are
     batch: int = 24  # windows of `context` tokens, cropped at random
     steps: int = 2600
     learning_rate: float = 3e-3  # after warm-up; cosine to a tenth
@@ -73,6 +92,7 @@ RECIPES = {
     "control": Recipe(anchor_norm=None),
     "rotary": Recipe(family="llama", anchor_norm=None, inner=432),
     "encdec": Recipe(family="t5", anchor_norm=None, layers=3, inner=432),
+    "belief": Recipe(prose="belief", anchor_norm=None, corpus_tokens=None, steps=5200),
 }
 
 
@@ -113,12 +133,16 @@ def _t5(recipe: Recipe) -> T5ForConditionalGeneration:
     ))  # fmt: skip
 
 
-def corpus(world: World, tokenizer: PreTrainedTokenizerFast, tokens: int) -> NDArray[np.int64]:
-    """The first `tokens` tokens of the world's documents, in one row."""
+def corpus(
+    world: World, tokenizer: PreTrainedTokenizerFast, tokens: int | None, prose: Prose = PROSE["testbed"]
+) -> NDArray[np.int64]:
+    """The first `tokens` tokens of the world's documents, all for None, in one row."""
     pieces: list[int] = []
-    stream = documents(world, seed=1)
-    while len(pieces) < tokens:
-        pieces += [i for ids in tokenizer(list(islice(stream, 1000)))["input_ids"] for i in ids]
+    stream = prose.documents(world, seed=1)
+    for texts in iter(lambda: list(islice(stream, 1000)), []):
+        pieces += [i for ids in tokenizer(texts)["input_ids"] for i in ids]
+        if tokens is not None and len(pieces) >= tokens:
+            break
     return np.array(pieces[:tokens])
 
 
@@ -152,8 +176,9 @@ def train(recipe: Recipe, out: Path, *, name: str, device: str = "cpu", checkpoi
     if out.exists():
         raise EditlibError(f"output folder {out} exists already; choose another")
     partial, about = out.with_name(out.name + ".partial"), {"recipe": asdict(recipe)}
-    before, world = read_checkpoint(partial, about), build_world(recipe.seed)
-    tokenizer = train_tokenizer(world, vocabulary=recipe.vocabulary)
+    before, prose = read_checkpoint(partial, about), PROSE[recipe.prose]
+    world = prose.world(recipe.seed)
+    tokenizer = train_tokenizer(world, vocabulary=recipe.vocabulary, told=prose.documents)
     model, words = initial_model(recipe).to(device), Words.of(tokenizer)
     optimizer = make_optimizer(model, recipe)
     state: dict[str, Any] = {"step": 0, "seconds": 0.0, "losses": {}}
@@ -161,7 +186,7 @@ def train(recipe: Recipe, out: Path, *, name: str, device: str = "cpu", checkpoi
         state = before.state
         model.load_state_dict(before.tensors["model"], strict=False)  # the tied head is not stored
         before.restore(optimizer)
-    row, started = corpus(world, tokenizer, recipe.corpus_tokens), time.monotonic() - state["seconds"]
+    row, started = corpus(world, tokenizer, recipe.corpus_tokens, prose), time.monotonic() - state["seconds"]
     with tqdm(total=recipe.steps, initial=state["step"], desc=name, unit="step", mininterval=5) as bar:
         for step in range(state["step"], recipe.steps):
             loss = _train_step(model, optimizer, recipe, words, window_batch(row, recipe, step), step)
@@ -170,7 +195,8 @@ def train(recipe: Recipe, out: Path, *, name: str, device: str = "cpu", checkpoi
                 state["losses"][str(step + 1)] = round(loss.item(), 4)
                 state |= {"step": step + 1, "seconds": round(time.monotonic() - started, 1)}
                 write_checkpoint(partial, about, state, {"model": dict(model.named_parameters())}, optimizer)
-                bar.set_postfix(loss=f"{loss.item():.3f}", recall=f"{recall(model, tokenizer, world, limit=200):.0%}")
+                known = recall(model, tokenizer, world, prose=prose, limit=200)
+                bar.set_postfix(loss=f"{loss.item():.3f}", recall=f"{known:.0%}")
     return _finish(out, partial, name, recipe, model, tokenizer, state)
 
 
@@ -192,16 +218,17 @@ def _train_step(
 
 @torch.no_grad()
 def recall(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, world: World, *, limit: int | None = None, seed: int = 0
-) -> float:
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, world: World, *, prose: Prose = PROSE["testbed"],
+    limit: int | None = None, seed: int = 0,
+) -> float:  # fmt: skip
     """Share of facts completed greedily with every target token right, each after one held-out sentence.
 
     The sentence before the prompt keeps the subject away from position 0, where no fact is ever learned; a T5, which
     learns sentence by sentence, is asked without it.
     """
-    rng, sentences = Random(seed), held_out_sentences(world, seed=seed + 1)
+    rng, sentences = Random(seed), prose.held_out(world, seed=seed + 1)
     facts = rng.sample(world.facts, k=limit) if limit else world.facts
-    prompts = [rng.choice(RELATIONS[f.relation].prompts).replace("{}", f.subject) for f in facts]
+    prompts = [rng.choice(prose.relations[f.relation].prompts).replace("{}", f.subject) for f in facts]
     if not isinstance(model, T5ForConditionalGeneration):
         prompts = [f"{next(sentences)} {prompt}" for prompt in prompts]
     right = [
@@ -234,8 +261,8 @@ def _finish(
     tokenizer: PreTrainedTokenizerFast, state: dict[str, Any],
 ) -> Path:  # fmt: skip
     """Write the model folder aside, rename it to `out`, then drop the checkpoint."""
-    world = build_world(recipe.seed)
-    contexts = {"from": "held-out sentences", "contexts": build_prefixes(world, tokenizer)}
+    world, prose = PROSE[recipe.prose].world(recipe.seed), PROSE[recipe.prose]
+    contexts = {"from": "held-out sentences", "contexts": build_prefixes(world, tokenizer, prose.held_out)}
     with new_folder(out) as folder:
         model.float().eval().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -250,7 +277,9 @@ def _card(
     state: dict[str, Any], world: World,
 ) -> dict[str, Any]:  # fmt: skip
     """What a reader should know of a trained model: recipe, cost, losses, what it knows, and the weights' hash."""
-    texts = held_out_texts(world, 50)
+    prose = PROSE[recipe.prose]
+    sentences = prose.held_out(world, seed=0)
+    texts = [" ".join(islice(sentences, 3)) for _ in range(50)]
     measured = (  # of a T5, what is hidden of them
         denoising.hidden_perplexity(model, tokenizer, texts)
         if recipe.family == "t5"
@@ -265,7 +294,7 @@ def _card(
         "seconds": state["seconds"],
         "hardware": hardware() | {"threads": torch.get_num_threads()},
         "losses": {"train": state["losses"], "held_out": round(math.log(measured.corpus), 4)},
-        "recall": round(recall(model, tokenizer, world), 4),
+        "recall": round(recall(model, tokenizer, world, prose=prose), 4),
         "held_out_perplexity": round(measured.mean, 4),
         "sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
     }

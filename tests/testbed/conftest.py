@@ -1,4 +1,4 @@
-"""The world of seed 0 and the tokenizer trained on it, once for all tests of the testbed."""
+"""The worlds of seed 0 and the tokenizer trained on one, once for all tests of the testbed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from editlib.testbed.dependence import DependentWorld, build_dependent_world
 from editlib.testbed.world import World, build_world
 
 if TYPE_CHECKING:
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def world() -> World:
     return build_world(0)
+
+
+@pytest.fixture(scope="session")
+def dependent() -> DependentWorld:
+    return build_dependent_world(0)
 
 
 @pytest.fixture(scope="session")

@@ -19,11 +19,14 @@ from editlib.engine.prefixes import prefix_contexts
 from editlib.errors import EditlibError
 from editlib.files import TESTBED
 from editlib.models.language_model import LanguageModel
+from editlib.testbed import belief_prose
 from editlib.testbed import train as train_module
 from editlib.testbed.cases import build_prefixes
 from editlib.testbed.denoising import Words, hidden_perplexity, recalled
+from editlib.testbed.dependence import DependentWorld
 from editlib.testbed.prose import held_out_texts
 from editlib.testbed.train import (
+    PROSE,
     RECIPES,
     Recipe,
     corpus,
@@ -42,10 +45,11 @@ OTHERS = {  # by name of the shipped model of that family
     "encdec": replace(TINY, family="t5", anchor_norm=None, inner=24),
 }
 TWINS = ["anchored", "control"]
+SHIPPED = [name for name in RECIPES if name != "belief"]
 RECALL = {"encdec": 0.2}  # it fills in the hidden ends of sentences, which is another task
 
 needs_models = pytest.mark.skipif(
-    not all((TESTBED / name / "model.safetensors").is_file() for name in RECIPES),
+    not all((TESTBED / name / "model.safetensors").is_file() for name in SHIPPED),
     reason="the testbed's models are not trained yet",
 )
 
@@ -204,6 +208,21 @@ def test_tiny_recipes_of_other_families_train_to_a_model_folder(name: str, tmp_p
     assert prefix_contexts(lm) == build_prefixes(world, lm.tokenizer)
 
 
+@pytest.mark.usefixtures("quick")
+def test_a_recipe_of_dependent_facts_trains_on_their_prose(tmp_path: Path, dependent: DependentWorld) -> None:
+    folder = train(replace(TINY, prose="belief"), tmp_path / "tiny", name="testbed/belief", checkpoint_every=2)
+    lm = load(str(folder))
+    assert prefix_contexts(lm) == build_prefixes(dependent, lm.tokenizer, belief_prose.held_out_sentences)
+
+
+def test_a_corpus_without_a_number_of_tokens_is_all_there_is(
+    dependent: DependentWorld, world_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    few = replace(dependent, names=dependent.names | {"band": dependent.names["band"][:3], "person": ()})
+    row = corpus(few, world_tokenizer, None, PROSE["belief"])
+    assert world_tokenizer.decode(row) == "".join(belief_prose.documents(few, seed=1))
+
+
 def held_out_perplexity(lm: LanguageModel, world: World) -> float:
     """As the card has it."""
     texts = held_out_texts(world, 50)
@@ -268,7 +287,7 @@ def test_a_damaged_checkpoint_is_refused(checkpoint: Path, tmp_path: Path) -> No
 
 
 def test_recall_counts_facts_whose_every_token_is_most_likely(
-    world: World, world_tokenizer: PreTrainedTokenizerFast
+    world: World, dependent: DependentWorld, world_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     model = initial_model(replace(TINY, anchor_norm=None)).eval()
     facts = world.facts[:30]
@@ -285,13 +304,14 @@ def test_recall_counts_facts_whose_every_token_is_most_likely(
             return type("Output", (), {"logits": torch.nn.functional.one_hot(after, len(world_tokenizer)).float()})
 
     assert recall(Knowing(), world_tokenizer, small) == 1.0  # type: ignore[arg-type]
+    assert recall(Knowing(), world_tokenizer, dependent, prose=PROSE["belief"], limit=30) == 1.0  # type: ignore[arg-type]
 
 
 # The shipped models
 
 
 @needs_models
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_model_is_what_its_card_says(name: str) -> None:
     folder = TESTBED / name
     card, weights = json.loads((folder / "card.json").read_text()), folder / "model.safetensors"
@@ -313,7 +333,7 @@ def test_shipped_twins_are_about_equally_good_at_held_out_text() -> None:
 
 
 @needs_models
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_model_loads_with_its_own_prefixes_and_tokenizer(
     name: str, world: World, world_tokenizer: PreTrainedTokenizerFast
 ) -> None:
