@@ -86,7 +86,8 @@ Markdown(f"{len(chosen)} cases, drawn from {len(pool):,} normal ones of {len(eve
 # contexts sampled from end-of-text) and `yang-2024` (without C, contexts that continue five opening words).
 
 # %% tags=["hide-input"]
-presets = setup.able(lm, [name for name in el.METHODS if name not in ("memit-seq", "rlsedit")], layer)
+tuned = ("ft", "ft-l", "mend", "rome", "c-rome", "fc-rome", "p-rome", "r-rome", "memit", "emmet")
+presets = setup.able(lm, [*tuned, "encore", "alphaedit", "d4s"], layer)
 flavoured = {
     f"{method}, {flavour}": setup.hparams(lm, method, layer, flavour=flavour)
     for method in ("rome", "c-rome")

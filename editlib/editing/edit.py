@@ -1,9 +1,9 @@
-"""Edits: exact weight changes that can be applied, undone, saved and loaded."""
+"""Edits: exact changes of weights, or what lies over a model's passes, to be applied, undone, saved and loaded."""
 
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,12 +14,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from editlib.data.request import EditRequest
+from editlib.editing.overlays import made_of
+from editlib.editing.overlays.overlay import Overlay, over
 from editlib.errors import EditlibError
 from editlib.files import new_folder, write_json, write_tensors
 from editlib.models.language_model import LanguageModel, oriented
 from editlib.text import finite
 
 Map = Callable[[Tensor], Tensor]
+OVERLAID = "overlay|"  # before the names of an overlay's tensors
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,7 @@ def restored(lm: LanguageModel, names: Iterable[str]) -> Iterator[dict[str, Tens
 
 @dataclass(frozen=True, repr=False)
 class Edit:
-    """Changes of weights by their names, each `LowRank` or `Dense`.
+    """Changes of weights by their names, each `LowRank` or `Dense`; or an overlay, and no weight is written.
 
     `fingerprint` and `dtype` are those of the unedited model it was computed for; applying it to another model is
     refused.
@@ -157,22 +160,26 @@ class Edit:
     fingerprint: str
     diagnostics: Mapping[str, Any] = field(default_factory=dict)
     dtype: str = ""
+    overlay: Overlay | None = None
     in_force: list[int] = field(default_factory=list, init=False, compare=False)  # ids of the models it is applied to
 
     def __repr__(self) -> str:
         first, more = self.requests[0], f" and {len(self.requests) - 1} more" if len(self.requests) > 1 else ""
-        return f"<Edit by {self.method}: {first.text!r} -> {first.target_new!r}{more}, in {', '.join(self.changes)}>"
+        where = f"in {', '.join(self.changes)}" if self.overlay is None else "no weight is written"
+        return f"<Edit by {self.method}: {first.text!r} -> {first.target_new!r}{more}, {where}>"
 
     @contextmanager
     def applied(self, lm: LanguageModel) -> Iterator[LanguageModel]:
-        """Add the change to the model's weights inside the block; restore them bit for bit after it, also on error.
+        """Let the model be the edited one inside the block, and bit for bit as it was after it, also on error.
 
-        Raises `EditlibError` for another model, or one this edit is in force in: other edits may nest.
+        Raises `EditlibError` for another model, or one this edit is in force in. Other edits may nest, but only one of
+        them with an overlay.
         """
         self._check(lm)
         self.in_force.append(id(lm.model))
         try:
-            with restored(lm, self.changes) as weights:
+            laid = over(lm, self.overlay, self.method) if self.overlay else nullcontext()
+            with restored(lm, self.changes) as weights, laid:
                 for name, weight in weights.items():
                     weight.add_(self.delta(name).to(weight))
                 yield lm
@@ -180,7 +187,10 @@ class Edit:
             self.in_force.remove(id(lm.model))
 
     def __add__(self, other: "Edit") -> "Edit":
-        """Both changes in one, for edits of the same unedited model; raises `EditlibError` for different ones."""
+        """Both changes in one, for edits of the same unedited model; raises `EditlibError` for different ones, and for
+        an overlay."""
+        for each in (self, other):
+            each._require_changes("added to another; give its method all requests at once")
         if self.fingerprint != other.fingerprint:
             raise EditlibError(
                 f"edits of different models ({self.fingerprint[:12]} and {other.fingerprint[:12]}) cannot be added"
@@ -195,7 +205,8 @@ class Edit:
         )  # fmt: skip
 
     def scaled(self, factor: float) -> "Edit":
-        """All changes times a number: a point on the line from the unedited model."""
+        """All changes times a number: a point on the line from the unedited model; `EditlibError` for an overlay."""
+        self._require_changes("scaled; scale one that writes weights")
         return replace(self, changes={name: change.scaled(factor) for name, change in self.changes.items()})
 
     def norm(self) -> float:
@@ -205,6 +216,10 @@ class Edit:
     def delta(self, name: str) -> Tensor:
         """The dense change of one weight, shape (d_out, d_in)."""
         return self.changes[name].dense()
+
+    def _require_changes(self, what: str) -> None:
+        if self.overlay is not None:
+            raise EditlibError(f"this edit ({self!r}) cannot be {what}")
 
     def _check(self, lm: LanguageModel) -> None:
         if self.fingerprint != lm.fingerprint:
@@ -228,8 +243,12 @@ class Edit:
             "method": self.method, "requests": [asdict(r) for r in self.requests], "hparams": finite(self.hparams),
             "fingerprint": self.fingerprint, "diagnostics": finite(self.diagnostics), "dtype": self.dtype,
         }  # fmt: skip
+        if self.overlay is not None:
+            record["overlay"] = self.overlay.record
+            tensors |= {OVERLAID + name: tensor for name, tensor in self.overlay.tensors.items()}
+        own = {name: tensor.clone() for name, tensor in tensors.items()}  # weights may have a factor in common
         with new_folder(Path(folder)) as writing:
-            write_tensors(writing / "edit.safetensors", tensors, {})
+            write_tensors(writing / "edit.safetensors", own, {})
             write_json(writing / "edit.json", record)
         return Path(folder)
 
@@ -240,12 +259,15 @@ class Edit:
         try:
             record = json.loads((folder / "edit.json").read_text("utf-8"))
             kept = load_file(folder / "edit.safetensors")
+            laid = {key: kept.pop(key) for key in list(kept) if key.startswith(OVERLAID)}
+            parts = {key.removeprefix(OVERLAID): tensor for key, tensor in laid.items()}
+            overlay = made_of(record.pop("overlay"), parts) if "overlay" in record else None
             names = sorted({key.rsplit("|", 1)[0] for key in kept})
             changes = {
                 n: Dense(kept[f"{n}|D"]) if f"{n}|D" in kept else LowRank(kept[f"{n}|L"], kept[f"{n}|R"]) for n in names
             }
             requests = tuple(EditRequest(**r) for r in record.pop("requests"))
-            return cls(requests=requests, changes=changes, **record)
+            return cls(requests=requests, changes=changes, overlay=overlay, **record)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise EditlibError(f"edit {folder} cannot be read: {error}") from error
 

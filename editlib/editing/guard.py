@@ -66,7 +66,7 @@ def severity(session: Session, edit: Edit) -> float | None:
     """
     flavour, lm = edit.hparams.get("contexts"), session.lm
     layers = {f"{lm.layout.name(layer)}.weight": layer for layer in range(lm.num_layers)}
-    if flavour is None or not edit.changes.keys() <= layers.keys():
+    if flavour is None or not edit.changes or not edit.changes.keys() <= layers.keys():
         return None
     found = []
     for name, change in edit.changes.items():

@@ -29,6 +29,7 @@ class Method(Protocol):
     equation: str = ""
     several: bool = False  # whether it is defined for several requests at once
     weights: bool = True  # whether it changes weights
+    remembers: bool = False  # whether it takes account of earlier edits, given the state they left
     stands_for: Mapping[str, Any] = {}  # hyper-parameters that its name settles
 
     def layers(self, params: Any) -> tuple[int, ...]:

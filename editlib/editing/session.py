@@ -14,6 +14,7 @@ from torch import Tensor
 from editlib.data.request import EditRequest
 from editlib.editing.edit import Change, Edit, Intervention
 from editlib.editing.method import Method, Variant, moments_of
+from editlib.editing.overlays.overlay import Overlay, require_bare
 from editlib.editing.stats import MomentOptions, Needed, Stats, StatsHeader, needed_moments
 from editlib.engine import solved
 from editlib.engine.passes import Passes, Past, Tokens
@@ -83,6 +84,7 @@ class Session:
         """
         chosen, lm = list(variants), self.lm
         lm.require_causal()
+        require_bare(lm, "an edit")
         if requests is not None and not requests:
             raise EditlibError("no request to edit; give at least one")
         single = next((v.method.name for v in chosen if not v.method.several), None)
@@ -180,12 +182,16 @@ class Session:
         params: Any,
         changes: Mapping[str, Change],
         numbers: Mapping[str, Any],
+        overlay: Overlay | None = None,
     ) -> Edit:
-        """The edit that a method worked out, with what is said of every one: its norms, and the tokens behind C."""
+        """The edit that a method worked out, with what is said of every one: its norms, and the tokens behind C.
+
+        `overlay` is that of one that writes no weight, whose norms are zero.
+        """
         dtype = str(self.lm.model.dtype).removeprefix("torch.")
-        edit = Edit(method.name, tuple(requests), changes, asdict(params), self.lm.fingerprint, dtype=dtype)
+        edit = Edit(method.name, tuple(requests), changes, asdict(params), self.lm.fingerprint, {}, dtype, overlay)
         whole, delta = math.hypot(*map(self.weight_norm, changes)), edit.norm()
-        norms = {"delta_norm": delta, "weight_norm": whole, "relative_delta_norm": delta / whole}
+        norms = {"delta_norm": delta, "weight_norm": whole, "relative_delta_norm": delta / (whole or 1)}
         header = next((self._headers[layer] for layer in method.moments(params)), None)  # all were read alike
         width = max((self.lm.weight(layer).shape[1] for layer in method.moments(params)), default=1)
         read = ("tokens", "window", "first_position", "source")

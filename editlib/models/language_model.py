@@ -205,11 +205,16 @@ class LanguageModel:
 
         Hooks, as inside `placed` or `trace`, change its passes; an edit that is applied changes its weights.
         """
-        hooks = [h for m in self.model.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
-        if any(not getattr(hook, "__module__", "").startswith("transformers.") for hook in hooks):  # those only look
+        if self.hooked():
             raise EditlibError(f"{self.label} runs with hooks; ask for {what} outside placed() and trace()")
         if replace(self).fingerprint != self.fingerprint:
             raise EditlibError(f"{self.label} is edited; ask for {what} before the edit")
+
+    def hooked(self, inside: str = "") -> bool:
+        """Whether hooks read or change passes of the model or a module of it; those of transformers only look."""
+        modules = self.model.get_submodule(inside).modules()
+        hooks = [h for m in modules for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
+        return any(not getattr(hook, "__module__", "").startswith("transformers.") for hook in hooks)
 
     @property
     def num_layers(self) -> int:

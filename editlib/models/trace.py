@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 Replace = Callable[[Tensor], Tensor]
+Alter = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,27 @@ def trace(
     """
     seen: dict[str, Seen] = {}
     functions, wanted = dict(replace or {}), {*names, *(replace or {})}
+
+    def seeing(name: str) -> Alter:
+        def see(given: Tensor, output: Tensor) -> Tensor:
+            changed = functions[name](output) if name in functions else output
+            seen[name] = Seen(given, changed)
+            if stop and wanted <= seen.keys():
+                raise _Stop
+            return changed
+
+        return see
+
+    with altered(model, {name: seeing(name) for name in wanted}):
+        try:
+            yield seen
+        except _Stop:
+            return
+
+
+@contextmanager
+def altered(model: nn.Module, functions: Mapping[str, Alter]) -> Iterator[None]:
+    """Let modules by name put out what functions of their input and output say, both (texts, tokens, width)."""
     texts: list[int] = []  # how many the current pass has
 
     def count(_module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
@@ -51,11 +73,8 @@ def trace(
         def hook(_module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> Any:
             several = isinstance(output, tuple | list)
             first = output[0] if several else output
-            changed = functions[name](_by_text(first, texts)) if name in functions else _by_text(first, texts)
             given = (*inputs, *options.values())[0]  # some blocks call by keyword
-            seen[name] = Seen(_by_text(given, texts), changed)
-            if stop and wanted <= seen.keys():
-                raise _Stop
+            changed = functions[name](_by_text(given, texts), _by_text(first, texts))
             passed_on = changed.view_as(first).clone()  # Falcon adds attention in place to what its MLP put out
             return type(output)([passed_on, *output[1:]]) if several else passed_on
 
@@ -63,13 +82,10 @@ def trace(
 
     with ExitStack() as stack:
         stack.enter_context(_removed(model.register_forward_pre_hook(count, with_kwargs=True)))
-        for name in wanted:
+        for name in functions:
             handle = model.get_submodule(name).register_forward_hook(hook_for(name), with_kwargs=True)
             stack.enter_context(_removed(handle))
-        try:
-            yield seen
-        except _Stop:
-            return
+        yield
 
 
 def _by_text(values: Tensor, texts: Sequence[int]) -> Tensor:

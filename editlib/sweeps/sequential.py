@@ -4,32 +4,23 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from torch import Tensor
 
 from editlib.data.datasets import Case
-from editlib.editing.edit import Edit
-from editlib.editing.guard import guarded
-from editlib.editing.method import State, Variant, moments_of
+from editlib.editing.method import Variant, moments_of
 from editlib.editing.methods import Methods
 from editlib.editing.names import SEQUENCE_GUARDS, SequenceGuard
 from editlib.editing.session import Session
 from editlib.editing.stats import MomentOptions, Stats
-from editlib.engine.perplexity import Perplexity, perplexity, perplexity_above, run_texts
-from editlib.engine.sites import Site
 from editlib.errors import EditlibError, unknown
-from editlib.files import write_tensors
-from editlib.measuring import scores as scoring
 from editlib.measuring.statistics import COLLAPSE_RATIO, collapsed
 from editlib.models.language_model import LanguageModel
+from editlib.sweeps.chain import Chain
 from editlib.sweeps.parts import Parts
 from editlib.sweeps.plan import checked, described
 from editlib.sweeps.rows import (
@@ -38,10 +29,7 @@ from editlib.sweeps.rows import (
     SEQUENTIAL,
     Columns,
     about,
-    about_answer,
-    about_edit,
     about_perplexity,
-    about_subject,
     attempt,
     bar,
     frame,
@@ -145,8 +133,8 @@ def sequence(
     told of in the log, or is left out as one that failed (`skip`). Several methods are as many sequences, each from the
     unedited model; `at_end` is called with a method's name while the model has all its edits (not for a sequence that
     was finished before), and afterwards the weights are restored bit for bit. `out`, `resume` and `retry_failed` are
-    those of `sweep`; the weights so far lie beside the parts until a sequence is done, and a sequence with an edit that
-    writes no weight begins again. Raises `EditlibError` as `sweep` does.
+    those of `sweep`; what the edits so far left lies beside the parts until a sequence is done, but a sequence with an
+    `Intervention` that is no `Edit` begins again. Raises `EditlibError` as `sweep` does.
     """
     session = Session(lm, stats=stats, corpus=corpus, moment_options=moment_options)
     options: dict[str, Any] = {"every": every, "retest": retest, "answers": answers, "guard": guard}
@@ -201,7 +189,7 @@ def _sequence(
     return frames
 
 
-def _row(chain: "Chain", step: int, unedited: float) -> dict[str, Any]:
+def _row(chain: Chain, step: int, unedited: float) -> dict[str, Any]:
     started, plan = time.perf_counter(), chain.plan
     row: dict[str, Any] = {"step": step, "method": chain.name, "measured": False, "retest": False}
     if step:
@@ -217,96 +205,12 @@ def _row(chain: "Chain", step: int, unedited: float) -> dict[str, Any]:
     return row | {"seconds": time.perf_counter() - started}
 
 
-def _retested(chain: "Chain", step: int) -> dict[str, Any]:
+def _retested(chain: Chain, step: int) -> dict[str, Any]:
     started, case = time.perf_counter(), chain.plan.cases[step - 1]
     said = attempt(chain.ask, case)
     row = {"step": step, "method": chain.name, "measured": False, "retest": True} | about(case)
     row |= {"error": said} if isinstance(said, str) else said
     return row | {"seconds": time.perf_counter() - started}
-
-
-class Chain:
-    """A model that gets edit upon edit by one method inside a block, and is as it was after it."""
-
-    def __init__(self, session: Session, plan: Plan, name: str) -> None:
-        self.session, self.plan, self.name, self.variant = session, plan, name, plan.variants[name]
-        self.state: State | None = None  # what the method remembers
-        self.kept = dict[str, Tensor]()  # the unedited weights that were changed
-        self.lasting = ExitStack()  # of edits that write no weight, which stay applied
-        self.hooked = False  # whether there are such
-        session.forget()
-        self.passes = session.passes
-        below = min(self.variant.method.layers(self.variant.params), default=0)
-        self.texts = run_texts(self.passes, Site(below), plan.texts)  # now, and never again
-
-    def __enter__(self) -> "Chain":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.lasting.close()
-        self._set(self.kept)
-        self.session.forget()
-
-    def perplexity(self) -> Perplexity:
-        """Of the model as it is now; only what the edits can have changed is run."""
-        if self.hooked:
-            return perplexity(self.session.lm, self.plan.texts)
-        return perplexity_above(self.passes, self.texts)
-
-    def add(self, case: Case) -> dict[str, Any]:
-        """Change the model by one more edit, and say what it was; if it fails, nothing has changed."""
-        lm, request, variant = self.session.lm, case.request, self.variant
-        about_it = about_subject(lm, request)
-        self.session.check_request([variant], request)
-        self.session.forget()
-        edit, state = variant.method.solve(self.session, [request], variant.params, self.state)
-        if self.plan.guard != "off":
-            edit = guarded(self.session, edit, "refuse" if self.plan.guard == "skip" else "warn")
-        with edit.applied(lm):
-            weights = {n: lm.model.get_parameter(n).clone() for n in edit.changes} if isinstance(edit, Edit) else {}
-            said = self.ask(case)
-        if isinstance(edit, Edit):
-            self._set(weights)
-        else:
-            self.lasting.enter_context(edit.applied(lm))
-            self.hooked = True
-        self.state = state
-        return about_it | about_edit(edit) | said
-
-    def ask(self, case: Case) -> dict[str, Any]:
-        """What the model says of a case now."""
-        lm, request = self.session.lm, case.request
-        said: dict[str, Any] = {"target_probability": scoring.target_probability(lm, request, request.target_new)}
-        if self.plan.answers:
-            said |= about_answer(lm, request)
-        if self.plan.retest:
-            asked = replace(case, neighborhood_prompts=(), neighborhood_answers=())
-            reading = scoring.read(lm, asked)
-            said |= scoring.score(asked, reading, reading)
-        return said
-
-    def save(self, path: Path) -> None:
-        """Keep the changed weights, and what the method remembers; not beside hooks, which no file holds."""
-        if not self.hooked:
-            weights = {name: self.session.lm.model.get_parameter(name) for name in self.kept}
-            memory = {f"state|{key}": tensor for key, tensor in (self.state or {}).items()}
-            write_tensors(path, weights | memory, {})
-
-    def load(self, path: Path) -> None:
-        """Take up what `save` kept."""
-        tensors = load_file(path)
-        state = {key.removeprefix("state|"): t for key, t in tensors.items() if key.startswith("state|")}
-        self.state = {key: t.to(self.session.lm.device) for key, t in state.items()} or None
-        self._set({name: tensor for name, tensor in tensors.items() if not name.startswith("state|")})
-
-    @torch.no_grad()
-    def _set(self, weights: Mapping[str, Tensor]) -> None:
-        """Give the model weights, and put aside those it had if none of that name are."""
-        for name, weight in weights.items():
-            current = self.session.lm.model.get_parameter(name)
-            if name not in self.kept:
-                self.kept[name] = current.clone()
-            current.copy_(weight)
 
 
 def _file(folder: Path, number: int) -> Path:

@@ -40,6 +40,7 @@ from transformers import (
 
 from editlib.bench import plain as plainpath
 from editlib.data.request import EditRequest
+from editlib.editing.edit import Edit
 from editlib.editing.methods import METHODS, compute, hparams_for, solve
 from editlib.editing.methods.editor import Editor, EditorHeader, save_editor, shapes
 from editlib.editing.session import Session
@@ -209,17 +210,30 @@ def new_editor(member: LanguageModel, tmp_path_factory: pytest.TempPathFactory) 
     return save_editor(tmp_path_factory.mktemp("mend") / "editor.safetensors", header, tensors)
 
 
+FEW: dict[str, dict[str, Any]] = {
+    "mend": {}, "skeme": {}, "ike": {"demonstrations": 1}, "coachhook": {"steps": 3, "moment_weight": 1},
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_an_edit_is_finite_changes_the_model_and_is_undone(
-    member: LanguageModel, moments: Stats, ask: EditRequest, method: str, new_editor: Path
+    member: LanguageModel, moments: Stats, ask: EditRequest, method: str, new_editor: Path, tmp_path: Path
 ) -> None:
-    few = {"editor": str(new_editor)} if method == "mend" else {"steps": 3}
+    few = FEW.get(method, {"steps": 3}) | ({"editor": str(new_editor)} if method == "mend" else {})
+    if method == "kn" and member.name == "tiny-opt-350m":
+        with pytest.raises(EditlibError, match="^kn adds rows of the output embedding, 8 wide, to outputs 16 wide; "):
+            compute(member, [ask], method=method)
+        return
     edit = compute(member, [ask], method=method, hparams=hparams_for(member, method, **few), stats=moments)
-    assert edit.changes and all(torch.isfinite(t).all() for c in edit.changes.values() for t in c.tensors.values())
+    parts = [edit.overlay] if edit.overlay else list(edit.changes.values())
+    assert parts and all(torch.isfinite(t).all() for part in parts for t in part.tensors.values())
+    loaded = Edit.load(edit.save(tmp_path / "edit"))
     ids = torch.tensor([member.tokenizer(ask.text)["input_ids"]])
     before = member.model(ids).logits
     with edit.applied(member):
         after = member.model(ids).logits
+    with loaded.applied(member):
+        assert torch.equal(member.model(ids).logits, after)
     assert torch.isfinite(after).all() and not torch.equal(before, after)
     assert replace(member).fingerprint == member.fingerprint
     assert torch.equal(member.model(ids).logits, before)

@@ -15,11 +15,17 @@ from editlib.editing.edit import Edit, Intervention
 from editlib.editing.guard import guarded
 from editlib.editing.method import Method, Variant
 from editlib.editing.methods.alphaedit import AlphaEdit, AlphaEditParams
+from editlib.editing.methods.coachhook import CoachHook, CoachHookParams
 from editlib.editing.methods.d4s import D4s, D4sParams
 from editlib.editing.methods.emmet import Emmet, EmmetParams
 from editlib.editing.methods.filters import FILTERS
 from editlib.editing.methods.filters.filter import Filtered
 from editlib.editing.methods.ft import Ft, Ftl, FtlParams, FtParams
+from editlib.editing.methods.grace import Grace, GraceParams
+from editlib.editing.methods.ike import Ike, IkeParams
+from editlib.editing.methods.kn import Kn, KnParams
+from editlib.editing.methods.locft import LocFt, LocFtParams
+from editlib.editing.methods.lora import Lora, LoraParams
 from editlib.editing.methods.memit import Memit, MemitParams
 from editlib.editing.methods.mend import Mend, MendParams
 from editlib.editing.methods.r_rome import RRome, RRomeParams
@@ -32,6 +38,8 @@ from editlib.editing.methods.remembering import (
     RlsEditParams,
 )
 from editlib.editing.methods.rome import Rome, RomeParams
+from editlib.editing.methods.serac import Serac, SeracParams
+from editlib.editing.methods.skeme import Skeme, SkemeParams
 from editlib.editing.names import GUARDS, Guard, parts
 from editlib.editing.session import Session
 from editlib.editing.stats import MomentOptions, Stats
@@ -39,7 +47,9 @@ from editlib.errors import EditlibError, unknown
 from editlib.models.language_model import LanguageModel
 
 Family = MemitParams | MemitSeqParams | EncoreParams | AlphaEditParams | RlsEditParams | D4sParams
-Params = RomeParams | RRomeParams | EmmetParams | Family | FtParams | FtlParams | MendParams
+Tuned = FtParams | FtlParams | LocFtParams | LoraParams
+Beside = CoachHookParams | GraceParams | SeracParams | SkemeParams | IkeParams  # of methods that write no weight
+Params = RomeParams | RRomeParams | EmmetParams | Family | Tuned | MendParams | KnParams | Beside
 Methods = str | Method | Sequence[str | Method] | Mapping[str, Params | Method | Variant]
 
 METHODS: dict[str, Method] = {
@@ -60,6 +70,14 @@ METHODS: dict[str, Method] = {
         AlphaEdit(),
         RlsEdit(),
         D4s(),
+        LocFt(),
+        Lora(),
+        Kn(),
+        CoachHook(),
+        Grace(),
+        Serac(),
+        Skeme(),
+        Ike(),
     )
 }
 
@@ -236,7 +254,7 @@ FLAVOURS: dict[str, dict[str, Any]] = {  # what the two lineages of released cod
 OWN = "editlib.json"  # a model's own settings, in its folder
 FAMILIES = {  # these share v*, hence settings
     **dict.fromkeys(("c-rome", "fc-rome", "p-rome", "r-rome", "emmet"), "rome"),
-    **dict.fromkeys(("memit-seq", "encore", "alphaedit", "rlsedit", "d4s"), "memit"),
+    **dict.fromkeys(("memit-seq", "encore", "alphaedit", "rlsedit", "d4s", "coachhook"), "memit"),
 }
 
 Settings = dict[str, dict[str, Any]]  # by method, or by the method whose settings others share

@@ -32,7 +32,7 @@ class D4sParams(MemitParams):
 class D4s(Memit):
     """D4S."""
 
-    name, hparams = "d4s", D4sParams
+    name, hparams, remembers = "d4s", D4sParams, True
     paper, equation = "Huang et al. 2024, Reasons and Solutions", "released code, memit_main.py"
 
     def solve(

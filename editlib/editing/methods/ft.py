@@ -68,7 +68,7 @@ class Ft(Method):
         delta = torch.zeros_like(widened(lm.weight(params.layer)), requires_grad=True)
         adam, losses = torch.optim.Adam([delta], lr=params.learning_rate), list[float]()
         for _ in range(params.steps):
-            loss = _loss(lm, params.layer, delta, rows, params.objective)
+            loss = target_loss(lm, params.layer, delta, rows, params.objective)
             losses.append(loss.item())
             if losses[-1] < params.stop_loss:
                 break
@@ -92,7 +92,7 @@ class Ftl(Ft):
         return params.limit
 
 
-def _loss(lm: LanguageModel, layer: int, delta: Tensor, rows: Sequence[Encoded], objective: Objective) -> Tensor:
+def target_loss(lm: LanguageModel, layer: int, delta: Tensor, rows: Sequence[Encoded], objective: Objective) -> Tensor:
     """Mean over requests of the mean NLL of their target's tokens, under W + Δ."""
     ids, mask = pad([row.ids for row in rows], lm.device)
     module = lm.down(layer)

@@ -66,7 +66,7 @@ class RlsEditParams(MemitParams, PastParams):
 class MemitSeq(Memit):
     """MEMIT with a past."""
 
-    name = "memit-seq"
+    name, remembers = "memit-seq", True
     hparams: type[Any] = MemitSeqParams
     paper, equation = "Fang et al. 2025, AlphaEdit", "released code, memit_seq_main.py"
 

@@ -10,13 +10,18 @@ from editlib.editing.stats import Stats
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
 
-UNTRAINED = [name for name in METHODS if name != "mend"]  # MEND needs an editor, see its own tests
+WRITING = [name for name, method in METHODS.items() if method.weights]
+UNTRAINED = [name for name in WRITING if name != "mend"]  # MEND needs an editor, see its own tests
 ONE_AT_A_TIME = ["rome", "c-rome", "fc-rome", "p-rome", "r-rome"]
 
 
-def test_all_methods_of_both_papers_and_those_that_remember_are_there() -> None:
+def test_all_methods_are_there() -> None:
     papers = "ft ft-l mend rome c-rome fc-rome p-rome r-rome memit emmet"
-    assert set(METHODS) == set(f"{papers} memit-seq encore alphaedit rlsedit d4s".split())
+    tuned, beside = "locft-bf lora kn", "coachhook grace serac skeme ike"
+    assert set(METHODS) == set(f"{papers} memit-seq encore alphaedit rlsedit d4s {tuned} {beside}".split())
+    assert {name for name, method in METHODS.items() if not method.weights} == set(beside.split())
+    remembering = f"memit-seq encore alphaedit rlsedit d4s {beside}"
+    assert {name for name, method in METHODS.items() if method.remembers} == set(remembering.split())
 
 
 def test_methods_name_their_sources() -> None:
@@ -79,8 +84,8 @@ def test_sequential_editing_nests_and_adds(own: LanguageModel, moments: Stats, a
 
 
 def test_unknown_method_is_refused(gpt2: LanguageModel, ask: EditRequest) -> None:
-    with pytest.raises(EditlibError, match="^method 'knn' is unknown; use one of ft, ft-l, mend, rome"):
-        compute(gpt2, [ask], method="knn")
+    with pytest.raises(EditlibError, match="^method 'lime' is unknown; use one of ft, ft-l, mend, rome"):
+        compute(gpt2, [ask], method="lime")
 
 
 def test_unknown_flavour_is_refused(gpt2: LanguageModel) -> None:
