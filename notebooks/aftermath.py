@@ -52,6 +52,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown
+from matplotlib.ticker import MaxNLocator
 
 import editlib as el
 from editlib import data, plot
@@ -126,6 +127,7 @@ for group, (color, marker) in {"collapse": ("#d55e00", "^"), "sound": ("#0072b2"
 axes.plot(shown["position"], shown["loss"], color="black", ls=":", lw=2, label="unedited")
 axes.axhline(math.log(len(lm.tokenizer)), color="black", lw=0.8, ls="--", label="all tokens alike")
 axes.set(xlabel="Position that predicts the next token", ylabel="Mean loss (nats)", ylim=(0, None))
+axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 figure.legend(loc="outside lower center", ncols=2)
 figure.savefig("figures/positions.png")
 
@@ -158,9 +160,9 @@ Markdown(
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Perplexity over unedited after each edit against the share of heads that look at position 0, the length of the residual stream at position 0 over the unedited length, and the entropy of the predictions, with the unedited values."}}
 MEASURES = {
-    "sink": ("Share of heads that look at position 0", before.sink),
-    "length": (f"Length of position 0 after layer {peak}, times unedited", 1.0),
-    "entropy": ("Entropy of predictions (nats)", before.entropy),
+    "sink": ("Share of heads that\nlook at position 0", before.sink),
+    "length": (f"Length of position 0\nafter layer {peak}, times unedited", 1.0),
+    "entropy": ("Entropy of\npredictions (nats)", before.entropy),
 }
 figure, panels = plt.subplots(1, 3, figsize=(9, 3.6), sharey=True, layout="constrained")
 for axes, (column, (label, usual)) in zip(panels, MEASURES.items(), strict=True):
