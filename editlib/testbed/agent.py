@@ -148,10 +148,6 @@ class Agent:
         """The belief in one fact."""
         return float(self.beliefs(fact.subject, fact.relation, evidence)[self._at(fact)])
 
-    def answer(self, subject: str, relation: str, evidence: Evidence = NOTHING) -> str:
-        """The object that is believed most."""
-        return self.objects[relation][int(self.beliefs(subject, relation, evidence).argmax())]
-
     def both(self, a: Fact, b: Fact, evidence: Evidence = NOTHING) -> float:
         """P(a and b): from the joint where they are of one subject and pair; else they are independent, as tables are
         held at their means."""

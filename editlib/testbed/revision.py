@@ -1,9 +1,9 @@
 """Edit cases about a world of dependent facts, and what the Bayesian agent would believe after each request.
 
-A case asks for one fact, a root or a child, and every request changes the answer about the other relation of its pair:
-with the weight that its fact needs to be believed, and with certainty. Four questions are asked, each answered under
-five conditions. By construction of the agent, two subjects, and two pairs of one subject, tell nothing about each
-other, and for a root, to be certain and to bring about are one.
+A case asks for one fact, a root or a child, and every request changes the answer about the other relation of its pair
+beyond doubt: with the weight that its fact needs to be believed, and with certainty. Four questions are asked, each
+answered under five conditions. By construction of the agent, two subjects, and two pairs of one subject, tell nothing
+about each other, and for a root, to be certain and to bring about are one.
 """
 
 from collections.abc import Iterator, Mapping
@@ -86,13 +86,12 @@ def _request(world: DependentWorld, agent: Agent, subject: str, root: bool, rng:
 
 
 def changes_answer(agent: Agent, new: Fact) -> bool:
-    """Whether the object that is believed most of the other relation is another one, both when a fact is believed and
-    when it is certain."""
-    told = conditions(new, agent.weight(new))
-    before, *after = (
-        agent.answer(new.subject, OTHER[new.relation], told[name]) for name in ("before", "believed", "certain")
-    )
-    return before not in after
+    """Whether another object of the other relation is believed, more than all others together, both when a fact is
+    believed and when it is certain."""
+    other, told = OTHER[new.relation], conditions(new, agent.weight(new))
+    before = agent.beliefs(new.subject, other).argmax()
+    after = [agent.beliefs(new.subject, other, told[name]) for name in ("believed", "certain")]
+    return all(beliefs.argmax() != before and beliefs.max() > 0.5 for beliefs in after)
 
 
 def _case(

@@ -85,6 +85,7 @@ def test_every_request_changes_the_answer_that_depends_on_it(revisions: list[Rev
         for kind in ("request", "dependent"):
             before, *after = (answer(probe(revision, kind), name) for name in ("before", "believed", "certain"))
             assert before not in after
+            assert min(max(probe(revision, kind).beliefs[name].values()) for name in ("believed", "certain")) > 0.5
         assert answer(probe(revision, "request"), "before") == revision.case.request.target_true
         assert {answer(probe(revision, "request"), name) for name in ("believed", "certain", "done")} == {
             revision.fact.object
