@@ -261,7 +261,8 @@ def _finish(
     tokenizer: PreTrainedTokenizerFast, state: dict[str, Any],
 ) -> Path:  # fmt: skip
     """Write the model folder aside, rename it to `out`, then drop the checkpoint."""
-    world, prose = PROSE[recipe.prose].world(recipe.seed), PROSE[recipe.prose]
+    prose = PROSE[recipe.prose]
+    world = prose.world(recipe.seed)
     contexts = {"from": "held-out sentences", "contexts": build_prefixes(world, tokenizer, prose.held_out)}
     with new_folder(out) as folder:
         model.float().eval().save_pretrained(folder)
@@ -278,7 +279,7 @@ def _card(
 ) -> dict[str, Any]:  # fmt: skip
     """What a reader should know of a trained model: recipe, cost, losses, what it knows, and the weights' hash."""
     prose = PROSE[recipe.prose]
-    sentences = prose.held_out(world, seed=0)
+    sentences = prose.held_out(world, seed=0)  # three make a text, as in those that are shipped
     texts = [" ".join(islice(sentences, 3)) for _ in range(50)]
     measured = (  # of a T5, what is hidden of them
         denoising.hidden_perplexity(model, tokenizer, texts)
