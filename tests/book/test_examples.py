@@ -1,5 +1,6 @@
 """What the book tells a reader to type, typed."""
 
+import importlib
 import re
 import shlex
 
@@ -8,7 +9,7 @@ from books import published
 from places import ROOT
 
 from editlib import cli
-from editlib.editing.methods import PRESETS
+from editlib.editing.methods import METHODS, PRESETS
 
 BOOK = ROOT / "book"
 PAGES = {path.stem: path.read_text("utf-8") for path in sorted(BOOK.glob("*.md"))}
@@ -50,3 +51,13 @@ def test_presets_of_the_page_are_those_in_use(name: str) -> None:
     layers = ", ".join(map(str, preset["memit"]["layers"]))
     cells = [f"`{name}`", preset["rome"]["layer"], layers, preset["ft"]["layer"], preset["ft-l"]["layer"]]
     assert f"| {' | '.join(map(str, cells))} |" in PAGES["methods"]
+
+
+def test_every_method_in_the_table_has_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BOOK / "_ext")
+    editors = importlib.import_module("editors")
+    known = re.findall(r"^@\w+\{([^,]+),", (BOOK / "references.bib").read_text("utf-8"), re.M)
+    assert set(editors.CITED) == set(METHODS) - {"fc-rome"} and set(editors.CITED.values()) <= set(known)  # ours
+    rows = {method.name: editors.row(method) for method in METHODS.values()}
+    assert rows["grace"][3:] == ("several", "remembers", "nothing")
+    assert rows["rome"][3:] == ("one", "each on the last", "weights")

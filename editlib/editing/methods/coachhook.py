@@ -1,7 +1,7 @@
 """CoachHooK: shadow weights that a token uses if they would change its output unusually much (Li et al. 2024).
 
     Δ_l = R_l K_lᵀ (λC_l + past_l + K_l K_lᵀ)⁻¹     W_l + Δ_l is used at token t where z_t ≥ α_l
-    z_t = (|Δ_l x_t| - mean) / deviation            α_l = min(α_l, the largest z of each request's prompt)
+    z_t = (‖Δ_l x_t‖ - mean) / deviation            α_l = min(α_l, the largest z of each request's prompt)
 
 That is MEMIT with a past, written into shadow weights. Deviations from the released code: z compares a token with those
 up to it (there with the whole padded row, so that what is said at a token would depend on what comes after it and on
@@ -63,7 +63,7 @@ class CoachHook(Method):
 
         Diagnostics by layer, of the requests' prompts without padding: `threshold`; z of the subject's last token and
         of position 0, among all tokens of the prompt as the paper has it (`subject_z`, `first_z`: medians); how many
-        times larger |Δ x| is at position 0 than at the median token (`first_size`).
+        times larger ‖Δ x‖ is at position 0 than at the median token (`first_size`).
         """
         lm, names = session.lm, tuple(session.lm.layout.name(layer) for layer in params.layers)
         before = earlier(lm, state, self, Validated)
@@ -117,7 +117,7 @@ def recorded(lm: LanguageModel, shadow: Validated, requests: Sequence[EditReques
 
 def _prompt(lm: LanguageModel, shadow: Validated, request: EditRequest) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Of a prompt, by layer: z of every token among those up to it, z of the subject's last token and of position 0
-    among all, and |Δ x| at position 0 over the median.  # (layers, tokens), three of (layers,)"""
+    among all, and ‖Δ x‖ at position 0 over the median.  # (layers, tokens), three of (layers,)"""
     row = encode(lm.tokenizer, request.prompt, request.subject)
     with trace(lm.model, *shadow.modules) as seen:
         lm.model(torch.tensor([row.ids], device=lm.device))

@@ -32,7 +32,7 @@ class KnParams:
     """Hyper-parameters of KN."""
 
     steps: PositiveInt = 20  # m
-    share: Annotated[float, Field(ge=0, lt=1)] = 0.2  # t
+    share: Annotated[float, Field(ge=0, le=1)] = 0.2  # t
     erase: float = 1.0  # λ₁
     write: float = 8.0  # λ₂
 

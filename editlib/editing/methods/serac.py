@@ -1,6 +1,6 @@
 """SERAC: a memory of edits, a classifier of their scope, and a counterfactual model (Mitchell et al. 2022, ICML).
 
-    s_e(x) = exp(-c |A(φ(x) - φ(e))|²)     answer: ψ([e; x]) for the likeliest e if s > 1/2, the model's own otherwise
+    s_e(x) = exp(-c ‖A(φ(x) - φ(e))‖²)     answer: ψ([e; x]) for the likeliest e if s > 1/2, the model's own otherwise
 
 φ are the model's own token embeddings, averaged over a text; the metric A is trained, on cases of other facts, by the
 paper's loss: edits are in scope of their paraphrases, and not of prompts about their neighbors. Deviations: the paper

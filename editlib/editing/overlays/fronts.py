@@ -58,7 +58,7 @@ def _last(lm: LanguageModel, rows: Sequence[tuple[int, ...]]) -> Tensor:
 class Fronts(Overlay):
     """What may stand before a text, and how a text chooses.
 
-    It takes the `most` fronts whose keys are nearest, by exp(-|q - k|²) of its embedding q, both mapped by `metric`
+    It takes the `most` fronts whose keys are nearest, by exp(-‖q - k‖²) of its embedding q, both mapped by `metric`
     where there is one; of those, only such as are more alike than `least`, if given, and, if they have to be `named`,
     whose subject the text names. `notes` say what each front is about.
     """
@@ -72,7 +72,7 @@ class Fronts(Overlay):
     metric: Tensor | None = None  # (width, r)
 
     def similarity(self, queries: Tensor) -> Tensor:
-        """exp(-|q - k|²) of queries (m, width).  # (m, n)"""
+        """exp(-‖q - k‖²) of queries (m, width).  # (m, n)"""
         keys = self.keys.to(queries)
         if self.metric is not None:
             queries, keys = (each @ self.metric.to(queries) for each in (queries, keys))

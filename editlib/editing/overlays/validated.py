@@ -34,7 +34,7 @@ def z_scores(moved: Tensor, *, whole: bool = False) -> Tensor:
 
 @dataclass(frozen=True)
 class Validated(Overlay):
-    """Shadow weights W + Δ beside some layers' weights W. A token x gets (W + Δ) x where the z-score of |Δ x| is at
+    """Shadow weights W + Δ beside some layers' weights W. A token x gets (W + Δ) x where the z-score of ‖Δ x‖ is at
     least the layer's threshold, and W x elsewhere.
 
     `skip` first tokens of a text are left alone, and out of means and deviations. A model without any has no modules.
@@ -51,7 +51,7 @@ class Validated(Overlay):
         return (inputs @ self.right[layer].to(inputs)) @ self.left[layer].to(inputs).T
 
     def scores(self, moved: Tensor, *, whole: bool = False) -> Tensor:
-        """z-scores of |Δ x|, given Δ x (texts, tokens, d_out); -inf at tokens left alone.  # (texts, tokens)"""
+        """z-scores of ‖Δ x‖, given Δ x (texts, tokens, d_out); -inf at tokens left alone.  # (texts, tokens)"""
         sizes = moved.double().norm(dim=-1)
         left_alone = sizes[:, : self.skip].new_full(sizes[:, : self.skip].shape, -math.inf)
         return torch.cat([left_alone, z_scores(sizes[:, self.skip :], whole=whole)], 1)
