@@ -184,10 +184,7 @@ class Session:
         numbers: Mapping[str, Any],
         overlay: Overlay | None = None,
     ) -> Edit:
-        """The edit that a method worked out, with what is said of every one: its norms, and the tokens behind C.
-
-        `overlay` is that of one that writes no weight, whose norms are zero.
-        """
+        """The edit that a method worked out, with what is said of every one: its norms, and the tokens behind C."""
         dtype = str(self.lm.model.dtype).removeprefix("torch.")
         edit = Edit(method.name, tuple(requests), changes, asdict(params), self.lm.fingerprint, {}, dtype, overlay)
         whole, delta = math.hypot(*map(self.weight_norm, changes)), edit.norm()
