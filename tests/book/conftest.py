@@ -52,7 +52,7 @@ def write_sources(folder: Path) -> None:
     shutil.copy(ROOT / "_config.yml", folder)
     shutil.copytree(ROOT / "notebooks", folder / "notebooks")  # run pages compare with them
     shutil.copytree(ROOT / "book", folder / "book", ignore=shutil.ignore_patterns("local-*", "__pycache__"))
-    run = published("key-geometry", folder)[0]
+    run = next(run for run in published("key-geometry", folder) if "auc_control" in run.metrics)
     older = shutil.copytree(run.folder, run.folder.with_name("older"))
     metrics = {**run.metrics, "auc_control": 0.5, "auc_low_control": 0.25, "auc_high_control": 0.75}
     rewritten(older, metrics=metrics, started="2026-01-01T00:00:00Z", finished="2026-01-01T00:01:00Z")
