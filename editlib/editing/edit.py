@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from editlib.data.request import EditRequest
-from editlib.editing.overlays import made_of
+from editlib.editing.overlays import PREFIX, made_of, parts_of, prefixed
 from editlib.editing.overlays.overlay import Overlay, over
 from editlib.errors import EditlibError
 from editlib.files import new_folder, write_json, write_tensors
@@ -22,7 +22,6 @@ from editlib.models.language_model import LanguageModel, oriented
 from editlib.text import finite
 
 Map = Callable[[Tensor], Tensor]
-OVERLAID = "overlay|"  # before the names of an overlay's tensors
 
 
 @dataclass(frozen=True)
@@ -245,7 +244,7 @@ class Edit:
         }  # fmt: skip
         if self.overlay is not None:
             record["overlay"] = self.overlay.record
-            tensors |= {OVERLAID + name: tensor for name, tensor in self.overlay.tensors.items()}
+            tensors |= prefixed(self.overlay)
         own = {name: tensor.clone() for name, tensor in tensors.items()}  # weights may have a factor in common
         with new_folder(Path(folder)) as writing:
             write_tensors(writing / "edit.safetensors", own, {})
@@ -259,10 +258,8 @@ class Edit:
         try:
             record = json.loads((folder / "edit.json").read_text("utf-8"))
             kept = load_file(folder / "edit.safetensors")
-            laid = {key: kept.pop(key) for key in list(kept) if key.startswith(OVERLAID)}
-            parts = {key.removeprefix(OVERLAID): tensor for key, tensor in laid.items()}
-            overlay = made_of(record.pop("overlay"), parts) if "overlay" in record else None
-            names = sorted({key.rsplit("|", 1)[0] for key in kept})
+            overlay = made_of(record.pop("overlay"), parts_of(kept)) if "overlay" in record else None
+            names = sorted({key.rsplit("|", 1)[0] for key in kept if not key.startswith(PREFIX)})
             changes = {
                 n: Dense(kept[f"{n}|D"]) if f"{n}|D" in kept else LowRank(kept[f"{n}|L"], kept[f"{n}|R"]) for n in names
             }

@@ -12,6 +12,7 @@ from editlib.editing.overlays.fronts import Fronts
 from editlib.editing.overlays.overlay import Overlay
 from editlib.editing.overlays.validated import Validated
 
+PREFIX = "overlay|"  # before the names of an overlay's tensors, where they stand beside others
 KINDS: dict[str, type[Overlay]] = {kind.__name__.lower(): kind for kind in (Codebook, Fronts, Validated)}
 
 
@@ -19,6 +20,16 @@ def made_of(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Overlay
     """The overlay whose `record` and `tensors` these are; raises `KeyError` or `TypeError` for those of none."""
     given = {name: _tuples(value) for name, value in record.items()}
     return KINDS[given.pop("kind")](**given | dict(tensors))
+
+
+def prefixed(overlay: Overlay) -> dict[str, Tensor]:
+    """An overlay's tensors under names that tell them from others."""
+    return {PREFIX + name: tensor for name, tensor in overlay.tensors.items()}
+
+
+def parts_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that `prefixed` named, under their own names."""
+    return {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
 
 
 def tensor_of(text: str) -> Tensor:
@@ -34,14 +45,12 @@ def text_of(tensor: Tensor) -> str:
 def packed(overlay: Overlay) -> dict[str, Tensor]:
     """An overlay as tensors alone, for the state of a sequence."""
     said = json.dumps(overlay.record, ensure_ascii=False)
-    return {"overlay": tensor_of(said)} | {f"overlay|{name}": tensor for name, tensor in overlay.tensors.items()}
+    return {"overlay": tensor_of(said)} | prefixed(overlay)
 
 
 def unpacked(state: Mapping[str, Tensor]) -> Overlay:
     """The overlay that `packed` made tensors of; `KeyError` where there is none."""
-    record = json.loads(text_of(state["overlay"]))
-    parts = {name.removeprefix("overlay|"): tensor for name, tensor in state.items() if name.startswith("overlay|")}
-    return made_of(record, parts)
+    return made_of(json.loads(text_of(state["overlay"])), parts_of(state))
 
 
 def _tuples(value: Any) -> Any:
