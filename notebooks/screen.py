@@ -177,12 +177,12 @@ figure.savefig("figures/foretold.png")
 figure, axes = plt.subplots(figsize=(6, 4.6), layout="constrained")
 axes.plot([0, 1], [0, 1], color="black", lw=0.8, ls=":", label="as foretold")
 for name, (color, marker) in zip(given, (("#d55e00", "^"), ("#0072b2", "o")), strict=False):
-    mine = judged[(judged["model"] == name) & judged.get(f"fitted on {name}", judged["severity"] * np.nan).notna()]
-    if mine.empty:
+    column = f"fitted on {name}"
+    if column not in judged:
         continue
-    mine = mine.sort_values(f"fitted on {name}")
+    mine = judged[(judged["model"] == name) & judged[column].notna()].sort_values(column)
     groups = [mine.iloc[at] for at in np.array_split(np.arange(len(mine)), 5)]
-    x = [group[f"fitted on {name}"].mean() for group in groups]
+    x = [group[column].mean() for group in groups]
     y = [statistics.share(int(group["collapsed"].sum()), len(group)) for group in groups]
     axes.vlines(x, [s.low for s in y], [s.high for s in y], color=color, alpha=0.6)
     axes.plot(x, [s.value for s in y], color=color, marker=marker, label=name)
