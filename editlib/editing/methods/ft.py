@@ -5,9 +5,9 @@ is scored where the first one belongs. `teacher-forced` scores each where it bel
 Modifying Memories in Transformer Models; ROME (Meng et al. 2022), appendix E.1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
@@ -66,15 +66,9 @@ class Ft(Method):
         lm, limit = session.lm, self.limit(params)
         rows = [encode(lm.tokenizer, r.prompt, r.subject, target=r.target_new, separator=r.separator) for r in requests]
         delta = torch.zeros_like(widened(lm.weight(params.layer)), requires_grad=True)
-        adam, losses = torch.optim.Adam([delta], lr=params.learning_rate), list[float]()
-        for _ in range(params.steps):
-            loss = target_loss(lm, params.layer, delta, rows, params.objective)
-            losses.append(loss.item())
-            if losses[-1] < params.stop_loss:
-                break
-            adam.zero_grad()
-            loss.backward()
-            adam.step()
+        losses = list[float]()
+        for loss in descent([delta], lambda: target_loss(lm, params.layer, delta, rows, params.objective), params):
+            losses.append(loss)
             if limit is not None:
                 with torch.no_grad():
                     delta.clamp_(-limit, limit)
@@ -90,6 +84,20 @@ class Ftl(Ft):
     def limit(self, params: FtlParams) -> float:  # type: ignore[override]
         """The bound of every entry of Δ."""
         return params.limit
+
+
+def descent(weights: Sequence[Tensor], loss: Callable[[], Tensor], params: Any) -> Iterator[float]:
+    """Adam's steps on a loss, each time the loss before the step; one below `stop_loss` takes none and is the last."""
+    adam = torch.optim.Adam(weights, lr=params.learning_rate)
+    for _ in range(params.steps):
+        current = loss()
+        if current.item() < params.stop_loss:
+            yield current.item()
+            return
+        adam.zero_grad()
+        current.backward()
+        adam.step()
+        yield current.item()
 
 
 def target_loss(lm: LanguageModel, layer: int, delta: Tensor, rows: Sequence[Encoded], objective: Objective) -> Tensor:

@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from editlib.data.request import EditRequest
 from editlib.editing.edit import Edit
 from editlib.editing.method import Method, State
+from editlib.editing.methods.ft import descent
 from editlib.editing.methods.overlaid import earlier, overlaid
 from editlib.editing.overlays.codebook import Codebook
 from editlib.errors import EditlibError
@@ -118,16 +119,12 @@ def _value(
     value = (drawn if params.begin == "cold" else output).clone().requires_grad_()
     ids = torch.tensor([row.ids[:-1]], device=lm.device)
     wanted, at = torch.tensor(row.wanted, device=lm.device), torch.tensor(row.target - 1, device=lm.device)
-    adam, losses = torch.optim.Adam([value], lr=params.learning_rate), list[float]()
-    for _ in range(params.steps):
+
+    def loss() -> Tensor:
         put = {module: lambda found: found.index_put((torch.zeros_like(at), at), value.to(found.dtype))}
         with trace(lm.model, replace=put):
             logits = lm.model(ids).logits[0, row.target - 1 :]
-        loss = cross_entropy(widened(logits), wanted)
-        losses.append(loss.item())
-        if losses[-1] < params.stop_loss:
-            break
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
+        return cross_entropy(widened(logits), wanted)
+
+    losses = list(descent([value], loss, params))
     return value.detach(), losses

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from editlib.data.request import EditRequest
 from editlib.editing.edit import Change, Edit, LowRank
 from editlib.editing.method import Method, State
 from editlib.editing.methods.editor import target_scores
+from editlib.editing.methods.ft import descent
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
 from editlib.models.tokens import encode, pad
@@ -65,18 +67,14 @@ class Lora(Method):
         self.check(lm, params)
         rows = [encode(lm.tokenizer, r.prompt, r.subject, target=r.target_new, separator=r.separator) for r in requests]
         ids, mask = pad([row.ids for row in rows], lm.device)
-        losses = list[float]()
+
+        def loss() -> Tensor:
+            nll, _ = target_scores(lm.model(input_ids=ids, attention_mask=lm.attended(mask)).logits, rows)
+            return nll.mean()
+
         with _adapted(lm, params) as adapters:
             weights = [part for a, b, _ in adapters.values() for part in (a, b)]
-            adam = torch.optim.Adam(weights, lr=params.learning_rate)
-            for _ in range(params.steps):
-                nll, _ = target_scores(lm.model(input_ids=ids, attention_mask=lm.attended(mask)).logits, rows)
-                losses.append(nll.mean().item())
-                if losses[-1] < params.stop_loss:
-                    break
-                adam.zero_grad()
-                nll.mean().backward()
-                adam.step()
+            losses = list(descent(weights, loss, params))
             changes: dict[str, Change] = {
                 f"{name}.weight": LowRank(scale * b.detach().clone(), a.detach().T.clone())
                 for name, (a, b, scale) in adapters.items()
