@@ -27,7 +27,8 @@
 # key can be *short*, so that the product is small whatever C is; or it can be *long*, as where a layer writes a massive
 # activation {cite}`sun2024massive`. Then C, if position 0 is in it, shrinks the product, and without C the product is
 # large. `c-rome` has one key throughout, but its v* starts from the bare prompt's value, which at such a layer is the
-# massive activation itself. `fc-rome` starts it from the mean value behind the prefixes.
+# massive activation itself. `fc-rome` starts it from the mean value behind the prefixes. `p-rome` reads keys and value without
+# prefixes. R-ROME {cite}`gupta2024rebuilding` is `c-rome` with one position of its switch and `p-rome` with the other.
 #
 # Each method is run with the second moment C of the keys, with C less position 0, and without C. At every layer the keys
 # of many cases are read, which takes one pass a case; at some layers, some of the cases are edited and measured.
@@ -38,7 +39,7 @@
 # the length of v* − W k_out is not known yet, and is taken to be that of the value v* starts from plus the distance from
 # there to W k_out. An edit is foretold to collapse the model where one of the two, its *severity*, is at least `bound`.
 # That rule was chosen with the pilots of the anchored twin and of SmolLM2 before our eyes, which edit one layer each, by
-# `rome` and `c-rome`. It was set before any edit of this analysis was made: other layers, and `fc-rome`, test it.
+# `rome` and `c-rome`. It was set before any edit of this analysis was made: other layers, `fc-rome` and `p-rome` test it.
 
 # %% tags=["parameters"]
 model: str = "testbed/anchored"  # the model to edit
@@ -71,7 +72,7 @@ from editlib.sweeps import setup
 from editlib.text import number, percent
 
 plot.theme()
-METHODS, SETTINGS = ("rome", "c-rome", "fc-rome"), ("with C", "C less position 0", "C left out")
+METHODS, SETTINGS = ("rome", "c-rome", "fc-rome", "p-rome"), ("with C", "C less position 0", "C left out")
 FIRST, OTHER = KINDS = ("one token at the start", "any other subject")
 lm = el.load(model)
 chosen = contrast.draw_by_subject(lm, data.cases(cases, split=split), first=keyed, others=keyed, seed=seed)
@@ -163,7 +164,7 @@ shares = (
     .reset_index()
 )
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Five panels over the layer. Length of the key at position 0 over later ones; ROME's denominator over the consistent one, for three choices of C; and the share of first-token edits that collapse the model with rome, with c-rome and with fc-rome, for the same three choices."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Six panels over the layer. Length of the key at position 0 over later ones; ROME's denominator over the consistent one, for three choices of C; and the share of first-token edits that collapse the model with rome, with c-rome, with fc-rome and with p-rome, for the same three choices."}}
 figure = plot.regimes(
     key_ratio, ratios, shares[shares["group"] == FIRST], title=f"One-token subjects at the start, {model}"
 )
