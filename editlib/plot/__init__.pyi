@@ -22,6 +22,7 @@ from .style import drawable as drawable
 from .style import theme as theme
 from .summaries import by_layer as by_layer
 from .summaries import findings as findings
+from .summaries import remedies as remedies
 from .summaries import scores as scores
 from .summaries import thresholds as thresholds
 from .weights import changes as changes

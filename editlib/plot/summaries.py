@@ -34,6 +34,44 @@ def scores(summary: pd.DataFrame, *, wanted: float) -> Figure:
     return figure
 
 
+def remedies(shares: pd.Series, first: pd.Series, left: pd.DataFrame, *, size: int) -> Figure:
+    """What methods do to hard and to normal cases, a row for each method: the share of single edits that collapse the
+    model, the edit after which each sequence of `size` has (at the right rim: never), efficacy and locality at its end.
+
+    `shares` and the columns of `left` hold intervals by method and group, `first` steps by method, group and repeat.
+    """
+    methods = list(shares.index.unique("method"))
+    size_of = (10, 0.36 * len(methods) + 1.9)
+    figure, panels = plt.subplots(1, 4, figsize=size_of, sharey=True, layout="constrained")
+    marks = {"hard cases": ("#d55e00", "^", -0.16), "normal cases": ("#0072b2", "o", 0.16)}
+    never = 1.08 * size
+    for group, (color, marker, offset) in marks.items():
+        for axes, values in zip(panels[[0, 2, 3]], (shares, left["efficacy"], left["locality"]), strict=True):
+            own = values[values.index.get_level_values("group") == group]
+            rows = [methods.index(method) + offset for method in own.index.get_level_values("method")]
+            axes.hlines(rows, [i.low for i in own], [i.high for i in own], color=color, lw=1.5, alpha=0.6)
+            axes.plot([i.value for i in own], rows, marker, color=color, ms=6, label=group)
+        steps = first[first.index.get_level_values("group") == group].fillna(never)
+        rows = [methods.index(method) + offset for method in steps.index.get_level_values("method")]
+        panels[1].plot(steps, rows, marker, color=color, ms=6, mfc="none")
+    titles = (
+        "Alone: share\nthat collapse it",
+        "One by one:\ncollapsed after",
+        "Kept at the end",
+        "Locality at the end",
+    )
+    for axes, title in zip(panels, titles, strict=True):
+        axes.set(title=title, xlim=(-0.05, 1.05), xticks=(0, 0.5, 1), xticklabels=("0", "0.5", "1"))
+        for border in range(1, len(methods)):
+            axes.axhline(border - 0.5, color="#dddddd", lw=0.8, zorder=0)
+    panels[1].axvline(never, color="black", lw=0.6, ls=":")
+    ticks = (1, size // 2, size, never)
+    panels[1].set(xlim=(0, 1.16 * size), xticks=ticks, xticklabels=(*map(str, ticks[:2]), "", "never"))
+    panels[0].set(yticks=range(len(methods)), yticklabels=methods, ylim=(len(methods) - 0.5, -0.5))
+    legend_below(figure, panels[0], ncols=2)
+    return figure
+
+
 def by_layer(scores: pd.DataFrame, collapses: pd.DataFrame) -> Figure:
     """Scores over the edited layer, a panel for each method, and below them the share of edits that collapse the model.
 

@@ -76,7 +76,8 @@ class Chain:
             if self.overlaid:
                 self.over.enter_context(self.overlaid.applied(lm))
         self.state = state
-        return about_it | about_edit(edit) | said
+        kept = sum(tensor.nbytes for tensor in (state or {}).values())
+        return about_it | about_edit(edit) | {"state_bytes": kept} | said
 
     def _keep(self, edit: Intervention, weights: Mapping[str, Tensor]) -> None:
         """Let an edit last: the weights it wrote, itself in place of the one that lies over the model, or beside others

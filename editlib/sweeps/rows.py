@@ -40,7 +40,7 @@ SINGLE: Columns = {
 }  # fmt: skip
 SEQUENTIAL: Columns = {
     "step": "int64", "method": "str", "measured": "bool", "case_id": "Int64", **REQUEST, **SUBJECT, **PERPLEXITY,
-    "target_probability": "float64", **NUMBERS, **END,
+    "target_probability": "float64", **NUMBERS, "state_bytes": "Int64", **END,
 }  # fmt: skip
 SENTENCES: Columns = {"perplexity_sentences": "object"}  # a list of floats, in the texts' order
 SAID: Columns = {"answer": "str", "target_logprobs": "object"}  # greedy continuation of the prompt; nats, by token
