@@ -47,8 +47,12 @@ WORDS = {
 }  # fmt: skip
 
 
-class Catalogue(nodes.General, nodes.Element):
-    """Where the table stands."""
+class Sortable(nodes.General, nodes.Element):
+    """Where a table stands that readers can sort, filter and search."""
+
+
+class Catalogue(Sortable):
+    """Where the table of runs stands."""
 
 
 class RunTable(SphinxDirective):
@@ -121,8 +125,8 @@ def skip(translator: HTML5Translator, node: nodes.Element) -> None:
 
 
 def add_scripts(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
-    """Load the table's script on its page alone."""
-    if doctree is not None and next(iter(doctree.findall(Catalogue)), None):
+    """Load the script of tables on their pages alone."""
+    if doctree is not None and next(iter(doctree.findall(Sortable)), None):
         app.add_js_file("catalogue.mjs", type="module")
 
 
@@ -135,17 +139,21 @@ def record(run: Manifest, config: Config) -> dict[str, Any]:
     done = {name: run.record[name] for name in ("started", "finished", "seconds", "metrics")}
     cases, result = outcome(run, config.results)
     asked = {"model": model(run) or None, "cases": cases, "seed": run.parameters.get("seed")}
+    page, files = docname(run), sorted(path for path in run.folder.rglob("*") if path.is_file())
+    addresses = [f"{page.removesuffix('index')}{path.relative_to(run.folder).as_posix()}" for path in files]
+    about = {"result": result, "numbers": numbers(run, config), "published": run.published, "page": f"{page}.html"}
+    return told | asked | done | about | {"files": addresses}
+
+
+def numbers(run: Manifest, config: Config) -> list[dict[str, Any]]:
+    """What a run measured, in words too; `leading` are those that the table of runs and the claims speak of."""
     spoken = config.results.get(run.analysis, {}).values()
     audited = config.audits if isinstance(config.audits, list) else []
     rules = (rule for audit in audited for rule in audit.claim.rules.values() if rule.analysis == run.analysis)
     leading = named(run.metrics, *spoken, *(f"{rule.executed} {rule.holds}" for rule in rules))
-    numbers = [
+    return [
         entry | {"words": words(entry["name"]), "leading": entry["name"] in leading} for entry in headline(run.metrics)
     ]
-    page, files = docname(run), sorted(path for path in run.folder.rglob("*") if path.is_file())
-    addresses = [f"{page.removesuffix('index')}{path.relative_to(run.folder).as_posix()}" for path in files]
-    about = {"result": result, "numbers": numbers, "published": run.published, "page": f"{page}.html"}
-    return told | asked | done | about | {"files": addresses}
 
 
 def words(name: str) -> str:

@@ -5,7 +5,8 @@ three ways:
 
     {{ pilot_collapsed_first_share }}     a metric or parameter, formatted; {{ pilot_run }} links to the run,
     {{ pilot_some_share_of_one.percent }} and a number that its name does not call a share can be shown in per cent
-    ```{run-figure} pilot/scatter         a figure of that run; the first of an analysis also says which run it is
+    ```{run-figure} pilot/scatter         a figure of that run, and where it comes from; the first of an analysis also
+                                          has the others
     ```{run-selector} pilot               which run that is and, folded, the others of the analysis
 
 Runs of one analysis differ in their settings, above all in their model. `quoted.yaml` gives settings a name, and that
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from checkout import command
 from docutils import nodes
 from folds import fold
 from sphinx.addnodes import pending_xref
@@ -192,7 +194,18 @@ class RunFigure(Figure, SphinxDirective):
             raise self.error(f"run {run.run} of {called!r} has no figure {name!r}")
         self.arguments[0] = f"/runs/{run.analysis}/{run.folder.name}/{file}"
         first = called not in self.env.temp_data.get("runs_selected", ())
-        return [*super().run(), *(selected(self, called) if first else [])]
+        made_by = origin(run, Path(self.env.srcdir).parent)
+        return [*super().run(), made_by, *(selected(self, called) if first else [])]
+
+
+def origin(run: Manifest, root: Path) -> nodes.Node:
+    """Where a figure comes from; folded, the command that makes it again."""
+    told = [f"run {run.run}", f"commit {(run.git.commit or 'unknown')[:12]}", f"notebook {run.analysis}"]
+    data = [*run.inputs.data, *(Path(file).name for file in run.inputs.files)]
+    title = " · ".join([*told, *([f"data {', '.join(map(clipped, data))}"] if data else [])])
+    again = nodes.literal_block(text := command(run, root), text, language="bash")
+    whole = nodes.paragraph("", "", page_link(run, "Its page"), nodes.Text(" has its data. To make it again:"))
+    return nodes.container("", fold(title, whole, again), classes=["run-origin"])
 
 
 class RunSelector(SphinxDirective):

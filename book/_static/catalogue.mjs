@@ -1,4 +1,4 @@
-// Makes the table of runs sortable, searchable and filterable; without this script it is a plain table.
+// Makes the tables of runs and of results sortable, searchable and filterable; without this script it is a plain table.
 import DataTable from "./dt_bundle.js";
 
 const asked = new URLSearchParams(location.search);
@@ -51,7 +51,7 @@ new DataTable(".runs-table table", {
   search: { search: asked.get("search") ?? "" },
   autoWidth: false,
   layout: { topStart: "search", topEnd: "info", bottomStart: null, bottomEnd: null },
-  language: { search: "Search", info: "_TOTAL_ shown", infoEmpty: "none shown", infoFiltered: "", zeroRecords: "No run is like that." },
+  language: { search: "Search", info: "_TOTAL_ shown", infoEmpty: "none shown", infoFiltered: "", zeroRecords: "Nothing is like that." },
   initComplete() {
     const table = this.api();
     const box = table.table().container();
