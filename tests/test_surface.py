@@ -12,8 +12,8 @@ from places import ROOT
 import editlib as el
 
 NAMES = """
-    Case Edit EditRequest EditlibError LanguageModel Layout METHODS Perplexity anatomy causal_trace compute data errors
-    hparams_for load methods perplexity plot prefix_contexts risk scores second_moment sequence stats sweep
+    Case Edit EditRequest EditlibError LanguageModel Layout METHODS Perplexity Workers anatomy causal_trace compute data
+    errors hparams_for load methods perplexity plot prefix_contexts risk scores second_moment sequence stats sweep
     test_prefixes testbed trace
 """.split()
 PLOT = """
@@ -21,7 +21,7 @@ PLOT = """
     drawable findings foretold layers maps pairs profile regimes scatter scores sequences single_edits spectra strips
     theme thresholds weight_changes
 """.split()
-HEAVY = ("torch", "transformers", "pandas", "matplotlib", "scipy")
+HEAVY = ("ray", "torch", "transformers", "pandas", "matplotlib", "scipy")
 
 
 @pytest.mark.parametrize("name", NAMES)

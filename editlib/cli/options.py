@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from editlib.cli.output import note
+from editlib.cluster.workers import Workers
 from editlib.data.sources import own
 from editlib.editing.names import FILTERS, FLAVOURS, METHODS, parts
 from editlib.errors import EditlibError, unknown
@@ -141,6 +142,18 @@ Split = Annotated[
     str | None, typer.Option(help="Take the cases of this split: of facts, tune or test.  [default: all]")
 ]
 CollapseRatio = Annotated[float, typer.Option(callback=_ratio, help="Collapsed from this many times unedited on.")]
+Ray = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="Work on a Ray cluster: local for one on this machine, auto for the one it is "
+                 "part of, or HOST:PORT."),
+]  # fmt: skip
+Count = Annotated[
+    int | None, typer.Option("--workers", min=1, help="With --ray: how many.  [default: as many as have room]")
+]
+Cpus = Annotated[
+    int | None, typer.Option("--cpus-per-worker", min=1, help="With --ray: cores, and threads, of each.  [default: 1]")
+]
+Gpus = Annotated[float | None, typer.Option("--gpus-per-worker", min=0, help="With --ray: GPUs of each.  [default: 0]")]
 
 
 # -- what values stand for ---------------------------------------------------------------------------------
@@ -161,6 +174,17 @@ def values(parameters: Sequence[str] | None) -> dict[str, Any]:
         with suppress(ValueError):
             given[name] = json.loads(text)
     return given
+
+
+def workers_of(
+    ray: str | None, workers: int | None, cpus: int | None, gpus: float | None, *, as_json: bool
+) -> Workers | None:
+    """The workers that are asked for; raises `EditlibError` for options of theirs without --ray."""
+    given = {"--workers": workers, "--cpus-per-worker": cpus, "--gpus-per-worker": gpus}
+    lonely = next((name for name, value in given.items() if value is not None), None)
+    if ray is None and lonely:
+        raise EditlibError(f"{lonely} is for --ray; add that, or leave {lonely} out")
+    return Workers(address=ray, workers=workers, cpus=cpus or 1, gpus=gpus or 0, json=as_json) if ray else None
 
 
 def texts_for(model: str, name: str | None) -> list[str]:

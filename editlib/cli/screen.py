@@ -10,15 +10,19 @@ from editlib.cli.options import (
     Cases,
     CollapseRatio,
     Corpus,
+    Count,
+    Cpus,
     Device,
     Dtype,
     Flavour,
+    Gpus,
     Hparams,
     Json,
     Layout,
     Method,
     Model,
     Preset,
+    Ray,
     Revision,
     Split,
     Stats,
@@ -29,6 +33,7 @@ from editlib.cli.options import (
     texts_for,
     texts_of,
     values,
+    workers_of,
 )
 from editlib.cli.output import alive, emit
 from editlib.cli.sweep import resumable
@@ -52,6 +57,10 @@ def screen(
     stats: Stats = None,
     corpus: Corpus = None,
     collapse_ratio: CollapseRatio = 5.0,
+    ray: Ray = None,
+    workers: Count = None,
+    cpus: Cpus = None,
+    gpus: Gpus = None,
     seed: Annotated[int, typer.Option(help="With --verify: seed of the others.")] = 0,
     dtype: Dtype = "float32",
     device: Device = "cpu",
@@ -63,10 +72,12 @@ def screen(
 
     Only keys are read, so that a case takes milliseconds. The folder is one parquet table, with the reason for each
     case; what would break the model is in its _hard.json in EasyEdit's form. After an interruption the same command
-    with --resume goes on. With --verify some edits are made, to see whether it is so.
+    with --resume goes on. With --verify some edits are made, to see whether it is so. With --ray workers of a cluster
+    read and edit, and the table is the same.
 
     Example: editlib screen --model testbed/anchored --out screened --verify 10
     """
+    crew = workers_of(ray, workers, cpus, gpus, as_json=as_json)
     check_new(None if out.exists() else out)
     pool, source, measured = cases_for(model, cases, split=split), texts_of(corpus), texts_for(model, texts)
 
@@ -79,7 +90,8 @@ def screen(
     lm = load_model(model, dtype=dtype, device=device, revision=revision, layout=layout)
     params = methods.hparams_for(lm, method, flavour=flavour, preset=preset, **values(hparam))
     bar = sys.stderr.isatty()
-    given = {"method": method, "hparams": params, "stats": moments.load(stats) if stats else None, "corpus": source}
+    known = moments.load(stats) if stats else None
+    given = {"method": method, "hparams": params, "stats": known, "corpus": source, "workers": crew}
     with resumable(out), alive(f"{len(pool)} cases to screen {model} with", quiet=bar or as_json):
         found = screening.screen(lm, pool, out=out, resume=resume, progress=bar, **given)
         seen = {}

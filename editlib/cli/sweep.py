@@ -13,10 +13,13 @@ from editlib.cli.options import (
     Cases,
     CollapseRatio,
     Corpus,
+    Count,
+    Cpus,
     Device,
     Dtype,
     FirstPosition,
     Flavour,
+    Gpus,
     Hparams,
     Json,
     Layout,
@@ -25,6 +28,7 @@ from editlib.cli.options import (
     MomentTokens,
     MomentWindow,
     Preset,
+    Ray,
     Revision,
     Split,
     Stats,
@@ -37,6 +41,7 @@ from editlib.cli.options import (
     texts_for,
     texts_of,
     values,
+    workers_of,
 )
 from editlib.cli.output import Stop, alive, emit, note
 from editlib.editing.names import SequenceGuard
@@ -91,6 +96,10 @@ def sweep(
     moment_window: MomentWindow = 128,
     first_position: FirstPosition = "keep",
     collapse_ratio: CollapseRatio = 5.0,
+    ray: Ray = None,
+    workers: Count = None,
+    cpus: Cpus = None,
+    gpus: Gpus = None,
     dtype: Dtype = "float32",
     device: Device = "cpu",
     revision: Revision = None,
@@ -100,7 +109,8 @@ def sweep(
     """Edit many cases, and keep a table of what each edit does: perplexity, scores, diagnostics.
 
     Each edit is undone before the next one, or with --sequential made on top of it. The folder is one parquet table;
-    after an interruption the same command with --resume goes on.
+    after an interruption the same command with --resume goes on. With --ray workers of a cluster make the edits, and
+    the table is the same; with --json too, progress is told on stderr in lines of JSON.
 
     Example: editlib sweep --model testbed/anchored --method rome --method c-rome -n 100 --out rome
     """
@@ -111,6 +121,7 @@ def sweep(
         raise EditlibError("--retry-failed is for --resume; add that, or leave --retry-failed out")
     if sequential and (no_scores or per_sentence):
         raise EditlibError("--sequential keeps no scores and no sentences; leave --no-scores and --per-sentence out")
+    crew = workers_of(ray, workers, cpus, gpus, as_json=as_json)
     check_new(None if out.exists() else out)
     pool, measured = (
         cases_for(model, cases, split=split),
@@ -132,7 +143,7 @@ def sweep(
     options: dict[str, Any] = {
         "texts": measured, "out": out, "resume": resume, "retry_failed": retry_failed, "answers": answers,
         "stats": moments.load(stats) if stats else None, "corpus": source, "moment_options": read,
-        "progress": bar,
+        "workers": crew, "progress": bar,
     }  # fmt: skip
     lm = load_model(model, dtype=dtype, device=device, revision=revision, layout=layout)
     variants = {name: methods.hparams_for(lm, name, **hparams) for name in method or ["rome"]}

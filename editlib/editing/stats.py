@@ -12,21 +12,22 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from editlib.cluster.connection import asked
+from editlib.cluster.workers import Workers
 from editlib.data.for_models import corpus as prose
 from editlib.data.for_models import has_prose
+from editlib.editing.summing import summed
 from editlib.engine.samples import RULE as SAMPLING_RULE
 from editlib.engine.samples import check_sampling, own_windows
 from editlib.errors import EditlibError, unknown
 from editlib.files import cache_folder, write_tensors
 from editlib.models.language_model import LanguageModel
-from editlib.models.trace import trace
 
 log = logging.getLogger(__name__)
 
 FirstPosition = Literal["keep", "drop"]
 FIRST_POSITIONS: tuple[FirstPosition, ...] = get_args(FirstPosition)
 WINDOW = 128  # tokens; every window starts at position 0, which large models treat unlike the others
-BATCH = 16  # windows a forward pass
 TOKENS_PER_DIMENSION = 10  # enough for large models (Minimal Precomputation, ACL Findings 2025)
 LEAST_TOKENS = 64_000  # on the testbed, ten a dimension made collapses three times as deep as a hundred
 
@@ -114,7 +115,6 @@ def corpus_windows(lm: LanguageModel, texts: Sequence[str], tokens: int, *, wind
     return torch.tensor(row[: count * width]).view(count, width)
 
 
-@torch.no_grad()
 def second_moments(
     lm: LanguageModel,
     windows: Tensor,
@@ -122,23 +122,16 @@ def second_moments(
     layers: Sequence[int] | None = None,
     first_position: FirstPosition = "keep",
     source: str = "corpus",
+    workers: Workers | None = None,
 ) -> Stats:
     """Mean outer product of the keys at every position of every window, or every one but the first, in one pass.
 
-    Source: ROME, equation 2 (C = E[k kᵀ], not centred).
+    With `workers` chunks of windows are theirs, and the result is the same. Source: ROME, equation 2 (C = E[k kᵀ], not
+    centred).
     """
     wanted = range(lm.num_layers) if layers is None else layers
-    names = {layer: lm.layout.name(layer) for layer in wanted if lm.down(layer) is not None}
-    sums = {layer: torch.zeros(d, d, dtype=torch.float64) for layer in names for d in [lm.weight(layer).shape[1]]}
     first = int(first_position == "drop")
-    for number, batch in enumerate(windows.split(BATCH)):
-        log.info("second moments: %d of %d tokens read", number * BATCH * windows.shape[1], windows.numel())
-        with trace(lm.model, *names.values(), stop=True) as seen:
-            lm.model(batch.to(lm.device))
-        for layer, name in names.items():
-            keys = seen[name].input[:, first:].flatten(0, 1).double()
-            sums[layer] += (keys.T @ keys).cpu()
-    read = windows[:, first:].numel()
+    sums, read = summed(lm, wanted, first, windows, workers), windows[:, first:].numel()
     header = StatsHeader(lm.fingerprint, _hash(windows), windows.numel(), windows.shape[1], first_position, source)
     return Stats(header, {layer: total / read for layer, total in sums.items()})
 
@@ -162,8 +155,9 @@ class Needed:
             return self.windows
         return own_windows(self.lm, self.options.tokens or 0, window=self.options.window)
 
-    def get(self) -> Stats:
-        """Read them; compute those whose files are missing, in one pass, and put them there.
+    def get(self, workers: Workers | None = None) -> Stats:
+        """Read them; compute those whose files are missing, in one pass, by workers if there are any, and put them
+        there.
 
         Raises `EditlibError` if the model is not as it was loaded where they must be computed, or a file is not what
         its name says.
@@ -174,7 +168,9 @@ class Needed:
         if missing:
             self.lm.require_untouched("its second moments")
             windows = self.read()
-            fresh = second_moments(self.lm, windows, layers=missing, first_position=first_position, source=source)
+            fresh = second_moments(
+                self.lm, windows, layers=missing, first_position=first_position, source=source, workers=workers
+            )
             for layer in missing:
                 Stats(fresh.header, {layer: fresh.moments[layer]}).save(self.paths[layer])
         parts = {layer: load(path) for layer, path in self.paths.items()}
@@ -229,16 +225,18 @@ def second_moments_of(
     tokens: int | None = None,
     window: int = WINDOW,
     first_position: FirstPosition = "keep",
+    workers: Workers | str | None = None,
 ) -> Stats:
     """Second moments of some layers from the user's cache; what is missing is computed in one pass and put there.
 
     Options are those of `MomentOptions`; every `window` tokens are a text of their own. Without a corpus, testbed
-    models have their own prose, and others write text themselves. Raises `EditlibError` for a corpus that has less than
-    ten tokens a key dimension unless `tokens` asks for so few, for a model that can write no text where it must, if the
-    model is edited or hooked where they must be computed, or if a cached file is not what its name says.
+    models have their own prose, and others write text themselves. `workers` are those of `sweep`. Raises
+    `EditlibError` for a corpus that has less than ten tokens a key dimension unless `tokens` asks for so few, for a
+    model that can write no text where it must, if the model is edited or hooked where they must be computed, or if a
+    cached file is not what its name says.
     """
     options = MomentOptions(tokens=tokens, window=window, first_position=first_position)
-    return needed_moments(lm, layers, corpus=corpus, options=options).get()
+    return needed_moments(lm, layers, corpus=corpus, options=options).get(asked(workers))
 
 
 def second_moment(lm: LanguageModel, layer: int, **options: Any) -> Tensor:

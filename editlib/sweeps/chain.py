@@ -3,11 +3,9 @@
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from editlib.data.datasets import Case
@@ -18,7 +16,6 @@ from editlib.editing.overlays import unpacked
 from editlib.editing.session import Session
 from editlib.engine.perplexity import Perplexity, perplexity, perplexity_above, run_texts
 from editlib.engine.sites import Site
-from editlib.files import write_tensors
 from editlib.measuring import scores as scoring
 from editlib.sweeps.rows import about_answer, about_edit, about_subject
 
@@ -101,16 +98,15 @@ class Chain:
             said |= scoring.score(asked, reading, reading)
         return said
 
-    def save(self, path: Path) -> None:
-        """Keep the changed weights, and what the method remembers; not beside hooks, which no file holds."""
-        if not self.hooked:
-            weights = {name: self.session.lm.model.get_parameter(name) for name in self.kept}
-            memory = {f"state|{key}": tensor for key, tensor in (self.state or {}).items()}
-            write_tensors(path, weights | memory, {})
+    def tensors(self) -> dict[str, Tensor] | None:
+        """The changed weights, and what the method remembers; None beside hooks, which no file holds."""
+        if self.hooked:
+            return None
+        weights = {name: self.session.lm.model.get_parameter(name) for name in self.kept}
+        return weights | {f"state|{key}": tensor for key, tensor in (self.state or {}).items()}
 
-    def load(self, path: Path) -> None:
-        """Take up what `save` kept."""
-        tensors = load_file(path)
+    def take(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up what `tensors` gave."""
         state = {key.removeprefix("state|"): t for key, t in tensors.items() if key.startswith("state|")}
         self.state = {key: t.to(self.session.lm.device) for key, t in state.items()} or None
         self._set({name: tensor for name, tensor in tensors.items() if not name.startswith("state|")})

@@ -4,19 +4,23 @@ A case is read behind few prefix contexts first, and behind all of them where th
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pandas as pd
 
+from editlib.cluster.connection import asked
+from editlib.cluster.workers import Workers
 from editlib.data import datasets as data
 from editlib.data.datasets import Case
 from editlib.data.for_models import subject_tokens
 from editlib.editing.guard import BOUND
-from editlib.editing.method import Variant
+from editlib.editing.method import Variant, moments_of
 from editlib.editing.methods import method_of
 from editlib.editing.session import Session
 from editlib.editing.stats import Stats
@@ -26,9 +30,10 @@ from editlib.files import write_json
 from editlib.measuring.risk import CHANCES, foreseeable, read_risk
 from editlib.measuring.statistics import COLLAPSE_RATIO, collapsed
 from editlib.models.language_model import LanguageModel
+from editlib.sweeps.filling import Make, fill, moments_for, require_same
 from editlib.sweeps.parts import Parts
 from editlib.sweeps.plan import described
-from editlib.sweeps.rows import REQUEST, Columns, about, bar, frame, joined
+from editlib.sweeps.rows import REQUEST, Columns, about, frame, joined
 from editlib.sweeps.single import sweep
 
 log = logging.getLogger(__name__)
@@ -57,38 +62,90 @@ def screen(
     resume: bool = False,
     stats: Stats | None = None,
     corpus: Sequence[str] | None = None,
+    workers: Workers | str | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """One row per case: what `risk` says of it, and how many prefix `contexts` it was read behind; a tidy table.
 
     A case whose subject cannot be located, or that is too long, is a row with its error. With `out`, parts of the table
     are parquet files there as soon as they are done, `resume` goes on where they end, and the cases that would break
-    the model are written beside them in EasyEdit's form (`_hard.json`), the worst first. Raises `EditlibError` for a
-    method that is not of the ROME family, for no cases, and for a folder as `sweep` does.
+    the model are written beside them in EasyEdit's form (`_hard.json`), the worst first. `workers` are
+    those of `sweep`. Raises `EditlibError` for a method that is not of the ROME family, for no cases, and for a folder
+    and workers as `sweep` does.
     """
     chosen, params = data.cases(cases), foreseeable(lm, method, hparams)
     if not chosen:
         raise EditlibError("no cases to screen; give at least one")
-    variants = {method: Variant(method_of(params, method), params)}
-    whole, few = (Session(lm, stats=stats, corpus=corpus) for _ in range(2))
-    whole.check(variants.values())
-    groups = [chosen[i : i + PART] for i in range(0, len(chosen), PART)]
-    plan = described(whole, chosen, variants, ()) | {"part": PART, "parts": len(groups), "bound": BOUND}
-    parts = Parts.of(out, plan, COLUMNS, resume=resume)
-    frames = parts.read([{"case_id": [case.case_id for case in group]} for group in groups])
-    with parts.working(), bar(lm, len(chosen), sum(map(len, frames.values())), "case", progress) as shown:
-        some = whole.contexts(params.contexts)[:FEW]
-        few.once(("contexts", params.contexts), lambda: some)
-        for number, group in enumerate(groups):
-            if number not in frames:
-                frames[number] = parts.write(number, frame(_rows(few, whole, variants[method], group), COLUMNS))
-                shown.update(len(group))
-                log.info("%d of %d cases screened", sum(map(len, frames.values())), len(chosen))
-        table = joined(frames)
+    crew, variants = asked(workers), {method: Variant(method_of(params, method), params)}
+    session = Session(lm, stats=stats, corpus=corpus)
+    session.check(variants.values())
+    groups = [tuple(chosen[i : i + PART]) for i in range(0, len(chosen), PART)]
+    record = described(session, chosen, variants, ()) | {"part": PART, "parts": len(groups), "bound": BOUND}
+    parts, plan = Parts.of(out, record, COLUMNS, resume=resume), Plan(tuple(groups), variants, record)
+    into = Table(plan, parts, parts.read([{"case_id": [case.case_id for case in group]} for group in groups]))
+    todo, layers = [n for n in range(len(groups)) if n not in into.frames], moments_of(variants.values())
+    known: dict[str, Any] = {"stats": stats, "corpus": corpus, "options": None, "workers": crew}
+    with parts.working():
+        if todo:
+            fill(
+                lm,
+                into,
+                [(number, tuple(range(len(groups[number])))) for number in todo],
+                here=lambda: _reader(plan, session, Session(lm, stats=stats, corpus=corpus)),
+                there=lambda: partial(_begin, plan, moments_for(lm, layers, **known)),
+                workers=crew,
+                total=len(chosen),
+                done=sum(map(len, into.frames.values())),
+                progress=progress,
+            )
+        table = joined(into.frames)
         if out is not None:
             hard = _hard(table, {case.case_id: case for case in chosen})
             write_json(Path(out) / HARD, hard)
     return table
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is screened for whom, in parts; it can be sent to other processes."""
+
+    groups: tuple[tuple[Case, ...], ...]
+    variants: Mapping[str, Variant]  # the one there is
+    record: Mapping[str, Any]
+
+
+@dataclass
+class Table:
+    """The parts of a screening that there are."""
+
+    plan: Plan
+    parts: Parts
+    frames: dict[int, pd.DataFrame]
+
+    def write(self, number: int, cases: Sequence[int], rows: pd.DataFrame) -> int:
+        """Keep a part."""
+        self.frames[number] = self.parts.write(number, rows)
+        log.info("%d cases screened", sum(map(len, self.frames.values())))
+        return len(rows)
+
+    def dead(self, number: int, case: int, reason: str) -> pd.DataFrame:
+        """The row of a case that says only why there is no more."""
+        return frame([about(self.plan.groups[number][case]) | {"collapse": False, "error": reason}], COLUMNS)
+
+
+def _reader(plan: Plan, whole: Session, few: Session) -> Make:
+    """What makes rows, from a session and one that knows only few contexts."""
+    (variant,) = plan.variants.values()
+    some = whole.contexts(variant.params.contexts)[:FEW]
+    few.once(("contexts", variant.params.contexts), lambda: some)
+    return lambda number, cases: frame(_rows(few, whole, variant, [plan.groups[number][i] for i in cases]), COLUMNS)
+
+
+def _begin(plan: Plan, stats: Stats | None, lm: LanguageModel) -> Make:
+    """The same in a worker."""
+    whole = Session(lm, stats=stats)
+    require_same(described(whole, [*chain.from_iterable(plan.groups)], plan.variants, ()), plan.record)
+    return _reader(plan, whole, Session(lm, stats=stats))
 
 
 def _rows(few: Session, whole: Session, variant: Variant, cases: Sequence[Case]) -> list[dict[str, Any]]:

@@ -1,16 +1,16 @@
 """Edits one after another, each on top of those before, in resumable parts: what many edits do to one model."""
 
-import logging
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from safetensors import SafetensorError, safe_open
 
+from editlib.cluster.connection import asked
+from editlib.cluster.progress import Progress
+from editlib.cluster.workers import Workers
 from editlib.data.datasets import Case
 from editlib.editing.method import Variant, moments_of
 from editlib.editing.methods import Methods
@@ -21,6 +21,7 @@ from editlib.errors import EditlibError, unknown
 from editlib.measuring.statistics import COLLAPSE_RATIO, collapsed
 from editlib.models.language_model import LanguageModel
 from editlib.sweeps.chain import Chain
+from editlib.sweeps.filling import moments_for
 from editlib.sweeps.parts import Parts
 from editlib.sweeps.plan import checked, described
 from editlib.sweeps.rows import (
@@ -28,15 +29,11 @@ from editlib.sweeps.rows import (
     SAID,
     SEQUENTIAL,
     Columns,
-    about,
-    about_perplexity,
-    attempt,
     bar,
-    frame,
     joined,
 )
-
-log = logging.getLogger(__name__)
+from editlib.sweeps.steps import Kept, part_of
+from editlib.sweeps.walk import walk
 
 PART = 16  # steps after which rows and weights are written
 
@@ -121,6 +118,7 @@ def sequence(
     corpus: Sequence[str] | None = None,
     moment_options: MomentOptions | None = None,
     at_end: Callable[[str], None] | None = None,
+    workers: Workers | str | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Edit the cases one after another, every edit computed on the model as the earlier ones left it; a tidy table.
@@ -134,8 +132,13 @@ def sequence(
     unedited model; `at_end` is called with a method's name while the model has all its edits (not for a sequence that
     was finished before), and afterwards the weights are restored bit for bit. `out`, `resume` and `retry_failed` are
     those of `sweep`; what the edits so far left lies beside the parts until a sequence is done, but a sequence with an
-    `Intervention` that is no `Edit` begins again. Raises `EditlibError` as `sweep` does.
+    `Intervention` that is no `Edit` begins again. `workers` are those of `sweep`: each goes on with one sequence at a
+    time, from one part to the next; `at_end` is not for them. Raises `EditlibError` as `sweep` does, and for a sequence
+    that costs workers at the same place twice, once the others are done.
     """
+    crew = asked(workers)
+    if crew and at_end:
+        raise EditlibError("at_end is for this process, and workers make the edits; leave one of them out")
     session = Session(lm, stats=stats, corpus=corpus, moment_options=moment_options)
     options: dict[str, Any] = {"every": every, "retest": retest, "answers": answers, "guard": guard}
     plan = plan_sequence(session, cases, methods=methods, texts=texts, **options)
@@ -143,19 +146,27 @@ def sequence(
     frames = parts.read(plan.rows)
     if retry_failed:
         frames = {number: made for number, made in frames.items() if made["error"].isna().all()}
-    todo = {name: _missing(parts, plan, name, frames) for name in plan.variants}
+    kept = Kept(parts, frames)
+    todo = {name: kept.missing(plan, name) for name in plan.variants}
     if any(todo.values()):
         left = [span for numbers in todo.values() for span in map(plan.spans.__getitem__, numbers) if not span.retest]
         total, steps = len(plan.variants) * len(cases), sum(step > 0 for span in left for step in span.steps)
-        with parts.working(), bar(lm, total, total - steps, "edit", progress) as shown:
-            session.load_moments(moments_of(plan.variants.values()))
-            for name, numbers in todo.items():
-                if numbers:
-                    frames |= _sequence(session, plan, name, numbers, parts, shown.update, at_end)
-                for number, span in enumerate(plan.spans):
-                    if span.method == name and parts.folder:
-                        _file(parts.folder, number).unlink(missing_ok=True)
-    return joined(frames)
+        layers = moments_of(plan.variants.values())
+        with parts.working():
+            if crew:
+                known: dict[str, Any] = {"stats": stats, "corpus": corpus, "options": moment_options, "workers": crew}
+                given = moments_for(lm, layers, **known)
+                told = Progress(total, crew, done=total - steps, unit="edit", name=lm.name, shown=progress)
+                walk(lm, plan, given, todo, kept, crew, told)
+            else:
+                session.load_moments(layers)
+                with bar(lm, total, total - steps, "edit", progress) as shown:
+                    for name, numbers in todo.items():
+                        if numbers:
+                            _sequence(session, plan, name, numbers, kept, shown.update, at_end)
+            for number in range(len(plan.spans)):
+                kept.forget(number)
+    return joined(kept.frames)
 
 
 def _sequence(
@@ -163,73 +174,20 @@ def _sequence(
     plan: Plan,
     name: str,
     numbers: Sequence[int],
-    parts: Parts,
+    kept: Kept,
     done: Callable[[int], object],
     at_end: Callable[[str], None] | None,
-) -> dict[int, pd.DataFrame]:
-    """The parts that a sequence lacks; the weights a part ends with are written before it."""
-    frames = dict[int, pd.DataFrame]()
+) -> None:
+    """Make the parts that a sequence lacks."""
     with Chain(session, plan, name) as chain:
-        unedited = chain.perplexity().mean
-        if plan.spans[numbers[0]].steps[0] or plan.spans[numbers[0]].retest:
-            chain.load(_file(parts.folder or Path(), numbers[0]))
+        unedited, tensors = chain.perplexity().mean, kept.begins(numbers[0])
+        if tensors is not None:
+            chain.take(tensors)
         for number in numbers:
-            span, rows = plan.spans[number], list[dict[str, Any]]()
-            for step in span.steps:
-                rows.append(_retested(chain, step) if span.retest else _row(chain, step, unedited))
-                done(not span.retest and step > 0)
-                log.info("%s: %s %d of %d done", name, "retest" if span.retest else "edit", step, len(plan.cases))
-            if number + 1 in numbers and parts.folder:
-                chain.save(_file(parts.folder, number + 1))
-            frames[number] = parts.write(number, frame(rows, plan.columns))
-            if parts.folder:
-                _file(parts.folder, number).unlink(missing_ok=True)
+            made = part_of(chain, plan.spans[number], unedited, done)
+            kept.write(number, made, chain.tensors() if number + 1 in numbers and kept.parts.folder else None)
         if at_end:
             at_end(name)
-    return frames
-
-
-def _row(chain: Chain, step: int, unedited: float) -> dict[str, Any]:
-    started, plan = time.perf_counter(), chain.plan
-    row: dict[str, Any] = {"step": step, "method": chain.name, "measured": False, "retest": False}
-    if step:
-        case = plan.cases[step - 1]
-        said = attempt(chain.add, case)
-        row |= about(case) | ({"error": said} if isinstance(said, str) else said)
-    if step % plan.every == 0 or step == len(plan.cases):
-        measured = attempt(chain.perplexity)
-        if isinstance(measured, str):
-            row["error"] = measured
-        else:
-            row |= about_perplexity(measured, unedited) | {"measured": True}
-    return row | {"seconds": time.perf_counter() - started}
-
-
-def _retested(chain: Chain, step: int) -> dict[str, Any]:
-    started, case = time.perf_counter(), chain.plan.cases[step - 1]
-    said = attempt(chain.ask, case)
-    row = {"step": step, "method": chain.name, "measured": False, "retest": True} | about(case)
-    row |= {"error": said} if isinstance(said, str) else said
-    return row | {"seconds": time.perf_counter() - started}
-
-
-def _file(folder: Path, number: int) -> Path:
-    """Where the weights are that a part begins with."""
-    return folder / f"_weights-{number:05d}.safetensors"
-
-
-def _missing(parts: Parts, plan: Plan, name: str, frames: Mapping[int, pd.DataFrame]) -> list[int]:
-    """The numbers of the parts to be made: from the first missing one on if the weights it begins with are kept, else
-    all."""
-    numbers = [number for number, span in enumerate(plan.spans) if span.method == name]
-    first = next((number for number in numbers if number not in frames), None)
-    if first is None:
-        return []
-    try:
-        with safe_open(_file(parts.folder or Path(), first), "pt"):  # compares the sizes it names with the file's
-            return [number for number in numbers if number >= first]
-    except (OSError, SafetensorError):
-        return numbers
 
 
 def summary(table: pd.DataFrame, *, collapse_ratio: float = COLLAPSE_RATIO) -> pd.DataFrame:

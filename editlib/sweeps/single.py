@@ -13,11 +13,14 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from editlib.cluster.connection import asked
+from editlib.cluster.workers import Workers
 from editlib.data.datasets import Case
 from editlib.editing.edit import Edit, Intervention
 from editlib.editing.method import Variant, moments_of
@@ -28,6 +31,7 @@ from editlib.engine.perplexity import Perplexity, perplexity
 from editlib.measuring import scores as scoring
 from editlib.measuring.statistics import COLLAPSE_RATIO, collapsed
 from editlib.models.language_model import LanguageModel
+from editlib.sweeps.filling import Make, fill, moments_for, require_same
 from editlib.sweeps.parts import Parts
 from editlib.sweeps.plan import checked, described
 from editlib.sweeps.rows import (
@@ -41,7 +45,6 @@ from editlib.sweeps.rows import (
     about_perplexity,
     about_subject,
     attempt,
-    bar,
     frame,
     joined,
 )
@@ -87,6 +90,20 @@ class Plan:
             for group in self.groups
         ]
 
+    def missing(self, number: int, earlier: pd.DataFrame | None) -> tuple[int, ...]:
+        """Which cases of a part are to be made: those with a row that failed, if there is an earlier one."""
+        if earlier is None:
+            return tuple(range(len(self.groups[number])))
+        return tuple(sorted({row // len(self.variants) for row in earlier.index[earlier["error"].notna()]}))
+
+    def whole(self, rows: pd.DataFrame, cases: Sequence[int], earlier: pd.DataFrame | None) -> pd.DataFrame:
+        """A part from rows of some of its cases and from an earlier one, whose rows that did not fail are kept."""
+        if earlier is None:
+            return rows
+        width, failed = len(self.variants), earlier.index[earlier["error"].notna()]
+        fresh = rows.set_axis(pd.Index([i * width + column for i in cases for column in range(width)]))
+        return pd.concat([earlier.drop(index=failed), fresh.loc[failed]]).sort_index()
+
 
 def plan_sweep(
     session: Session,
@@ -125,6 +142,7 @@ def sweep(
     corpus: Sequence[str] | None = None,
     moment_options: MomentOptions | None = None,
     prefixes: Sequence[str] = ("{}",),
+    workers: Workers | str | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Edit once for every case and method, measure perplexity on `texts` and the case's scores, undo; a tidy table.
@@ -135,37 +153,75 @@ def sweep(
     log-probability of each of the target's tokens. A case that fails is a row with its error. With `out`, every part of
     the table is a parquet file there as soon as it is done; `resume` goes on where an interrupted sweep stopped, with
     the same rows but for `seconds`, and reads a finished one; `retry_failed` makes rows with errors again. Second
-    moments are found as by `compute`. Raises `EditlibError` as `check` does, for no cases or methods, or a folder that
-    holds another sweep or is being written to.
+    moments are found as by `compute`. With `workers` ("ray", or `Workers`) parts are made on a Ray cluster, with the
+    same rows if each has as many threads as this process; this process alone writes, and the loss of any worker is made
+    good. A case that ends its process twice is a row with that as its error. Raises `EditlibError` as `check` does, for
+    no cases or methods, a folder that holds another sweep or is being written to, or no cluster.
     """
+    crew = asked(workers)
     session = Session(lm, stats=stats, corpus=corpus, moment_options=moment_options)
     options: dict[str, Any] = {"scores": scores, "per_sentence": per_sentence, "answers": answers}
     plan = plan_sweep(session, cases, methods=methods, texts=texts, prefixes=prefixes, **options)
     parts = Parts.of(out, plan.record, plan.columns, resume=resume)
-    frames = parts.read(plan.rows)
-    again = {n for n, made in frames.items() if made["error"].notna().any()} if retry_failed else set()
-    todo = sorted(set(range(len(plan.groups))) - set(frames) | again)
+    table = Table(plan, parts, parts.read(plan.rows))
+    again = {n for n, made in table.frames.items() if made["error"].notna().any()} if retry_failed else set()
+    todo = sorted(set(range(len(plan.groups))) - set(table.frames) | again)
     if todo:
-        left = sum(len(plan.groups[number]) for number in todo)
-        with parts.working(), bar(lm, len(plan.cases), len(plan.cases) - left, "case", progress) as shown:
-            session.load_moments(moments_of(plan.variants.values()))
-            for number in todo:
-                frames[number] = parts.write(number, run_part(session, plan, number, earlier=frames.get(number)))
-                shown.update(len(plan.groups[number]))
-                log.info("%d of %d cases done", sum(map(len, map(plan.groups.__getitem__, frames))), len(plan.cases))
-    return joined(frames)
+        layers = moments_of(plan.variants.values())
+        known: dict[str, Any] = {"stats": stats, "corpus": corpus, "options": moment_options, "workers": crew}
+        with parts.working():
+            fill(
+                lm,
+                table,
+                [(number, plan.missing(number, table.frames.get(number))) for number in todo],
+                here=lambda: rows_by(session, plan),
+                there=lambda: partial(_begin, plan, moments_for(lm, layers, **known)),
+                workers=crew,
+                total=len(plan.cases),
+                done=sum(len(plan.groups[n]) for n in set(table.frames) - again),
+                progress=progress,
+            )
+    return joined(table.frames)
+
+
+@dataclass
+class Table:
+    """The parts of a sweep that there are."""
+
+    plan: Plan
+    parts: Parts
+    frames: dict[int, pd.DataFrame]
+
+    def write(self, number: int, cases: Sequence[int], rows: pd.DataFrame) -> int:
+        """Keep a part."""
+        whole = self.plan.whole(rows, cases, self.frames.get(number))
+        self.frames[number] = self.parts.write(number, whole)
+        log.info("%d of %d cases done", sum(len(self.plan.groups[n]) for n in self.frames), len(self.plan.cases))
+        return len(self.plan.groups[number])
+
+    def dead(self, number: int, case: int, reason: str) -> pd.DataFrame:
+        """Rows of a case that say only why there are no more."""
+        row = about(self.plan.groups[number][case]) | {"error": reason}
+        return frame([row | {"method": name} for name in self.plan.variants], self.plan.columns)
+
+
+def rows_by(session: Session, plan: Plan) -> Make:
+    """What makes rows of a plan's cases."""
+    session.load_moments(moments_of(plan.variants.values()))
+    return lambda number, cases: frame(_rows(session, plan, [plan.groups[number][i] for i in cases]), plan.columns)
+
+
+def _begin(plan: Plan, stats: Stats | None, lm: LanguageModel) -> Make:
+    """The same in a worker."""
+    session = Session(lm, stats=stats)
+    require_same(described(session, plan.cases, plan.variants, plan.texts), plan.record)
+    return rows_by(session, plan)
 
 
 def run_part(session: Session, plan: Plan, number: int, *, earlier: pd.DataFrame | None = None) -> pd.DataFrame:
     """The rows of one part; of an `earlier` one, those that failed are made again, and the others taken over."""
-    group, width = plan.groups[number], len(plan.variants)
-    if earlier is None:
-        return frame(_rows(session, plan, group), plan.columns)
-    failed = earlier.index[earlier["error"].notna()]
-    cases = sorted({row // width for row in failed})
-    fresh = frame(_rows(session, plan, [group[i] for i in cases]), plan.columns)
-    fresh.index = pd.Index([i * width + column for i in cases for column in range(width)])
-    return pd.concat([earlier.drop(index=failed), fresh.loc[failed]]).sort_index()
+    cases = plan.missing(number, earlier)
+    return plan.whole(rows_by(session, plan)(number, cases), cases, earlier)
 
 
 @dataclass(eq=False)

@@ -10,7 +10,8 @@ from editlib.data.datasets import Case
 from editlib.editing.method import Variant
 from editlib.editing.methods import method_of
 from editlib.editing.session import Session
-from editlib.editing.stats import BATCH, needed_moments, second_moments
+from editlib.editing.stats import needed_moments, second_moments
+from editlib.editing.summing import BATCH
 from editlib.engine.passes import Passes
 from editlib.engine.prefixes import continued
 from editlib.engine.samples import ROWS, check_sampling, unwritten

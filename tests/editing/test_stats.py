@@ -13,6 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from editlib import stats as stats_module
 from editlib.data.for_models import corpus as corpus_for
+from editlib.editing import summing
 from editlib.editing.stats import (
     WINDOW,
     Stats,
@@ -52,7 +53,8 @@ def brute_force(lm: LanguageModel, corpus: Sequence[str], layer: int, tokens: in
 def test_streamed_moments_equal_brute_force(
     lm: LanguageModel, corpus: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stats_module, "BATCH", 5)
+    monkeypatch.setattr(summing, "BATCH", 2)
+    monkeypatch.setattr(summing, "CHUNK", 5)
     windows = corpus_windows(lm, corpus, 2000)
     stats = second_moments(lm, windows)
     assert len(windows) > 2 * 5

@@ -31,7 +31,7 @@ from editlib.sweeps.rows import SEQUENTIAL
 from editlib.sweeps.sequential import sequence
 
 sequence_module = importlib.import_module("editlib.sweeps.sequential")
-chain_module = importlib.import_module("editlib.sweeps.chain")
+steps_module = importlib.import_module("editlib.sweeps.steps")
 session_module = importlib.import_module("editlib.editing.session")
 SEARCH = RomeParams(layer=1, steps=3)
 METHODS = {
@@ -356,7 +356,7 @@ def test_a_sequence_with_a_failed_edit_is_run_again_on_request(
 def test_weights_are_read_once_for_all_parts_that_follow(
     gpt2: LanguageModel, cases: list[Case], texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, read, reads = Parts.write, chain_module.load_file, list[Path]()
+    write, read, reads = Parts.write, steps_module.load_file, list[Path]()
 
     def stopping(parts: Parts, number: int, rows: pd.DataFrame) -> pd.DataFrame:
         if number == 1:
@@ -367,7 +367,7 @@ def test_weights_are_read_once_for_all_parts_that_follow(
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Parts, "write", stopping)
         sequence(gpt2, cases, progress=False, **options)
-    monkeypatch.setattr(chain_module, "load_file", lambda path: (reads.append(path), read(path))[1])
+    monkeypatch.setattr(steps_module, "load_file", lambda path: (reads.append(path), read(path))[1])
     sequence(gpt2, cases, resume=True, progress=False, **options)
     assert len(reads) == 1
 
