@@ -68,7 +68,7 @@ from IPython.display import Markdown
 
 import editlib as el
 from editlib import data, plot
-from editlib.editing.edit import Change, LowRank
+from editlib.editing.change import Change, LowRank
 from editlib.editing.methods import prepare, solve
 from editlib.editing.session import Session
 from editlib.measuring import contrast, statistics

@@ -16,6 +16,7 @@ from editlib.cli import data as data
 from editlib.cli import mend as mend
 from editlib.cli import testbed as testbed
 from editlib.cli.anatomy import anatomy
+from editlib.cli.apply import apply
 from editlib.cli.edit import edit, layers, tasks
 from editlib.cli.output import Stop, note
 from editlib.cli.rerun import rerun
@@ -34,7 +35,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 ABOUT_RUNS = (run, rerun, runs, show, verify, cite, compare, publish)
-for command in (edit, layers, anatomy, screen, sweep, hardedit, *ABOUT_RUNS, tasks, bench):  # in the order of the help
+ABOUT_ONE = (edit, apply, layers, anatomy, screen)
+for command in (*ABOUT_ONE, sweep, hardedit, *ABOUT_RUNS, tasks, bench):  # in the order of the help
     app.command()(command)
 app.add_typer(data.app, name="data")
 app.add_typer(mend.app, name="mend")

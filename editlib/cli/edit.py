@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ from editlib.cli.options import (
     Corpus,
     Device,
     Dtype,
+    DtypeOfEdit,
     FirstPosition,
     Flavour,
     Hparams,
@@ -31,6 +33,7 @@ from editlib.cli.options import (
     cases_for,
     check_new,
     known_data,
+    load_for,
     load_model,
     texts_for,
     texts_of,
@@ -233,13 +236,16 @@ def tasks(
         typer.Option(metavar="TASK=PATH", help="Questions of a task in a local file; repeat for more."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions of each task.  [default: all]")] = None,
-    dtype: Dtype = "float32",
+    edit: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="Folder of a saved edit to apply before."),
+    ] = None,
+    dtype: DtypeOfEdit = None,
     device: Device = "cpu",
     revision: Revision = None,
     layout: Layout = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Score a model on downstream tasks, by lm-evaluation-harness.
+    """Score a model on downstream tasks, by lm-evaluation-harness, as it is or with a saved edit applied.
 
     Example: editlib tasks --model testbed/anchored --limit 50
     """
@@ -248,10 +254,16 @@ def tasks(
         raise EditlibError(f"--file {lonely} names no task or no path; write --file TASK=PATH")
     files = {name: path for name, _, path in (entry.partition("=") for entry in file or [])}
 
+    from editlib.editing.edit import Edit
     from editlib.measuring import tasks as downstream
 
     names = task or list(files) or str(own(model, ",".join(downstream.TESTBED_TASKS))).split(",")
     downstream.check_tasks(names, limit=limit, files=files)  # before the model is loaded
-    lm = load_model(model, dtype=dtype, device=device, revision=revision, layout=layout)
-    rows = downstream.evaluate(lm, names, limit=limit, files=files).to_dict(orient="records")
+    saved = Edit.load(edit) if edit else None
+    if saved is not None:
+        lm, saved = load_for(saved, model, dtype=dtype, device=device, revision=revision, layout=layout)
+    else:
+        lm = load_model(model, dtype=dtype or "float32", device=device, revision=revision, layout=layout)
+    with saved.applied(lm) if saved else nullcontext():
+        rows = downstream.evaluate(lm, names, limit=limit, files=files).to_dict(orient="records")
     emit(rows if as_json else table([downstream.COLUMNS, *(list(row.values()) for row in rows)]))

@@ -20,6 +20,7 @@ from editlib.models.names import DTYPES, PACKAGED, gguf_file, hub_id, locate
 
 if TYPE_CHECKING:
     from editlib.data.datasets import Case, Reading
+    from editlib.editing.edit import Edit
     from editlib.models.language_model import LanguageModel
 
 
@@ -78,6 +79,12 @@ MODEL = f"testbed/anchored, testbed/control, {', '.join(PACKAGED)}, a folder, a 
 Model = Annotated[str, typer.Option(callback=_model, help=MODEL)]
 ModelArgument = Annotated[str, typer.Argument(callback=_model, help=MODEL)]
 Dtype = Annotated[str, typer.Option(callback=one_of("dtype", DTYPES), help=f"{', '.join(DTYPES)}.")]
+DtypeOfEdit = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype", callback=one_of("dtype", DTYPES), help=f"{', '.join(DTYPES)}.  [default: the edit's, or float32]"
+    ),
+]
 Device = Annotated[str, typer.Option(callback=_device, help="cpu, cuda, cuda:N, or auto: cuda where it is there.")]
 Revision = Annotated[str | None, typer.Option(is_eager=True, help="Commit of a hub model, 40 digits.")]
 Layout = Annotated[
@@ -224,6 +231,22 @@ def load_model(model: str, *, dtype: str, device: str, revision: str | None, lay
 
     hush()
     return load(model, dtype=dtype, device=device, revision=revision, layout=layout)
+
+
+def load_for(
+    edit: "Edit", model: str, *, dtype: str | None, device: str, revision: str | None, layout: str | None
+) -> tuple["LanguageModel", "Edit"]:
+    """A model in a dtype, and a saved edit for it.
+
+    In another dtype than that of the edit, it is loaded as the edit was computed for, checked, and rounded.
+    """
+    own = edit.dtype or "float32"
+    lm = load_model(model, dtype=own, device=device, revision=revision, layout=layout)
+    if dtype is None or dtype == own:
+        return lm, edit
+    cast = edit.cast(lm, dtype)
+    note(f"the edit was computed in {own} and is applied in {dtype}")
+    return lm.rounded(dtype), cast
 
 
 def hush() -> None:

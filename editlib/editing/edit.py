@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,102 +14,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from editlib.data.request import EditRequest
+from editlib.editing.change import Change, Dense, LowRank
+from editlib.editing.exports import cards, gguf, peft
 from editlib.editing.overlays import PREFIX, made_of, parts_of, prefixed
 from editlib.editing.overlays.overlay import Overlay, over
-from editlib.errors import EditlibError
+from editlib.errors import EditlibError, unknown
 from editlib.files import new_folder, write_json, write_tensors
 from editlib.models.language_model import LanguageModel, oriented
+from editlib.models.names import DTYPES
+from editlib.models.saving import write_model
 from editlib.text import finite
 
-Map = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """Δ = left rightᵀ, with left (d_out, r) and right (d_in, r)."""
-
-    left: Tensor
-    right: Tensor
-
-    def dense(self) -> Tensor:
-        """Δ itself, shape (d_out, d_in)."""
-        return self.left @ self.right.T
-
-    def norm(self) -> float:
-        """Frobenius norm of Δ, worked out from the factors in float64."""
-        left, right = self.left.double(), self.right.double()
-        return float(((left.T @ left) * (right.T @ right)).sum().clamp(min=0).sqrt())
-
-    def output(self, keys: Tensor) -> Tensor:
-        """What Δ adds to the weight's output for keys (..., d_in), in their precision.  # (..., d_out)"""
-        return (keys @ self.right.to(keys)) @ self.left.to(keys).T
-
-    def scaled(self, factor: float) -> "LowRank":
-        """Δ times a number."""
-        return LowRank(factor * self.left, self.right)
-
-    def mapped(self, *, out: Map | None = None, into: Map | None = None) -> "LowRank":
-        """Δ with linear maps, in float64, on its output side (d_out, n) and its input side (d_in, n)."""
-        left, right = self.left.double(), self.right.double()
-        return LowRank(out(left) if out else left, into(right) if into else right)
-
-    def to(self, like: Tensor) -> "LowRank":
-        """Δ in the precision and on the device of a tensor."""
-        return LowRank(self.left.to(like), self.right.to(like))
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        """What is kept of it in files."""
-        return {"L": self.left, "R": self.right}
-
-    def __add__(self, other: "Change") -> "Change":
-        if isinstance(other, LowRank):
-            return LowRank(torch.cat([self.left, other.left], 1), torch.cat([self.right, other.right], 1))
-        return Dense(self.dense() + other.delta)
-
-
-@dataclass(frozen=True)
-class Dense:
-    """Δ itself, shape (d_out, d_in)."""
-
-    delta: Tensor
-
-    def dense(self) -> Tensor:
-        """Δ itself."""
-        return self.delta
-
-    def norm(self) -> float:
-        """Frobenius norm of Δ in float64."""
-        return float(self.delta.double().norm())
-
-    def output(self, keys: Tensor) -> Tensor:
-        """What Δ adds to the weight's output for keys (..., d_in), in their precision.  # (..., d_out)"""
-        return keys @ self.delta.to(keys).T
-
-    def scaled(self, factor: float) -> "Dense":
-        """Δ times a number."""
-        return Dense(factor * self.delta)
-
-    def mapped(self, *, out: Map | None = None, into: Map | None = None) -> "Dense":
-        """Δ with linear maps, in float64, on its output side (d_out, n) and its input side (d_in, n)."""
-        delta = self.delta.double()
-        delta = out(delta) if out else delta
-        return Dense(into(delta.T).T if into else delta)
-
-    def to(self, like: Tensor) -> "Dense":
-        """Δ in the precision and on the device of a tensor."""
-        return Dense(self.delta.to(like))
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        """What is kept of it in files."""
-        return {"D": self.delta}
-
-    def __add__(self, other: "Change") -> "Change":
-        return Dense(self.delta + other.dense())
-
-
-Change = LowRank | Dense
+FORMAT, RECORD = 1, "edit.json"  # of saved edits
 
 
 class Intervention(Protocol):
@@ -174,7 +90,9 @@ class Edit:
         Raises `EditlibError` for another model, or one this edit is in force in. Other edits may nest, but only one of
         them with an overlay.
         """
-        self._check(lm)
+        self.require_base(lm)
+        if id(lm.model) in self.in_force:
+            raise EditlibError(f"this edit ({self!r}) is applied already; leave its block before applying it again")
         self.in_force.append(id(lm.model))
         try:
             laid = over(lm, self.overlay, self.method) if self.overlay else nullcontext()
@@ -220,17 +138,28 @@ class Edit:
         if self.overlay is not None:
             raise EditlibError(f"this edit ({self!r}) cannot be {what}")
 
-    def _check(self, lm: LanguageModel) -> None:
-        if self.fingerprint != lm.fingerprint:
-            dtype, name = str(lm.model.dtype).removeprefix("torch."), lm.name or "this model"
-            said = f"this edit was computed for model {self.fingerprint[:12]}, not for {name} ({lm.fingerprint[:12]})"
-            if self.dtype in ("", dtype):
-                raise EditlibError(f"{said}; compute it again")
-            raise EditlibError(
-                f"{said}: that was {self.dtype}, this is {dtype}; load it in {self.dtype}, or compute it again"
-            )
-        if id(lm.model) in self.in_force:
-            raise EditlibError(f"this edit ({self!r}) is applied already; leave its block before applying it again")
+    def require_base(self, lm: LanguageModel) -> None:
+        """Raise `EditlibError` unless a model is the one that the edit was computed for."""
+        if self.fingerprint == lm.fingerprint:
+            return
+        dtype, name = str(lm.model.dtype).removeprefix("torch."), lm.name or "this model"
+        said = f"this edit was computed for model {self.fingerprint[:12]}, not for {name} ({lm.fingerprint[:12]})"
+        if self.dtype in ("", dtype):
+            raise EditlibError(f"{said}; compute it again")
+        raise EditlibError(
+            f"{said}: that was {self.dtype}, this is {dtype}; load it in {self.dtype}, or there make the edit one for "
+            f'{dtype} by cast(lm, "{dtype}"), or compute it again'
+        )
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """All of it but tensors, as its files have it."""
+        said = {
+            "format": FORMAT, "method": self.method, "requests": [asdict(r) for r in self.requests],
+            "hparams": finite(self.hparams), "fingerprint": self.fingerprint, "diagnostics": finite(self.diagnostics),
+            "dtype": self.dtype,
+        }  # fmt: skip
+        return said if self.overlay is None else said | {"overlay": self.overlay.record}
 
     def save(self, folder: str | Path) -> Path:
         """Write `edit.safetensors` and `edit.json` into a new folder, aside first; raises `EditlibError` if it
@@ -238,26 +167,23 @@ class Edit:
         tensors = {
             f"{name}|{kind}": tensor for name, change in self.changes.items() for kind, tensor in change.tensors.items()
         }
-        record = {
-            "method": self.method, "requests": [asdict(r) for r in self.requests], "hparams": finite(self.hparams),
-            "fingerprint": self.fingerprint, "diagnostics": finite(self.diagnostics), "dtype": self.dtype,
-        }  # fmt: skip
-        if self.overlay is not None:
-            record["overlay"] = self.overlay.record
-            tensors |= prefixed(self.overlay)
+        tensors |= prefixed(self.overlay) if self.overlay is not None else {}
         own = {name: tensor.clone() for name, tensor in tensors.items()}  # weights may have a factor in common
         with new_folder(Path(folder)) as writing:
             write_tensors(writing / "edit.safetensors", own, {})
-            write_json(writing / "edit.json", record)
+            write_json(writing / RECORD, self.record)
         return Path(folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Edit":
-        """Read a folder written by `save`; raises `EditlibError` if a file is missing or damaged."""
+        """Read a folder written by `save` or `to_peft`; raises `EditlibError` if a file is missing or damaged, or
+        written by a newer editlib."""
         folder = Path(folder)
         try:
-            record = json.loads((folder / "edit.json").read_text("utf-8"))
-            kept = load_file(folder / "edit.safetensors")
+            record = json.loads((folder / RECORD).read_text("utf-8"))
+            if (form := record.pop("format", FORMAT)) != FORMAT:  # 0.1.0 wrote none
+                raise EditlibError(f"edit {folder} has format {form}, this editlib reads {FORMAT}; install a newer one")
+            kept = peft.read(folder) if (folder / peft.WEIGHTS).is_file() else load_file(folder / "edit.safetensors")
             overlay = made_of(record.pop("overlay"), parts_of(kept)) if "overlay" in record else None
             names = sorted({key.rsplit("|", 1)[0] for key in kept if not key.startswith(PREFIX)})
             changes = {
@@ -265,8 +191,79 @@ class Edit:
             }
             requests = tuple(EditRequest(**r) for r in record.pop("requests"))
             return cls(requests=requests, changes=changes, overlay=overlay, **record)
+        except EditlibError:
+            raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise EditlibError(f"edit {folder} cannot be read: {error}") from error
+
+    # -- elsewhere -----------------------------------------------------------------------------------------
+
+    def cast(self, lm: LanguageModel, dtype: str) -> "Edit":
+        """This edit for the same model in another dtype, as rounding its weights makes it; `lm` is the model that it
+        was computed for. Raises `EditlibError` for another model, or an unknown dtype."""
+        if dtype not in DTYPES:
+            raise unknown("dtype", dtype, DTYPES)
+        self.require_base(lm)
+        said = {**self.diagnostics, "computed_in": self.diagnostics.get("computed_in", self.dtype)}
+        return replace(self, fingerprint=lm.fingerprint_in(getattr(torch, dtype)), dtype=dtype, diagnostics=said)
+
+    def low_rank(self, rank: int | None = None) -> "Edit":
+        """This edit with thin factors alone, as adapters have them. Changes that are dense or of more than `rank` are
+        cut to it by singular values; what that leaves out is `left_out` in diagnostics, as a share of each change.
+
+        Raises `EditlibError` for an overlay, and for a dense change if no rank is given.
+        """
+        self._require_changes("written as an adapter: it would have to write weights")
+        changes, left_out = dict[str, Change](), dict[str, float]()
+        for name, change in self.changes.items():
+            if rank is None and isinstance(change, Dense):
+                raise EditlibError(
+                    f"{self.method} changes {name} densely, and an adapter is of low rank; give rank=, or --rank, to "
+                    "write the nearest of that rank and be told what it leaves out, or merge the edit"
+                )
+            changes[name] = cut = change if rank is None else change.cut(rank)
+            if cut is not change:
+                left_out[name] = Dense(change.dense().double() - cut.dense().double()).norm() / (change.norm() or 1)
+        told = {**self.diagnostics, "left_out": left_out} if left_out else self.diagnostics
+        return replace(self, changes=changes, diagnostics=told)
+
+    def merge(self, lm: LanguageModel, folder: str | Path) -> Path:
+        """Write the edited model as a new folder that transformers loads: weights, tokenizer, configuration, and a
+        model card that says what was edited. Raises `EditlibError` for another model, an edited one, an overlay, or a
+        folder that exists or cannot be written."""
+        self._require_changes("merged; save it, and apply it where it is used")
+        self.require_base(lm)
+        lm.require_untouched("a merged model")
+        with new_folder(Path(folder)) as writing, self.applied(lm):
+            write_model(lm.model, lm.tokenizer, writing)
+            (writing / cards.NAME).write_text(cards.merged(lm, self.record), "utf-8")
+        return Path(folder)
+
+    def to_peft(self, lm: LanguageModel, folder: str | Path, *, rank: int | None = None) -> Path:
+        """Write a LoRA adapter as a new folder that `peft`, and what serves its adapters, loads beside the model that
+        the edit was computed for; `load` reads it back. `rank` is `low_rank`'s.
+
+        Raises `EditlibError` for another model, a change that such an adapter cannot have, or a folder that exists or
+        cannot be written.
+        """
+        thin = self._thin(lm, rank)
+        with new_folder(Path(folder)) as writing:
+            peft.write(writing, lm, thin.changes)
+            (writing / cards.NAME).write_text(cards.adapter(lm, thin.record), "utf-8")
+            write_json(writing / RECORD, thin.record)
+        return Path(folder)
+
+    def to_gguf(self, lm: LanguageModel, file: str | Path, *, rank: int | None = None) -> Path:
+        """Write a LoRA adapter as a new GGUF file for the GGUF file that the model was read from, as llama.cpp loads
+        them; `rank` is `low_rank`'s. Raises `EditlibError` as `to_peft` does, and for a model from no such file."""
+        thin = self._thin(lm, rank)
+        return gguf.write(Path(file), lm, thin.changes, thin.record)
+
+    def _thin(self, lm: LanguageModel, rank: int | None) -> "Edit":
+        self.require_base(lm)
+        thin = self.low_rank(rank)
+        peft.check(lm, thin.changes)
+        return thin
 
 
 def _parts(mine: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:

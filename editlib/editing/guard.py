@@ -8,7 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from editlib.editing.edit import Change, Edit, Intervention, LowRank
+from editlib.editing.change import Change, LowRank
+from editlib.editing.edit import Edit, Intervention
 from editlib.editing.names import Guard
 from editlib.editing.session import Session
 from editlib.engine.prefixes import Flavour

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from editlib.data.request import EditRequest
-from editlib.editing.edit import Change, Edit, Intervention
+from editlib.editing.change import Change
+from editlib.editing.edit import Edit, Intervention
 from editlib.editing.method import Method, Variant, moments_of
 from editlib.editing.overlays.overlay import Overlay, require_bare
 from editlib.editing.stats import MomentOptions, Needed, Stats, StatsHeader, needed_moments

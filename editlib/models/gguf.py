@@ -33,22 +33,16 @@ def _convert(file: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from editlib.models.saving import reason, write_model
+
     try:
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except Exception as error:  # whatever is in the file reaches all of transformers
         raise EditlibError(
-            f"{file} cannot be read as GGUF: {_reason(error)}; give a model folder with safetensors"
+            f"{file} cannot be read as GGUF: {reason(error)}; give a model folder with safetensors"
         ) from error
     model.hf_quantizer = None  # the weights are plain now, and saved as such
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    try:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    except Exception as error:  # safetensors and tokenizers tell of a full disk by errors of their own
-        raise OSError(_reason(error)) from error
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    write_model(model, tokenizer, folder)

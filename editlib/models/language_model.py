@@ -242,10 +242,19 @@ class LanguageModel:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over every parameter's name, dtype, shape and bytes, taken the first time it is asked for."""
+        return self.fingerprint_in(None)
+
+    def rounded(self, dtype: str) -> "LanguageModel":
+        """The same model, in place, with its weights rounded to a dtype by its name."""
+        return replace(self, model=self.model.to(getattr(torch, dtype)))
+
+    def fingerprint_in(self, dtype: torch.dtype | None) -> str:
+        """The fingerprint of the same model with its weights rounded to a dtype; None is the one they have."""
         digest = hashlib.sha256()
         for name, parameter in sorted(self.model.named_parameters()):
-            digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
-            digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+            values = parameter.detach().to(dtype or parameter.dtype)
+            digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
+            digest.update(values.cpu().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
 

@@ -19,7 +19,8 @@ from editlib.bench.floor import Shape, Span, floor, spans
 from editlib.bench.work import Work
 from editlib.data import datasets as data
 from editlib.data.request import EditRequest
-from editlib.editing.edit import Edit, LowRank
+from editlib.editing.change import LowRank
+from editlib.editing.edit import Edit
 from editlib.editing.methods import hparams_for
 from editlib.editing.methods.rome import RomeParams
 from editlib.engine.perplexity import perplexity

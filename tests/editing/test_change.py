@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from editlib.editing.edit import Change, Dense, LowRank
+from editlib.editing.change import Change, Dense, LowRank
 
 generator = torch.Generator().manual_seed(0)
 LEFT, RIGHT, FULL = (torch.randn(*shape, generator=generator) for shape in ((5, 2), (7, 2), (5, 7)))

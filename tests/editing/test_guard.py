@@ -7,7 +7,8 @@ import torch
 
 import editlib as el
 from editlib.data.request import EditRequest
-from editlib.editing.edit import Dense, Edit
+from editlib.editing.change import Dense
+from editlib.editing.edit import Edit
 from editlib.editing.guard import BOUND, severity, surroundings
 from editlib.editing.methods import compute, hparams_for
 from editlib.editing.session import Session

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from editlib.data.request import EditRequest
-from editlib.editing.edit import Edit, LowRank
+from editlib.editing.change import LowRank
+from editlib.editing.edit import Edit
 from editlib.editing.session import Session
 from editlib.engine.perplexity import Perplexity, Protocol, perplexity
 from editlib.errors import EditlibError

@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from editlib.bench import plain
 from editlib.data.request import EditRequest
-from editlib.editing.edit import Edit, LowRank
+from editlib.editing.change import LowRank
+from editlib.editing.edit import Edit
 from editlib.editing.methods import compute
 from editlib.editing.methods.rome import RomeParams
 from editlib.editing.session import Session

@@ -15,7 +15,7 @@ from tokenizers.processors import TemplateProcessing
 
 import editlib as el
 from editlib.cli import run_app
-from editlib.editing.edit import LowRank
+from editlib.editing.change import LowRank
 from editlib.errors import EditlibError
 from editlib.measuring import tasks
 from editlib.measuring.questions import questions

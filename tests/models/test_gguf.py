@@ -1,6 +1,8 @@
 """Models in one GGUF file: a local one of random weights, and the packaged one where its package is installed."""
 
+import json
 import threading
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,9 +14,13 @@ from disks import full_disk
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import editlib as el
+from editlib.data.request import EditRequest
+from editlib.editing.change import Change, LowRank
+from editlib.editing.edit import Edit
 from editlib.errors import EditlibError
 from editlib.models import names
 from editlib.models.gguf import dequantised
+from editlib.models.language_model import LanguageModel, named_weight
 from editlib.models.names import PACKAGED, file_sha256, fingerprint, gguf_file
 
 LETTERS = [*"abcdefghijklmnopqrstuvwxyz", "Ġ", "Ġa", "<|endoftext|>"]  # Ġ stands for a space in byte-level vocabularies
@@ -205,3 +211,70 @@ def test_the_packaged_model_knows_the_capital_of_france() -> None:
     with torch.no_grad():
         logits = lm.model(**lm.tokenizer("The capital of France is", return_tensors="pt")).logits
     assert lm.tokenizer.decode(logits[0, -1].argmax()) == " Paris"
+
+
+# -- edits of such a model -----------------------------------------------------------------------------
+
+
+def edit_of(lm: LanguageModel, **ranks: int) -> Edit:
+    """A random edit of maps in the MLPs or attention of both layers, by rank."""
+    generator, changes = torch.Generator().manual_seed(0), dict[str, Change]()
+    for (part, rank), layer in zip(ranks.items(), range(2), strict=False):
+        name = f"model.layers.{layer}.{part.replace('__', '.')}.weight"
+        left, right = (torch.randn(n, rank, generator=generator) for n in named_weight(lm, name).shape)
+        changes[name] = LowRank(0.05 * left, right)
+    return Edit(
+        "memit",
+        (EditRequest(prompt="{} is in", subject="a", target_new="b"),),
+        changes,
+        {},
+        lm.fingerprint,
+        {},
+        "float32",
+    )
+
+
+@pytest.mark.parametrize("kind", ["F32", "Q8_0"])
+def test_an_edit_becomes_an_adapter_beside_the_file(model: LlamaForCausalLM, tmp_path: Path, kind: str) -> None:
+    """What llama.cpp adds to a weight is (α / r) B A, and nothing in the file of the model is written."""
+    base = written(tmp_path / "tiny.gguf", model, kind=kind)
+    lm, sha256 = el.load(str(base)), file_sha256(base)
+    edit = edit_of(lm, mlp__down_proj=1, mlp__up_proj=3)
+    reader = gguf.GGUFReader(edit.to_gguf(lm, tmp_path / "edit.gguf"))
+    told = {name: reader.fields[name].contents() for name in ("general.type", "adapter.type", "general.architecture")}
+    assert told == {"general.type": "adapter", "adapter.type": "lora", "general.architecture": "llama"}
+    assert json.loads(str(reader.fields["editlib.edit"].contents()))["fingerprint"] == lm.fingerprint
+    alpha, tensors = float(reader.fields["adapter.lora.alpha"].contents()), {t.name: t for t in reader.tensors}
+    kept = {t.name: torch.tensor(gguf.quants.dequantize(t.data, t.tensor_type)) for t in gguf.GGUFReader(base).tensors}
+    with edit.applied(lm):
+        for name, where in (("blk.0.ffn_down", "layers.0.mlp.down_proj"), ("blk.1.ffn_up", "layers.1.mlp.up_proj")):
+            a, b = (torch.tensor(tensors[f"{name}.weight.lora_{side}"].data) for side in "ab")
+            rank = int(tensors[f"{name}.weight.lora_b"].shape[0])  # ne[0], as llama.cpp counts it
+            now = kept[f"{name}.weight"] + alpha / rank * b @ a
+            torch.testing.assert_close(now, named_weight(lm, f"model.{where}.weight"), rtol=0, atol=1e-6)
+    assert len(tensors) == 4 and file_sha256(base) == sha256
+
+
+def test_a_weight_that_the_file_has_in_another_order_is_refused(file: Path, tmp_path: Path) -> None:
+    lm = el.load(str(file))
+    with pytest.raises(EditlibError, match=r"^tiny.gguf does not keep model.layers.0.self_attn.q_proj.weight of"):
+        edit_of(lm, self_attn__q_proj=1).to_gguf(lm, tmp_path / "edit.gguf")
+    assert not (tmp_path / "edit.gguf").exists()
+
+
+def test_a_model_from_no_such_file_gets_no_adapter_of_this_form(model: LlamaForCausalLM, file: Path) -> None:
+    lm = replace(el.load(str(file)), name="elsewhere")
+    with pytest.raises(EditlibError, match="^elsewhere was not read from a GGUF file; write an adapter for peft"):
+        edit_of(lm, mlp__down_proj=1).to_gguf(lm, file.with_name("edit.gguf"))
+
+
+def test_an_adapter_that_is_there_stays_and_a_full_disk_leaves_none(file: Path, tmp_path: Path) -> None:
+    lm, out = el.load(str(file)), tmp_path / "edit.gguf"
+    edit = edit_of(lm, mlp__down_proj=64)
+    with full_disk(), pytest.raises(EditlibError, match="^.*edit.gguf cannot be written: "):
+        edit.to_gguf(lm, out)
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.gguf"]
+    out.write_text("mine", "utf-8")
+    with pytest.raises(EditlibError, match="edit.gguf exists already; choose another$"):
+        edit.to_gguf(lm, out)
+    assert out.read_text("utf-8") == "mine"

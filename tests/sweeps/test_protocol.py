@@ -12,7 +12,8 @@ import torch
 
 from editlib.data.datasets import Case
 from editlib.data.request import EditRequest
-from editlib.editing.edit import Edit, Intervention, LowRank
+from editlib.editing.change import LowRank
+from editlib.editing.edit import Edit, Intervention
 from editlib.editing.method import Method, State, Variant
 from editlib.editing.methods import METHODS, compute
 from editlib.editing.methods.rome import RankOne, RomeParams

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from editlib.data.request import EditRequest
-from editlib.editing.edit import Edit, LowRank
+from editlib.editing.change import LowRank
+from editlib.editing.edit import Edit
 from editlib.editing.method import Method, State
 from editlib.editing.methods.memit import Memit
 from editlib.editing.methods.memory import as_it_was

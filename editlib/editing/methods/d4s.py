@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from editlib.data.request import EditRequest
-from editlib.editing.edit import Change, Dense, Edit
+from editlib.editing.change import Change, Dense
+from editlib.editing.edit import Edit
 from editlib.editing.method import State
 from editlib.editing.methods.memit import Batch, Memit, MemitParams
 from editlib.editing.methods.memory import as_it_was, remembered

@@ -16,7 +16,8 @@ from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
 from editlib.data.request import EditRequest
-from editlib.editing.edit import Dense, Edit
+from editlib.editing.change import Dense
+from editlib.editing.edit import Edit
 from editlib.editing.method import Method, State
 from editlib.models.language_model import LanguageModel, widened
 from editlib.models.tokens import Encoded, encode, pad

@@ -16,7 +16,8 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from editlib.data.request import EditRequest
-from editlib.editing.edit import Change, Edit, LowRank
+from editlib.editing.change import Change, LowRank
+from editlib.editing.edit import Edit
 from editlib.editing.method import Method, State
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel, widened

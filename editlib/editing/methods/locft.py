@@ -14,7 +14,8 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from editlib.data.request import EditRequest
-from editlib.editing.edit import Dense, Edit
+from editlib.editing.change import Dense
+from editlib.editing.edit import Edit
 from editlib.editing.method import Method, State
 from editlib.editing.methods.ft import target_loss
 from editlib.models.language_model import LanguageModel, widened

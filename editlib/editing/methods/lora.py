@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from editlib.data.request import EditRequest
-from editlib.editing.edit import Change, Edit, LowRank
+from editlib.editing.change import Change, LowRank
+from editlib.editing.edit import Edit
 from editlib.editing.method import Method, State
 from editlib.editing.methods.editor import target_scores
 from editlib.editing.methods.ft import descent

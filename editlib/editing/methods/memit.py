@@ -17,7 +17,8 @@ from pydantic import PositiveFloat
 from torch import Tensor
 
 from editlib.data.request import EditRequest
-from editlib.editing.edit import Change, Edit
+from editlib.editing.change import Change
+from editlib.editing.edit import Edit
 from editlib.editing.method import Method, State
 from editlib.editing.methods.recursion import Prior
 from editlib.engine.values import ValueParams, read_at, read_keys

@@ -18,7 +18,8 @@ from pydantic import Field
 from torch import Tensor
 
 from editlib.data.request import EditRequest
-from editlib.editing.edit import Edit, LowRank
+from editlib.editing.change import LowRank
+from editlib.editing.edit import Edit
 from editlib.editing.method import Method, State
 from editlib.editing.methods.editor import gradients, load_editor, read_header
 from editlib.models.language_model import LanguageModel

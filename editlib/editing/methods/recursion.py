@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from editlib.editing.edit import LowRank
+from editlib.editing.change import LowRank
 from editlib.errors import EditlibError
 
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor
 
 from editlib.data.request import EditRequest
-from editlib.editing.edit import Edit, LowRank
+from editlib.editing.change import LowRank
+from editlib.editing.edit import Edit
 from editlib.editing.method import Method, State
 from editlib.engine.values import ValueParams
 from editlib.models.language_model import LanguageModel

@@ -17,7 +17,8 @@ from transformers.pytorch_utils import Conv1D
 import editlib as el
 from editlib.data.datasets import Case
 from editlib.data.request import EditRequest
-from editlib.editing.edit import Dense, Edit, LowRank, restored
+from editlib.editing.change import Dense, LowRank
+from editlib.editing.edit import Edit, restored
 from editlib.editing.method import Method
 from editlib.editing.methods import METHODS, compute, hparams_for, method_of, variants_of
 from editlib.editing.methods.filters import FILTERS

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from editlib.data.request import EditRequest
-from editlib.editing.edit import Edit, LowRank
+from editlib.editing.change import LowRank
+from editlib.editing.edit import Edit
 from editlib.editing.methods.coachhook import recorded
 from editlib.editing.overlays.validated import Validated, z_scores
 from editlib.engine.perplexity import perplexity

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 
 from editlib.data.request import EditRequest
-from editlib.editing.edit import Change, Edit
+from editlib.editing.change import Change
+from editlib.editing.edit import Edit
 from editlib.editing.method import Method, State
 from editlib.editing.methods.memory import remembered
 from editlib.engine.values import ValueParams

@@ -18,7 +18,8 @@ import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from editlib.editing.edit import Change, Dense, Edit, LowRank
+from editlib.editing.change import Change, Dense, LowRank
+from editlib.editing.edit import Edit
 from editlib.editing.methods.filters.filter import Filter, Found, Kept
 from editlib.editing.methods.memory import as_it_was
 from editlib.errors import EditlibError

@@ -14,7 +14,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from editlib.editing.edit import Change, Dense
+from editlib.editing.change import Change, Dense
 from editlib.editing.methods.filters.filter import Filter
 
 

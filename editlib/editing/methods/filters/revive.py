@@ -15,7 +15,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from editlib.editing.edit import Change, Edit
+from editlib.editing.change import Change
+from editlib.editing.edit import Edit
 from editlib.editing.methods.filters.filter import Filter, Found, Kept
 from editlib.models.language_model import named_weight
 

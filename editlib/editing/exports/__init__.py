@@ -1,0 +1,1 @@
+"""Edits in the forms that other programs read."""
