@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pandas as pd
 import pytest
 from books import eventually
@@ -34,6 +35,13 @@ IN_SIGHT = "(part) => { const { top, bottom } = part.getBoundingClientRect(); re
 SHOWN = """(root, name) => {
   const { document } = Bokeh.index.roots.find((found) => root.contains(found.el)).model;
   return document.get_model_by_name(name).data.y;
+}"""
+
+
+DRAWN = """(root, name) => {
+  const { document } = Bokeh.index.roots.find((found) => root.contains(found.el)).model;
+  const { x, y } = document.get_model_by_name(name).data;
+  return { x: [...x], y: [...y] };
 }"""
 
 
@@ -187,6 +195,33 @@ def test_sequences_are_lines_whose_points_tell_the_edit(page: Page) -> None:
     page.mouse.move(*root.evaluate(PLACE, ["rome", "y", max(heights)]))
     for text in ("rome", "→", "Sample"):
         expect(tip(page)).to_contain_text(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "series", "sizes"),
+    [
+        ("smollm2/weight-change/weight-changes", "method", "relative_change"),
+        ("smollm2/denominator/parts", "arm", "denominator"),
+        ("consistent-keys/comparison", "arm", "case_id"),
+    ],
+)
+def test_edits_are_drawn_by_their_sizes(page: Page, name: str, series: str, sizes: str, sources: Path) -> None:
+    called, picture = name.rsplit("/", 1)
+    address = {"weight-changes": "butterfly-effect.html"}.get(picture, "fall-of-rome.html")
+    page.goto(address)
+    analysis = called.split("/")[-1]
+    root = page.locator(f".explore[data-explore^='{analysis}-{picture}.']").first
+    root.get_by_role("button", name="Explore").press("Enter")
+    root.locator(".bk-Figure").wait_for()
+    run = str(root.get_attribute("data-explore")).rsplit(".", 1)[1]
+    frame = pd.read_parquet(sources / f"book/runs/{analysis}/{run}/data/cases.parquet")
+    frame = frame[(frame[series] == frame[series].iloc[0]) & frame["error"].isna()]
+    kind = frame["kind"].value_counts().index[0]
+    wanted = frame[frame["kind"] == kind]
+    drawn = root.evaluate(DRAWN, kind)
+    assert np.allclose(sorted(drawn["x"]), sorted(wanted[sizes].abs()), rtol=1e-4)
+    finite = wanted["perplexity_ratio"][np.isfinite(wanted["perplexity_ratio"])]
+    assert np.allclose(sorted(drawn["y"])[: len(finite)], sorted(finite), rtol=1e-4)
 
 
 def test_a_run_shows_the_same_on_its_own_page(page: Page, site: Path) -> None:
