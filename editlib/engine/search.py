@@ -60,7 +60,7 @@ def search(
     @torch.no_grad()
     def recall(batch: list[int]) -> list[tuple[int, Found]]:
         start, keys = begin(batch)
-        losses, _ = start.live.losses(passes, site, torch.zeros_like(start.values))
+        losses, _, _ = start.live.losses(passes, site, torch.zeros_like(start.values))
         return [
             (i, Found(each, known[i]))
             for i, each, value, loss in zip(batch, keys, start.values, losses, strict=True)
@@ -96,6 +96,7 @@ class Live:
     changed: Tensor  # (rows,) column of the subject's last token
     scored: Tensor  # (targets' tokens, 3): row, column, id
     weights: Tensor  # of every target token: rows and tokens of a row count alike
+    decisive: Tensor  # (targets' tokens,) whether it must be the likeliest for a hit
     drift: Tensor  # (searches, 2): row, column
 
     def only(self, wanted: Tensor) -> "Live":
@@ -107,13 +108,15 @@ class Live:
             torch.cat([renumbered[pairs[:, :1]], pairs[:, 1:]], 1)[renumbered[pairs[:, 0]] >= 0]
             for pairs in (self.scored, self.drift)
         )
+        kept = renumbered[self.scored[:, 0]] >= 0
         return Live(
             self.tokens.take(rows), self.past.take(rows), None if self.base is None else self.base[rows],
-            self.owner[rows], self.changed[rows], scored, self.weights[renumbered[self.scored[:, 0]] >= 0], drift,
+            self.owner[rows], self.changed[rows], scored, self.weights[kept], self.decisive[kept], drift,
         )  # fmt: skip
 
-    def losses(self, passes: Passes, site: Site, delta: Tensor) -> tuple[Tensor, Tensor]:
-        """NLL of every search's target, and log-probabilities read in "{subject} is a", of searches with rows here."""
+    def losses(self, passes: Passes, site: Site, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """NLL of every search's target, log-probabilities read in "{subject} is a", of searches with rows here, and
+        the decisive target tokens that are not the likeliest, by search."""
         rows = torch.arange(len(self.owner), device=delta.device)
         change = delta.new_zeros(len(rows), int(self.changed.max()) + 1, delta.shape[1])
         start, changed = site.enter(self.base, change.index_put((rows, self.changed), delta[self.owner]))
@@ -123,7 +126,10 @@ class Live:
         logits = widened(run.logits)
         nll = cross_entropy(logits[: len(self.scored)], self.scored[:, 2], reduction="none") * self.weights.to(logits)
         owners = self.owner[self.scored[:, 0]]
-        return torch.zeros(len(delta)).to(nll).index_add(0, owners, nll), logits[len(self.scored) :].log_softmax(-1)
+        missed = (logits[: len(self.scored)].argmax(-1) != self.scored[:, 2]) & self.decisive
+        sums = torch.zeros(len(delta)).to(nll)
+        drift = logits[len(self.scored) :].log_softmax(-1)
+        return sums.index_add(0, owners, nll), drift, sums.index_add(0, owners, missed.to(nll))
 
 
 @dataclass(frozen=True)
@@ -181,19 +187,22 @@ def _live(
     kl_position: KlPosition,
 ) -> Live:  # fmt: skip
     device, owner, scored, weights, drift = changed.device, list[int](), [], list[float](), []
+    decisive = list[bool]()
     for i, request in enumerate(requests):
         for row in request:
             ids, r = row.encoded.ids, len(owner)
             predicting = range(len(ids))[row.encoded.predicting]
             scored += [(r, position - row.first, ids[position + 1]) for position in predicting]
             weights += [1 / (len(predicting) * (len(request) - 1)) for _ in predicting]
+            decisive += [row is not request[0] or len(request) == 2 for _ in predicting]  # alone, if nothing else is
             if not row.targeted:
                 read = row.encoded.last if kl_position == "subject" else row.end - 1
                 drift.append((r, read - row.first))
             owner.append(i)
     return Live(
         tokens, past, base, torch.tensor(owner, device=device), changed, torch.tensor(scored, device=device),
-        torch.tensor(weights, dtype=torch.float64, device=device), torch.tensor(drift, device=device),
+        torch.tensor(weights, dtype=torch.float64, device=device), torch.tensor(decisive, device=device),
+        torch.tensor(drift, device=device),
     )  # fmt: skip
 
 
@@ -206,14 +215,16 @@ def optimise(
     """δ of every search (searches, width) and its losses; each search has its own Adam state and its own end.
 
     Loss: mean NLL of the target, plus KL(edited || unedited) of what follows "{subject} is a" or its subject, plus
-    decay of δ. A search that is done is no longer changed, and dropped at the next look. Source: ROME, equation 4.
+    decay of δ. A search that is done is no longer changed, and dropped at the next look. Sources: ROME, equation 4;
+    for `stop_hits` ENCORE (Gupta et al. 2025), released code, compute_z.py.
     """
     delta = torch.zeros_like(starts, requires_grad=True)
     adam, size = torch.optim.Adam([delta], lr=params.learning_rate), starts.norm(dim=1)
     active = torch.ones(len(starts), dtype=torch.bool, device=starts.device)
+    hits = torch.zeros(len(starts), device=starts.device)
     curve, counted, reference = list[Tensor](), list[Tensor](), torch.empty(0)
     for step in range(params.steps):
-        nll, drift = live.losses(passes, site, delta)
+        nll, drift, missed = live.losses(passes, site, delta)
         if not step:
             reference = drift.detach()
         members = live.owner[live.drift[:, 0]]
@@ -221,6 +232,9 @@ def optimise(
         loss = nll.index_add(0, members, params.kl_weight * kl) + params.weight_decay * delta.norm(dim=1) / size**2
         curve, counted = [*curve, loss.detach()], [*counted, active]
         active = active & ~(loss.detach() < params.stop_loss)
+        if params.stop_hits:
+            hits = hits + (missed == 0)
+            active = active & (hits < params.stop_hits)
         if step == params.steps - 1:
             break
         if step % CHECK == CHECK - 1:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from editlib.data.request import EditRequest
@@ -28,6 +28,8 @@ class ValueParams:
     kl_weight: NonNegativeFloat = 0.0625  # of the drift of what follows "{subject} is a"
     weight_decay: NonNegativeFloat = 0.5  # times |δ| / |v0|²
     stop_loss: float = 0.05
+    # ends a search, too: so many steps, not in a row, at which the target is likeliest behind every prefix; 0 for never
+    stop_hits: NonNegativeInt = 0
     contexts: Flavour = "yang-2024"  # which stored prefix contexts
     kl_position: KlPosition = "end"  # of "{subject} is a"; the released codes read it at the subject's last token
 

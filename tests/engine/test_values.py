@@ -174,6 +174,28 @@ def test_it_stops_as_soon_as_the_loss_is_low_enough(lm: LanguageModel) -> None:
     assert stopped.losses == whole.losses[:3]
 
 
+def test_it_stops_at_the_hit_asked_for(lm: LanguageModel) -> None:
+    """A hit: behind every prefix, the target's tokens are the likeliest; those of the bare prompt need not be."""
+    search = params(steps=40, learning_rate=0.3, clamp=20.0, weight_decay=0.0)
+    target = lm.tokenizer(f" {END.target_new}", add_special_tokens=False)["input_ids"]
+
+    def hit(delta: Tensor) -> bool:
+        with torch.no_grad():
+            for ids, at in rows(lm, END)[1:]:
+                scores, _, _ = run(lm, [*ids, *target], at, delta)
+                if scores[len(ids) - 1 : len(ids) - 1 + len(target)].argmax(-1).tolist() != target:
+                    return False
+        return True
+
+    changes = [search_of(lm, END, replace(search, steps=steps)).change for steps in range(1, 41)]
+    hits = [step for step, change in enumerate(changes, 1) if hit(change)]
+    assert len(hits) > 2
+    for count in (1, 3):
+        stopped = search_of(lm, END, replace(search, stop_hits=count))
+        assert len(stopped.losses) == hits[count - 1]
+        torch.testing.assert_close(stopped.change, changes[hits[count - 1] - 1])
+
+
 def test_a_loss_low_enough_at_once_changes_nothing(lm: LanguageModel) -> None:
     target = search_of(lm, END, params(stop_loss=1e9))
     assert len(target.losses) == 1

@@ -28,6 +28,7 @@ from editlib.editing.methods.locft import LocFt, LocFtParams
 from editlib.editing.methods.lora import Lora, LoraParams
 from editlib.editing.methods.memit import Memit, MemitParams
 from editlib.editing.methods.mend import Mend, MendParams
+from editlib.editing.methods.nas import Nas, NasParams
 from editlib.editing.methods.r_rome import RRome, RRomeParams
 from editlib.editing.methods.remembering import (
     Encore,
@@ -46,7 +47,7 @@ from editlib.editing.stats import MomentOptions, Stats
 from editlib.errors import EditlibError, unknown
 from editlib.models.language_model import LanguageModel
 
-Family = MemitParams | MemitSeqParams | EncoreParams | AlphaEditParams | RlsEditParams | D4sParams
+Family = MemitParams | MemitSeqParams | EncoreParams | AlphaEditParams | NasParams | RlsEditParams | D4sParams
 Tuned = FtParams | FtlParams | LocFtParams | LoraParams
 Beside = CoachHookParams | GraceParams | SeracParams | SkemeParams | IkeParams  # of methods that write no weight
 Params = RomeParams | RRomeParams | EmmetParams | Family | Tuned | MendParams | KnParams | Beside
@@ -68,6 +69,7 @@ METHODS: dict[str, Method] = {
         MemitSeq(),
         Encore(),
         AlphaEdit(),
+        Nas(),
         RlsEdit(),
         D4s(),
         LocFt(),
@@ -253,8 +255,9 @@ FLAVOURS: dict[str, dict[str, Any]] = {  # what the two lineages of released cod
 }
 OWN = "editlib.json"  # a model's own settings, in its folder
 FAMILIES = {  # these share v*, hence settings
-    **dict.fromkeys(("c-rome", "fc-rome", "p-rome", "r-rome", "emmet"), "rome"),
-    **dict.fromkeys(("memit-seq", "encore", "alphaedit", "rlsedit", "d4s", "coachhook"), "memit"),
+    **dict.fromkeys(("c-rome", "fc-rome", "p-rome", "r-rome", "emmet"), ("rome",)),
+    **dict.fromkeys(("memit-seq", "encore", "alphaedit", "rlsedit", "d4s", "coachhook"), ("memit",)),
+    "nas": ("memit", "alphaedit"),
 }
 
 Settings = dict[str, dict[str, Any]]  # by method, or by the method whose settings others share
@@ -273,7 +276,7 @@ def defaults(lm: LanguageModel, method: str, flavour: str | None, files: Sequenc
     chosen: dict[str, Any] = {"layer": middle, "layers": tuple(range(max(middle - 4, 0), middle + 1))}
     base = method.split("+")[0]
     for settings in (preset_of(lm).get("any", {}), *files):
-        for name in (FAMILIES.get(base, base), base, method):
+        for name in (*FAMILIES.get(base, ()), base, method):
             chosen |= settings.get(name, {})
     return chosen | (FLAVOURS[flavour] if flavour else {})
 

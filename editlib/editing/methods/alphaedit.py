@@ -7,6 +7,7 @@ released code takes those below 0.02, whatever the unit of the keys: with keys t
 Unless a model's preset says so, the lowest share of all directions is taken here, which has no unit.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,8 +15,10 @@ import torch
 from pydantic import PositiveFloat
 from torch import Tensor
 
+from editlib.data.request import EditRequest
 from editlib.editing.methods.recursion import Prior
 from editlib.editing.methods.remembering import MemitSeq, PastParams
+from editlib.engine.values import Target
 from editlib.errors import EditlibError
 
 if TYPE_CHECKING:
@@ -57,7 +60,9 @@ class AlphaEdit(MemitSeq):
         basis: Tensor = vectors[:, below]
         return basis
 
-    def numbers(self, session: "Session", params: AlphaEditParams) -> dict[str, Any]:
+    def numbers(
+        self, session: "Session", requests: Sequence[EditRequest], params: AlphaEditParams, targets: Sequence[Target]
+    ) -> dict[str, Any]:
         """The rank of P over d_in, by layer."""
         bases = [self.basis(session, layer, params) for layer in params.layers]
         return {"null_space_share": [basis.shape[1] / basis.shape[0] for basis in bases]}

@@ -21,7 +21,7 @@ from editlib.editing.change import Change
 from editlib.editing.edit import Edit
 from editlib.editing.method import Method, State
 from editlib.editing.methods.recursion import Prior
-from editlib.engine.values import ValueParams, read_at, read_keys
+from editlib.engine.values import Target, ValueParams, read_at, read_keys
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
 from editlib.models.tokens import encode
@@ -70,7 +70,15 @@ class Memit(Method):
         """C₀ of a layer."""
         return Prior(session.factor(layer), params.moment_weight)
 
-    def numbers(self, session: "Session", params: Any) -> dict[str, Any]:
+    def wanted(
+        self, session: "Session", requests: Sequence[EditRequest], params: Any, targets: Sequence[Target]
+    ) -> Tensor:
+        """Z, a column for each request.  # (width, n)"""
+        return torch.stack([target.value for target in targets], 1)
+
+    def numbers(
+        self, session: "Session", requests: Sequence[EditRequest], params: Any, targets: Sequence[Target]
+    ) -> dict[str, Any]:
         """What is said of an edit beside what is said of all."""
         return {}
 
@@ -114,7 +122,7 @@ class Batch:
         self.session, self.requests, self.params, self.method = session, tuple(requests), params, method
         ((self.last, _),) = method.searches(session.lm, params)
         self.targets = session.targets(self.last, requests, params)
-        self.wanted = torch.stack([target.value for target in self.targets], 1)
+        self.wanted = method.wanted(session, self.requests, params, self.targets)
         self.rows = [encode(session.lm.tokenizer, request.prompt, request.subject) for request in requests]
         self.contexts = session.contexts(params.contexts)
 
@@ -138,5 +146,5 @@ class Batch:
         """The edit of these changes; `first` is the norm of what was lacking before any of them."""
         losses = [list(target.losses) for target in self.targets]
         said = {"numerator": first, "steps": max(map(len, losses)), "losses": losses}
-        said |= self.method.numbers(self.session, self.params)
+        said |= self.method.numbers(self.session, self.requests, self.params, self.targets)
         return self.session.edit(self.method, self.requests, self.params, changes, said)

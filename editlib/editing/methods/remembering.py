@@ -6,15 +6,15 @@ memit-seq    C₀ = λC              Fang et al. 2025, AlphaEdit, a baseline in 
 encore       C₀ = λC + λₙ I       Gupta et al. 2025, ENCORE, released code (encore_main.py)
 rlsedit      C₀ = ρ² I + μ² λC    Wang et al. 2026, RLSEdit; it keeps (C₀ + past)⁻¹ by Woodbury, which is the same
 
-Deviations: ENCORE's search for v* is MEMIT's here, without its early stop. RLSEdit's released code takes the residual
-for the target and W K off it once more; this is the formula.
+ENCORE's search for z ends early, at the fourth step at which the target is likeliest behind every prefix. Deviation:
+RLSEdit's released code takes the residual for the target and W K off it once more; this is the formula.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pydantic import NonNegativeFloat
+from pydantic import NonNegativeFloat, NonNegativeInt
 
 from editlib.data.request import EditRequest
 from editlib.editing.edit import Edit
@@ -53,6 +53,7 @@ class EncoreParams(MemitParams, PastParams):
     """Hyper-parameters of ENCORE."""
 
     ridge: NonNegativeFloat = 10.0  # λₙ: 10 for GPT-2 XL and Llama 2, 20 for Llama 3
+    stop_hits: NonNegativeInt = 4  # for GPT-2 XL; 3 for Llama 2, 2 for Llama 3
 
 
 @dataclass(frozen=True, kw_only=True)

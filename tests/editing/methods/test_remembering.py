@@ -24,11 +24,12 @@ from editlib.models.language_model import LanguageModel
 from editlib.sweeps.parts import Parts
 from editlib.sweeps.sequential import sequence
 
-FAMILY = ("memit-seq", "encore", "alphaedit", "rlsedit", "d4s")
+FAMILY = ("memit-seq", "encore", "alphaedit", "nas", "rlsedit", "d4s")
 SEARCH = {"steps": 3, "learning_rate": 0.3}
 WEIGHTS = {"moment_weight": 3.0}  # small, so that an update does much of what it is asked for
 OWN: dict[str, dict[str, Any]] = {
     "memit-seq": WEIGHTS, "encore": WEIGHTS | {"ridge": 0.5}, "alphaedit": {"ridge": 1.0},
+    "nas": {"ridge": 1.0, "anchor": 3.0},
     "rlsedit": WEIGHTS | {"rho": 0.5, "mu": 2.0}, "d4s": WEIGHTS,
 }  # fmt: skip
 REQUESTS = [
