@@ -86,7 +86,7 @@ class Nas(AlphaEdit):
         return torch.where(lengths > FARTHEST * params.anchor, torch.stack([t.start for t in targets], 1), scaled)
 
     def numbers(
-        self, session: "Session", requests: Sequence[EditRequest], params: NasParams, targets: Sequence[Target]
+        self, session: "Session", requests: Sequence[EditRequest], params: Any, targets: Sequence[Target]
     ) -> dict[str, Any]:
         """AlphaEdit's, the anchor, and how many requests are left out."""
         lengths = self.reached(session, requests, params, targets).norm(dim=0)
