@@ -22,6 +22,7 @@ from sphinx.application import Sphinx
 from sphinx.writers.html5 import HTML5Translator
 
 from editlib.runs import citation
+from editlib.runs.analyses import where
 from editlib.runs.manifest import Manifest
 from editlib.text import duration, metric
 
@@ -193,7 +194,8 @@ def elsewhere(address: str, run: Manifest, text: str) -> nodes.reference:
 
 def folds(run: Manifest, root: Path) -> nodes.Node:
     """What some readers want: repeat the run, cite it, see every parameter."""
-    citations = [code(citation.bibtex(run), "bibtex"), code(citation.apa(run))]
+    known = where(root)
+    citations = [code(citation.bibtex(run, known), "bibtex"), code(citation.apa(run, known))]
     fields = [field(clipped(name), [nodes.literal("", clipped(value))]) for name, value in run.parameters.items()]
     parts = [
         fold("Rerun this", *again(run, root), classes=["run-again"]),

@@ -3,7 +3,8 @@
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -174,21 +175,26 @@ def cite(
     form: Annotated[str, typer.Option("--format", help="bibtex, apa or cff.")] = "bibtex",
     root: Root = None,
 ) -> None:
-    """Print how to cite a run.
+    """Print how to cite a run: with its page's address and today's date, and the project's DOI and SWHID, where
+    CITATION.cff tells them.
 
     Example: editlib cite 0123456789ab --format apa
     """
     from editlib.runs import analyses, citation
     from editlib.runs import folders as runs
 
+    root = analyses.find_root(root)
     if form not in citation.FORMATS:
         raise unknown("format", form[:WIDEST], citation.FORMATS)
-    cited = runs.find(run, analyses.find_root(root))
+    cited = runs.find(run, root)
     if (name := cited.difference()) is not None:
         raise EditlibError(f"run {cited.run} cannot be cited: {name} was changed; restore it")
     if not cited.published:
         note(f"run {cited.run} is local: only this machine has it until it is published")
-    emit(citation.FORMATS[form](cited).rstrip())
+    where = analyses.where(root)
+    if where.site and cited.published:
+        where = replace(where, accessed=datetime.now(UTC).date().isoformat())
+    emit(citation.FORMATS[form](cited, where).rstrip())
 
 
 def compare(
@@ -215,7 +221,7 @@ def publish(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Id of a local run, or the beginning of one.")],
     author: Annotated[
         list[str] | None,
-        typer.Option(help="Who executed it; repeat for more.  [default: the project's authors]", show_default=False),
+        typer.Option(help="Who executed it; repeat for more. Needed.", show_default=False),
     ] = None,
     source: Annotated[
         list[str] | None,

@@ -10,7 +10,7 @@ import ast
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from editlib.errors import EditlibError, unknown
+from editlib.runs.citation import Where
 
 Value = str | int | float | bool | None
 
@@ -117,11 +118,26 @@ def find_root(start: Path | None = None) -> Path:
 
 def project(root: Path) -> dict[str, Any]:
     """Title, version, authors, licence and address of the project, from its CITATION.cff."""
-    try:
-        about = yaml.safe_load((root / "CITATION.cff").read_text("utf-8"))
+    with _citation(root) as about:
         told = {key: str(about[key]) for key in ("title", "version", "license")}
         return told | {"authors": [_author(entry) for entry in about["authors"]], "url": str(about.get("url", ""))}
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+
+
+def where(root: Path) -> Where:
+    """The site's address (`url`), DOI and SWHID of the project (`doi`, `identifiers`), from its CITATION.cff as it is
+    now."""
+    with _citation(root) as about:
+        known = {entry["type"]: str(entry["value"]) for entry in about.get("identifiers", [])}
+        doi = str(about.get("doi", known.get("doi", "")))
+        return Where(site=str(about.get("url", "")).rstrip("/"), doi=doi, swhid=known.get("swh", ""))
+
+
+@contextmanager
+def _citation(root: Path) -> Iterator[dict[str, Any]]:
+    """What CITATION.cff says; raises `EditlibError` if it, or something of it inside the block, cannot be read."""
+    try:
+        yield yaml.safe_load((root / "CITATION.cff").read_text("utf-8"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise EditlibError(f"{root / 'CITATION.cff'} cannot be read ({error!r}); restore it") from error
 
 

@@ -24,7 +24,7 @@ def publish(run: str, root: Path, *, authors: Sequence[str] = (), sources: Mappi
     """Give a local run its final name, told who executed it and where its models are from.
 
     What is told goes into the manifest, so that the run gets another id. Raises `EditlibError` with the reason if the
-    run is not fit to be cited, or the source of a model that was a local folder is not told.
+    run is not fit to be cited, or nobody tells who executed it, or where a model is from that was a local folder.
     """
     found = find(run, root)
     if (reason := _unfit(found, root)) is not None:
@@ -33,6 +33,12 @@ def publish(run: str, root: Path, *, authors: Sequence[str] = (), sources: Mappi
         if authors or sources:
             raise EditlibError(f"run {found.run} is published already; what it says does not change any more")
         return found.folder
+    if found.schema == 2:
+        raise EditlibError(f"run {found.run} has a manifest of an older form; execute the analysis again")
+    if not (named := authors or found.authors) or not all(name.strip() for name in named):
+        raise EditlibError(
+            f"run {found.run} cannot be published: nobody says who executed it; give --author NAME, once for each"
+        )
     models, packaged = found.inputs.models.items(), importlib.import_module("editlib.models.names").PACKAGED
     own = {name: f"package {packaged[name].requirement}" for name, _ in models if name in packaged}
     told = {**own, **found.sources, **(sources or {})}
@@ -44,10 +50,8 @@ def publish(run: str, root: Path, *, authors: Sequence[str] = (), sources: Mappi
             f"run {found.run} cannot be published: nobody knows what model {unsaid[0]!r} is; "
             f"tell where it is from: --source {unsaid[0]}=ADDRESS, for example id@commit of a hub"
         )
-    if authors or told != found.sources:
-        if found.schema == 2:
-            raise EditlibError(f"run {found.run} has a manifest of an older form; execute the analysis again")
-        found = _told(found, root, authors or found.authors, told)
+    if list(named) != list(found.authors) or told != found.sources:
+        found = _told(found, root, named, told)
     target = found.folder.with_name(found.run)
     os.replace(found.folder, target)
     return target

@@ -182,11 +182,12 @@ def test_run_list_and_publish(project: Path, capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out == said  # the same spec is not executed again
     assert run_app(["runs"]) == 0
     assert found["run"] in capsys.readouterr().out
-    assert run_app(["publish", found["run"]]) == 0
+    assert run_app(["publish", found["run"], "--author", "Ada Lovelace"]) == 0
     assert run_app(["runs", "--json"]) == 0
-    (row,) = json.loads(capsys.readouterr().out.split("\n", 1)[1])
-    assert (row["run"], row["n"], row["published"]) == (found["run"], 6, True)
-    assert row["path"] == f"book/runs/toy/{found['run']}"
+    folder, rows = capsys.readouterr().out.split("\n", 1)
+    (row,) = json.loads(rows)
+    assert (row["spec"], row["n"], row["published"]) == (found["spec"], 6, True)
+    assert row["path"] == folder == f"book/runs/toy/{row['run']}"
 
 
 def test_run_all_executes_what_has_no_run_yet(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

