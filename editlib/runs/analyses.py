@@ -125,7 +125,9 @@ def project(root: Path) -> dict[str, Any]:
 
 def where(root: Path) -> Where:
     """The site's address (`url`), DOI and SWHID of the project (`doi`, `identifiers`), from its CITATION.cff as it is
-    now."""
+    now; nothing is known where there is none."""
+    if not (root / "CITATION.cff").is_file():
+        return Where()
     with _citation(root) as about:
         known = {entry["type"]: str(entry["value"]) for entry in about.get("identifiers", [])}
         doi = str(about.get("doi", known.get("doi", "")))
