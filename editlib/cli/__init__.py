@@ -18,6 +18,7 @@ from editlib.cli import testbed as testbed
 from editlib.cli.anatomy import anatomy
 from editlib.cli.apply import apply
 from editlib.cli.edit import edit, layers, tasks
+from editlib.cli.init import init
 from editlib.cli.output import Stop, note
 from editlib.cli.rerun import rerun
 from editlib.cli.runs import cite, compare, publish, run, runs, show, verify
@@ -36,7 +37,7 @@ app = typer.Typer(
 )
 ABOUT_RUNS = (run, rerun, runs, show, verify, cite, compare, publish)
 ABOUT_ONE = (edit, apply, layers, anatomy, screen)
-for command in (*ABOUT_ONE, sweep, hardedit, *ABOUT_RUNS, tasks, bench):  # in the order of the help
+for command in (*ABOUT_ONE, sweep, hardedit, *ABOUT_RUNS, tasks, bench, init):  # in the order of the help
     app.command()(command)
 app.add_typer(data.app, name="data")
 app.add_typer(mend.app, name="mend")

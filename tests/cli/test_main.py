@@ -29,7 +29,7 @@ Mistake = Callable[..., str]
 # -- help ----------------------------------------------------------------------------------------------
 
 ABOUT_RUNS = ["run", "runs", "show", "verify", "cite", "compare", "publish"]
-COMMANDS = ["edit", "apply", *ABOUT_RUNS, "testbed train", "testbed info"]
+COMMANDS = ["edit", "apply", "init", *ABOUT_RUNS, "testbed train", "testbed info"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
