@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from editlib.cli.options import Json, pairs
+from editlib.cli.options import Count, Cpus, Gpus, Json, Ray, pairs, workers_of
 from editlib.cli.output import Stop, emit, note
 from editlib.errors import EditlibError, unknown
 from editlib.text import flat, short, table, with_interval
@@ -38,6 +38,10 @@ def run(
     every: Annotated[bool, typer.Option("--all", help="Run every analysis that has no run for its spec yet.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Analyses at a time; they share the cores.")] = 1,
     force: Annotated[bool, typer.Option("--force", help="Execute even if that was done before.")] = False,
+    ray: Ray = None,
+    workers: Count = None,
+    cpus: Cpus = None,
+    gpus: Gpus = None,
     timeout: Annotated[int | None, typer.Option(min=1, help="Seconds a cell may take.  [default: no limit]")] = None,
     listed: Annotated[bool, typer.Option("--list", help="List analyses and parameters, run nothing.")] = False,
     root: Root = None,
@@ -45,14 +49,16 @@ def run(
 ) -> None:
     """Execute an analysis into book/runs/ANALYSIS/local-RUN/, unless that was done before.
 
-    The same notebook, parameters, code, models and data are the same spec; its run is reused.
+    The same notebook, parameters, code, models and data are the same spec; its run is reused. With --ray workers of a
+    cluster execute analyses side by side; its machines share the project's folder.
 
     Example: editlib run pilot --profile quick -p n 20 -p method c-rome
     """
+    from editlib.cluster.connection import asked
     from editlib.runs import analyses
     from editlib.runs.execute import execute_all
 
-    project = analyses.find_root(root)
+    project, crew = analyses.find_root(root), workers_of(ray, workers, cpus, gpus, as_json=as_json)
     if not (every or listed) and analysis is None:
         raise EditlibError(f"name an analysis ({', '.join(analyses.names(project))}) or give --all")
     if every and (analysis or parameter):
@@ -66,8 +72,9 @@ def run(
         if any("\ud800" <= character <= "\udfff" for character in value):  # what stands in for other bytes
             raise EditlibError(f"the value of -p {name} is no UTF-8 text; write it in UTF-8")
     outcomes = execute_all(
-        names, jobs=jobs, root=project, parameters=given, profile=profile, force=force, timeout=timeout
-    )
+        names, jobs=jobs, root=project, workers=asked(crew), parameters=given, profile=profile, force=force,
+        timeout=timeout,
+    )  # fmt: skip
     errors = [outcome.error for outcome in outcomes if outcome.error]
     if errors and not every:
         raise Stop(str(errors[0]), 2 if isinstance(errors[0], EditlibError) else 1) from errors[0]

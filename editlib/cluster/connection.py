@@ -19,7 +19,10 @@ QUIET = {  # read by Ray when it is imported, and by what it starts
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # or it warns of what it will do some day
 }
-LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # one machine, that is: no port is open to any other
+ALONE = {  # for a cluster on this machine
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # one machine, that is: no port is open to any other
+    "RAY_worker_niceness": "0",  # work goes on as it would in this process
+}
 REACH = 5.0  # seconds to wait for an address
 
 
@@ -70,7 +73,7 @@ class _Log(io.TextIOBase):
 
 
 def _imported(workers: Workers) -> Any:
-    for name, value in (QUIET | (LOOPBACK if workers.address == LOCAL else {})).items():
+    for name, value in (QUIET | (ALONE if workers.address == LOCAL else {})).items():
         os.environ.setdefault(name, value)
     return importlib.import_module("ray")
 

@@ -82,7 +82,7 @@ class Crew:
         """See that there are as many workers as are wanted and of use; each waits in Ray until there is room for it."""
         if time.monotonic() - self.looked > LOOK:
             self.places, self.looked = room(self.ray, self.workers), time.monotonic()
-        wanted = min(self.workers.workers or self.places, tasks) - self.refused
+        wanted = min((self.workers.workers or self.places) - self.refused, tasks)
         for _ in range(wanted - len(self.idle) - len(self.waiting)):
             actor = self.kind.remote()
             self.waiting[actor.begin.remote(self.job, self.versions)] = Held(actor)

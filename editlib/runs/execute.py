@@ -22,10 +22,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from editlib.cluster.workers import Workers
 from editlib.errors import EditlibError
 from editlib.machine import environment, git_state, hardware
 from editlib.runs import crate
 from editlib.runs.analyses import project
+from editlib.runs.elsewhere import executed
 from editlib.runs.folders import find_runs
 from editlib.runs.manifest import SCHEMA, Manifest, hash_files, write
 from editlib.runs.notebook import RunFailed, clean, run_notebook
@@ -78,11 +80,17 @@ def execute(
     return replace(manifest, folder=folder)
 
 
-def execute_all(names: Sequence[str], *, root: Path, jobs: int = 1, **options: Any) -> list[Outcome]:
-    """Execute several analyses, `jobs` at a time in processes that share the cores; options as for `execute`.
+def execute_all(
+    names: Sequence[str], *, root: Path, jobs: int = 1, workers: Workers | None = None, **options: Any
+) -> list[Outcome]:
+    """Execute several analyses, `jobs` at a time in processes that share the cores, or by workers of a cluster, whose
+    machines share the project's folder; options as for `execute`.
 
     Goes on after one that fails; outcomes are in the order of the names. What is going on is told on stderr.
     """
+    if workers:
+        found = executed(_attempt, names, root=root, workers=workers, options=options)
+        return [found[name] if isinstance(found[name], Outcome) else _lost(name, found[name]) for name in names]
     same = [run for run in find_runs(root) if run.profile == options.get("profile", "quick")]
     expected = {run.analysis: run.seconds for run in same}  # of the newest
     if jobs == 1:
@@ -100,6 +108,10 @@ def execute_all(names: Sequence[str], *, root: Path, jobs: int = 1, **options: A
 
 def _limit_threads(threads: int) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)  # read by the notebooks' kernels when they start
+
+
+def _lost(name: str, why: str) -> Outcome:
+    return Outcome(name, error=RunFailed(f"{name}: two workers were lost over it: {why}"))
 
 
 def _attempt(name: str, *, tell: Tell, **options: Any) -> Outcome:

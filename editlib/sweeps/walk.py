@@ -101,7 +101,7 @@ class Walker:
         """Rows of a part, and what the model is like after it, if a file can hold that and there is more to come."""
         number, begins = what
         span, spans = self.plan.spans[number], self.plan.spans
-        if self.chain is None or self.next != number:
+        if self.chain is None or (self.chain.name, self.next) != (span.method, number):
             self._take_up(number, begins)
         assert self.chain
         made, self.next = part_of(self.chain, span, self.unedited), number + 1

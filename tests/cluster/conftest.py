@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import faults
 import pytest
 
-from editlib.cluster.connection import LOOPBACK, QUIET
+from editlib.cluster.connection import ALONE, QUIET
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
-os.environ |= QUIET | LOOPBACK  # read when Ray is imported
+os.environ |= QUIET | ALONE  # read when Ray is imported
 FAST = {f"health_check_{name}": 500 for name in ("initial_delay_ms", "period_ms", "timeout_ms")}
 
 

@@ -199,8 +199,9 @@ def test_a_killed_driver_goes_on_where_it_was(
     for case in cases[6:]:
         (trouble / case.request.subject).write_text("slow")
     nodes(2)
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     code = f"import test_sweep; test_sweep.drive({str(gpt2_folder)!r}, {str(tmp_path)!r}, {cluster.address!r})"
-    driver = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    driver = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": paths})
     end = time.monotonic() + 120
     while parts(tmp_path / "out") < 2 and driver.poll() is None and time.monotonic() < end:
         time.sleep(0.05)

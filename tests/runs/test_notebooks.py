@@ -48,6 +48,7 @@ SMALL = {
     "own-text": {"first": 1, "others": 1, "tokens": "4096,8192", "layer": 24},
     "precision": {"n": 3},
     "performance": {"edits": 2, "plain_edits": 1, "screened": 10, "longest": 60, "before": 8, "n": 3, "reference": 100},
+    "cluster": {"edits": 2, "parts": 4},
     "twins": {"first": 2, "others": 2, "dosed": 1, "doses": 2},
     "settings": {"first": 1, "others": 1, "windows": "32,512", "layers": "1"},
 }
@@ -96,7 +97,7 @@ def test_cells_run_and_what_they_show_can_be_shown(name: str, tmp_path: Path, mo
     plt.close("all")
     assert json.loads(Path("metrics.json").read_text("utf-8"))
     edits = json.loads(Path("edits.json").read_text("utf-8"))
-    assert edits["hparams"].keys() == edits["moments"].keys() or name == "performance"
+    assert edits["hparams"].keys() == edits["moments"].keys() or name in ("performance", "cluster")
     assert edits["hparams"] or name == "anatomy"
     assert list(Path("data").glob("*.parquet")) and list(Path("figures").glob("*.png"))
     if name == "pilot":
