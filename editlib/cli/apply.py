@@ -42,7 +42,7 @@ def apply(
     """Apply a saved edit to its model: see what it says, or write it in a form that other programs load.
 
     Says what the edit is. The model must be the one it was computed for. In another dtype than that of the edit it is
-    loaded as it was, checked, and rounded.
+    loaded twice: as the edit was computed for, to be checked, and as asked.
 
     Example: editlib apply EDIT --model testbed/anchored --merge edited --generate "Jaklon is located in"
     """
@@ -58,14 +58,14 @@ def apply(
     said = {"model": model, **_about(saved)}
     if generate:
         said["continuations"] = _said(lm, saved, generate, tokens)
+    thin = saved if rank is None else saved.low_rank(rank)
+    if peft:
+        said["adapter"] = thin.to_peft(lm, peft).as_posix()
+    if gguf:
+        said["gguf"] = thin.to_gguf(lm, gguf).as_posix()
     if merge:
         said["merged"] = saved.merge(lm, merge).as_posix()
-    if peft:
-        said["adapter"] = saved.to_peft(lm, peft, rank=rank).as_posix()
-    if gguf:
-        said["gguf"] = saved.to_gguf(lm, gguf, rank=rank).as_posix()
-    if rank is not None:
-        said["left_out"] = dict(saved.low_rank(rank).diagnostics.get("left_out", {}))
+    said["left_out"] = dict(thin.diagnostics.get("left_out", {}))
     emit(said if as_json else _told(said))
 
 
@@ -98,7 +98,7 @@ def _told(said: dict[str, Any]) -> str:
     for name, change in said["changes"].items():
         rank = "dense" if change["rank"] is None else f"rank {change['rank']}"
         facts.append((name, f"{rank}, |Δ| {short(change['norm'])}"))
-    facts += [(f"left out of {name}", f"{share:.2%} of |Δ|") for name, share in said.get("left_out", {}).items()]
+    facts += [(f"left out of {name}", f"{share:.2%} of |Δ|") for name, share in said["left_out"].items()]
     facts += [(kind, said[kind]) for kind in ("merged", "adapter", "gguf") if kind in said]
     spoken = [(each["text"], each["before"], each["after"]) for each in said.get("continuations", [])]
     return "\n\n".join([table(facts), *([table([("", "before", "after"), *spoken])] if spoken else [])])

@@ -238,15 +238,15 @@ def load_for(
 ) -> tuple["LanguageModel", "Edit"]:
     """A model in a dtype, and a saved edit for it.
 
-    In another dtype than that of the edit, it is loaded as the edit was computed for, checked, and rounded.
+    In another dtype than that of the edit, it is first loaded as the edit was computed for, and checked.
     """
     own = edit.dtype or "float32"
     lm = load_model(model, dtype=own, device=device, revision=revision, layout=layout)
-    if dtype is None or dtype == own:
-        return lm, edit
-    cast = edit.cast(lm, dtype)
-    note(f"the edit was computed in {own} and is applied in {dtype}")
-    return lm.rounded(dtype), cast
+    if dtype is not None and dtype != own:
+        edit = edit.cast(lm, dtype)
+        note(f"the edit was computed in {own} and is applied in {dtype}")
+        lm = load_model(model, dtype=dtype, device=device, revision=revision, layout=layout)
+    return lm, edit
 
 
 def hush() -> None:

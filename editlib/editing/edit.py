@@ -182,7 +182,7 @@ class Edit:
         try:
             record = json.loads((folder / RECORD).read_text("utf-8"))
             if (form := record.pop("format", FORMAT)) != FORMAT:  # 0.1.0 wrote none
-                raise EditlibError(f"edit {folder} has format {form}, this editlib reads {FORMAT}; install a newer one")
+                raise EditlibError(f"it has format {form}, this editlib reads {FORMAT}; install a newer one")
             kept = peft.read(folder) if (folder / peft.WEIGHTS).is_file() else load_file(folder / "edit.safetensors")
             overlay = made_of(record.pop("overlay"), parts_of(kept)) if "overlay" in record else None
             names = sorted({key.rsplit("|", 1)[0] for key in kept if not key.startswith(PREFIX)})
@@ -191,8 +191,6 @@ class Edit:
             }
             requests = tuple(EditRequest(**r) for r in record.pop("requests"))
             return cls(requests=requests, changes=changes, overlay=overlay, **record)
-        except EditlibError:
-            raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise EditlibError(f"edit {folder} cannot be read: {error}") from error
 
@@ -211,8 +209,10 @@ class Edit:
         """This edit with thin factors alone, as adapters have them. Changes that are dense or of more than `rank` are
         cut to it by singular values; what that leaves out is `left_out` in diagnostics, as a share of each change.
 
-        Raises `EditlibError` for an overlay, and for a dense change if no rank is given.
+        Raises `EditlibError` for an overlay, a rank below 1, and a dense change if no rank is given.
         """
+        if rank is not None and rank < 1:
+            raise EditlibError(f"rank {rank} is out of range; give 1 or more")
         self._require_changes("written as an adapter: it would have to write weights")
         changes, left_out = dict[str, Change](), dict[str, float]()
         for name, change in self.changes.items():
@@ -262,6 +262,8 @@ class Edit:
     def _thin(self, lm: LanguageModel, rank: int | None) -> "Edit":
         self.require_base(lm)
         thin = self.low_rank(rank)
+        if not thin.changes:
+            raise EditlibError(f"this edit ({self!r}) changes nothing, so that there is nothing to write")
         peft.check(lm, thin.changes)
         return thin
 

@@ -244,10 +244,6 @@ class LanguageModel:
         """sha256 over every parameter's name, dtype, shape and bytes, taken the first time it is asked for."""
         return self.fingerprint_in(None)
 
-    def rounded(self, dtype: str) -> "LanguageModel":
-        """The same model, in place, with its weights rounded to a dtype by its name."""
-        return replace(self, model=self.model.to(getattr(torch, dtype)))
-
     def fingerprint_in(self, dtype: torch.dtype | None) -> str:
         """The fingerprint of the same model with its weights rounded to a dtype; None is the one they have."""
         digest = hashlib.sha256()

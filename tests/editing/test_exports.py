@@ -168,6 +168,14 @@ def test_a_rank_that_suffices_changes_nothing(gpt2: LanguageModel) -> None:
     assert list(one.diagnostics["left_out"]) == [f"{gpt2.layout.name(2)}.weight"]
 
 
+def test_a_rank_of_nothing_and_an_edit_of_nothing_are_refused(gpt2: LanguageModel, tmp_path: Path) -> None:
+    with pytest.raises(EditlibError, match="^rank 0 is out of range; give 1 or more$"):
+        random_edit(gpt2, downs(gpt2)).low_rank(0)
+    with pytest.raises(EditlibError, match="changes nothing, so that there is nothing to write$"):
+        random_edit(gpt2, {}).to_peft(gpt2, tmp_path / "a")
+    assert left_behind(tmp_path) == []
+
+
 # -- another dtype -------------------------------------------------------------------------------------
 
 
@@ -298,7 +306,7 @@ def test_the_page_says_what_a_fingerprint_is(lm: LanguageModel) -> None:
 def test_an_edit_of_a_real_model_is_the_same_everywhere(tmp_path: Path) -> None:
     lm = el.load("smollm2-135m")
     request = EditRequest(prompt="{} is located in", subject="Chicago", target_new="Egypt")
-    hparams = el.hparams_for(lm, "rome", covariance=False)
+    hparams = el.hparams_for(lm, "rome", covariance=False, steps=3)
     edit = el.compute(lm, request, method="rome", hparams=hparams, guard="off")
     with edit.applied(lm):
         applied = said(lm.model)
