@@ -1,4 +1,4 @@
-.PHONY: help book book-all site pdf test test-all test-ray lint typecheck architecture serve clean
+.PHONY: help book book-all site pdf playground test test-all test-ray lint typecheck architecture serve clean
 
 PYTEST = .venv/bin/pytest -n 3
 REAL = -p model smollm2-135m -p split test -p n 4 -p first 2 -p top 1 -p limit 10
@@ -25,6 +25,8 @@ pdf: .venv/stamp        ## the book with all its runs as one PDF; needs Chromium
 	$(BUILD) --builder singlehtml --path-output _build/print
 	.venv/bin/python book/print.py _build/print/_build/singlehtml/index.html _build/book.pdf
 	@echo "The book is ready: _build/book.pdf"
+playground: .venv/stamp ## compute the edits of the playground again
+	.venv/bin/python tools/playground_edits.py
 test: .venv/stamp       ## run the tests, without the slow ones
 	$(PYTEST) -m "not slow and not ray"
 test-all: .venv/stamp   ## run every test, then the slow ones, in two processes, then those on Ray
