@@ -313,5 +313,6 @@ def test_an_edit_of_a_real_model_is_the_same_everywhere(tmp_path: Path) -> None:
     edit.merge(lm, tmp_path / "merged"), edit.to_peft(lm, tmp_path / "adapter")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
     torch.testing.assert_close(said(merged), applied, rtol=0, atol=1e-5)
-    torch.testing.assert_close(by_peft(lm, tmp_path / "adapter"), applied, rtol=1e-5, atol=1e-5)
+    largest = float(applied.abs().max())  # W x + B (A x) is rounded otherwise than (W + B A) x, and logits are large
+    torch.testing.assert_close(by_peft(lm, tmp_path / "adapter"), applied, rtol=0, atol=1e-5 * largest)
     assert os.stat(tmp_path / "adapter" / "adapter_model.safetensors").st_size < 20_000
