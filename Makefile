@@ -1,4 +1,4 @@
-.PHONY: help book book-all site pdf playground test test-all test-ray lint typecheck architecture serve clean
+.PHONY: help book book-all site sphinx pdf playground test test-all test-ray lint typecheck architecture serve clean
 
 PYTEST = .venv/bin/pytest -n 3
 REAL = -p model smollm2-135m -p split test -p n 4 -p first 2 -p top 1 -p limit 10
@@ -21,6 +21,8 @@ book-all: .venv/stamp   ## execute every quick analysis that has no run yet, the
 site: .venv/stamp       ## build the site with the runs there are
 	$(BUILD)
 	@echo "The book is ready: _build/html/index.html"
+sphinx: .venv/stamp     ## try the book on the newest Sphinx without Jupyter Book; the result is recorded, failing is allowed
+	-.venv/bin/python tools/plain_sphinx.py
 pdf: .venv/stamp        ## the book with all its runs as one PDF; needs Chromium, and runs (make book)
 	$(BUILD) --builder singlehtml --path-output _build/print
 	.venv/bin/python book/print.py _build/print/_build/singlehtml/index.html _build/book.pdf
