@@ -23,7 +23,7 @@ def main() -> None:
     workers = Workers(workers=given.workers)
     if given.cases:
         found = speedup(given.cases, workers)
-        print(json.dumps(asdict(found) | {"ratio": found.ratio}))
+        print(json.dumps(asdict(found) | {"ratio": found.ratio, "working_ratio": found.working_ratio}))
     if given.parts:
         with TemporaryDirectory() as folder:
             load = driver_load(given.parts, Path(folder) / "parts", workers)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -123,12 +124,18 @@ class Speedup:
     cases: int
     alone: float
     together: float
+    start: float  # of these: what workers take for a single case, which is Ray's start and theirs
     same: bool  # whether the rows are the same to the last bit, but for their seconds
 
     @property
     def ratio(self) -> float:
         """How many times faster workers are, Ray's start and theirs included."""
         return self.alone / self.together
+
+    @property
+    def working_ratio(self) -> float:
+        """How many times faster they are once they are there."""
+        return self.alone / (self.together - self.start)
 
 
 def speedup(cases: int, workers: Workers) -> Speedup:
@@ -138,14 +145,15 @@ def speedup(cases: int, workers: Workers) -> Speedup:
     torch.set_num_threads(1)
     try:
         sweep(lm, chosen[:1], methods="rome", texts=texts, progress=False)  # second moments are kept from then on
-        times, tables = [time.perf_counter()], []
-        for asked in (None, replace(workers, cpus=1)):
-            tables.append(sweep(lm, chosen, methods="rome", texts=texts, workers=asked, progress=False))
+        times, tables, each = [time.perf_counter()], [], replace(workers, cpus=1)
+        for some, asked in ((chosen, None), (chosen, each), (chosen[:1], each)):
+            tables.append(sweep(lm, some, methods="rome", texts=texts, workers=asked, progress=False))
             times.append(time.perf_counter())
     finally:
         torch.set_num_threads(before)
-    one, other = (table.drop(columns="seconds") for table in tables)
-    return Speedup(len(chosen), times[1] - times[0], times[2] - times[1], one.equals(other))
+    one, other = (table.drop(columns="seconds") for table in tables[:2])
+    alone, together, start = (after - before for before, after in pairwise(times))
+    return Speedup(len(chosen), alone, together, start, one.equals(other))
 
 
 # -- models --------------------------------------------------------------------------------------------
