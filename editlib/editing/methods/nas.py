@@ -1,9 +1,9 @@
 """NAS, norm-anchor scaling: AlphaEdit towards values of one length (Liu et al. 2026, released code, compute_z.py).
 
-    v = v0 + δ,    v* = a v / |v|;    v* = v0, so that the edit is left out, where |v| > 2 a
+    v = v0 + δ,    v* = a v / ‖v‖;    v* = v0, so that the edit is left out, where ‖v‖ > 2 a
 
 v0 is what the last layer's down-projection puts out at the subject, δ what the search for z adds. The anchor a is the
-mean of |v| over other requests, the longest twentieth left out. The released code measures it on 1,000 requests in
+mean of ‖v‖ over other requests, the longest twentieth left out. The released code measures it on 1,000 requests in
 whatever model it meets first; here it is measured before the first edit, on fewer, and goes on in the state. How many
 requests of an edit were left out is in its diagnostics: the released code counts them as made.
 """
@@ -62,7 +62,7 @@ class Nas(AlphaEdit):
         return edit, {**kept, "anchor": torch.tensor(length, dtype=torch.float64)}
 
     def measured(self, session: "Session", params: NasParams) -> float:
-        """The anchor: the mean of |v0 + δ| over other requests, the longest left out."""
+        """The anchor: the mean of ‖v0 + δ‖ over other requests, the longest left out."""
         requests = [case.request for case in known_cases(session, params.cases)][: params.anchor_requests]
         targets = session.targets(self.searches(session.lm, params)[0][0], requests, params)
         lengths = self.reached(session, requests, params, targets).norm(dim=0).sort().values
@@ -90,5 +90,5 @@ class Nas(AlphaEdit):
     ) -> dict[str, Any]:
         """AlphaEdit's, the anchor, and how many requests are left out."""
         lengths = self.reached(session, requests, params, targets).norm(dim=0)
-        found = {"anchor": params.anchor, "left_out": int((lengths > FARTHEST * (params.anchor or 0)).sum())}
+        found = {"anchor": params.anchor, "skipped": int((lengths > FARTHEST * (params.anchor or 0)).sum())}
         return super().numbers(session, requests, params, targets) | found

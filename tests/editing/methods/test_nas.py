@@ -48,7 +48,7 @@ def test_an_edit_that_is_left_out_changes_nothing_and_is_said(lm: LanguageModel,
     tiny = float(values.norm(dim=0).min()) / 3
     params = hparams_for(lm, "nas", anchor=tiny, **FEW)
     edit = compute(lm, REQUESTS, method="nas", hparams=params, stats=moments)
-    assert edit.diagnostics["left_out"] == 2
+    assert edit.diagnostics["skipped"] == 2
     assert edit.norm() == pytest.approx(0, abs=1e-4)
 
 
