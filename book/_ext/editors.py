@@ -16,7 +16,7 @@ CITED = {  # keys of references.bib
     "ft": "zhu2020modifying", "ft-l": "zhu2020modifying", "mend": "mitchell2022fast", "rome": "meng2022locating",
     "c-rome": "yang-etal-2024-fall", "p-rome": "gupta2024rebuilding", "r-rome": "gupta2024rebuilding",
     "memit": "meng2023mass", "emmet": "gupta2024unified", "memit-seq": "fang2025alphaedit",
-    "encore": "gupta2025lifelong", "alphaedit": "fang2025alphaedit", "rlsedit": "wang2026beyond",
+    "encore": "gupta2025lifelong", "alphaedit": "fang2025alphaedit", "nas": "liu2026norm", "rlsedit": "wang2026beyond",
     "d4s": "huang2024reasons", "locft-bf": "yang2026finetuning", "lora": "hu2022lora", "kn": "dai2022knowledge",
     "coachhook": "li2024consecutive", "grace": "hartvigsen2023aging", "serac": "mitchell2022memory",
     "skeme": "zeng2024fame", "ike": "zheng2023edit",
