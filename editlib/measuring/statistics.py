@@ -16,7 +16,7 @@ from editlib.errors import EditlibError
 COLLAPSE_RATIO = 5.0  # perplexity, times unedited
 FAR, PUBLISHED = 20.0, 1000.0  # times unedited, as 1,000 was in the papers; and that perplexity itself
 DRAWS = 2000  # of the bootstrap
-FEWEST = 5  # values, or subjects, that are resampled: of fewer, resamples are much the same few
+FEWEST = 5  # values, or subjects, with an interval: of fewer, resamples are much the same few
 
 Sample = Sequence[float] | NDArray[np.float64] | pd.Series
 
@@ -40,9 +40,12 @@ UNKNOWN = Interval(math.nan, math.nan, math.nan)
 
 
 def share(hits: int, count: int) -> Interval:
-    """A share of `count` with Wilson's interval, which has a width at 0 and 1 too; nan if there is nothing to count."""
+    """A share of `count` with Wilson's interval, which has a width at 0 and 1 too; nan if there is nothing to count, and
+    without an interval below `FEWEST`."""
     if not count:
         return UNKNOWN
+    if count < FEWEST:
+        return Interval(hits / count, math.nan, math.nan)
     bounds = binomtest(int(hits), int(count)).proportion_ci(method="wilson")
     return Interval(hits / count, float(bounds.low), float(bounds.high))
 

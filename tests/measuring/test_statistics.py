@@ -59,6 +59,11 @@ def test_nothing_has_no_value() -> None:
     assert math.isnan(share(0, 0).value)
 
 
+def test_a_share_of_few_has_no_interval() -> None:
+    assert f"{share(3, 4):.2f}" == "0.75 [–]"
+    assert f"{share(4, 5):.2f}" == "0.80 [0.38, 0.96]"
+
+
 def test_a_share_of_all_has_an_interval_too() -> None:
     assert share(79, 80).low == pytest.approx(0.9325, abs=5e-5)  # Wilson 1927
     whole = share(10, 10)
