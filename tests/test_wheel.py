@@ -16,10 +16,11 @@ pytestmark = [
     pytest.mark.skipif(find_spec("hatchling") is None, reason="hatchling, which builds the wheel, is not installed"),
 ]
 ANCHORED = ("--model", "testbed/anchored")
+CLEAN = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # which may hold a checkout
 FACT = ("--prompt", "{} is located in", "--subject", "Jaklon", "--target", "Hifru")
 
 
-def done(*words: object, cwd: Path, env: dict[str, str] | None = None) -> str:
+def done(*words: object, cwd: Path, env: dict[str, str] = CLEAN) -> str:
     """What a program prints that does what it should."""
     result = subprocess.run([str(word) for word in words], cwd=cwd, env=env, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -53,8 +54,7 @@ def program(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(program: Path, tmp_path: Path) -> object:
     """Call the installed program in an empty folder."""
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    env = kept | {"EDITLIB_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    env = CLEAN | {"EDITLIB_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     (tmp_path / "here").mkdir()
     return lambda *words, cwd=tmp_path / "here": done(program, *words, cwd=cwd, env=env)
 
