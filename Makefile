@@ -1,4 +1,4 @@
-.PHONY: help book book-all site sphinx pdf playground test test-all test-ray lint typecheck architecture serve clean
+.PHONY: help book book-all site sphinx pdf playground test test-all test-slow test-ray lint typecheck architecture serve clean
 
 PYTEST = .venv/bin/pytest -n 3
 REAL = -p model smollm2-135m -p split test -p n 4 -p first 2 -p top 1 -p limit 10
@@ -31,10 +31,11 @@ playground: .venv/stamp ## compute the edits of the playground again
 	.venv/bin/python tools/playground_edits.py
 test: .venv/stamp       ## run the tests, without the slow ones
 	$(PYTEST) -m "not slow and not ray"
-test-all: .venv/stamp   ## run every test, then the slow ones, in two processes, then those on Ray
+test-all: .venv/stamp   ## run every test: the quick ones, then the slow ones beside those on Ray, which mostly wait
 	$(PYTEST) -m "not slow and not ray"
+	@$(MAKE) --no-print-directory -j 2 --output-sync=target test-slow test-ray
+test-slow: .venv/stamp  ## run the slow tests, in two processes
 	.venv/bin/pytest -n 2 -m "slow and not ray"
-	@$(MAKE) --no-print-directory test-ray
 test-ray: .venv/stamp   ## run the tests on a Ray cluster of this machine, in one process, minutes
 	OMP_NUM_THREADS=1 .venv/bin/pytest -m ray
 lint: .venv/stamp       ## check style, and that rooms import only rooms below them
