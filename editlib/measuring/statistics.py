@@ -40,8 +40,8 @@ UNKNOWN = Interval(math.nan, math.nan, math.nan)
 
 
 def share(hits: int, count: int) -> Interval:
-    """A share of `count` with Wilson's interval, which has a width at 0 and 1 too; nan if there is nothing to count, and
-    without an interval below `FEWEST`."""
+    """A share of `count` with Wilson's interval, which has a width at 0 and 1 too; without one below `FEWEST`, and nan
+    if there is nothing to count."""
     if not count:
         return UNKNOWN
     if count < FEWEST:
