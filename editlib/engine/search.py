@@ -114,9 +114,11 @@ class Live:
             self.owner[rows], self.changed[rows], scored, self.weights[kept], self.decisive[kept], drift,
         )  # fmt: skip
 
-    def losses(self, passes: Passes, site: Site, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """NLL of every search's target, log-probabilities read in "{subject} is a", of searches with rows here, and
-        the decisive target tokens that are not the likeliest, by search."""
+    def losses(
+        self, passes: Passes, site: Site, delta: Tensor, *, hits: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """NLL of every search's target, log-probabilities read in "{subject} is a", of searches with rows here, and, if
+        `hits` are asked for, the decisive target tokens that are not the likeliest, by search."""
         rows = torch.arange(len(self.owner), device=delta.device)
         change = delta.new_zeros(len(rows), int(self.changed.max()) + 1, delta.shape[1])
         start, changed = site.enter(self.base, change.index_put((rows, self.changed), delta[self.owner]))
@@ -126,9 +128,10 @@ class Live:
         logits = widened(run.logits)
         nll = cross_entropy(logits[: len(self.scored)], self.scored[:, 2], reduction="none") * self.weights.to(logits)
         owners = self.owner[self.scored[:, 0]]
+        sums, drift = torch.zeros(len(delta)).to(nll), logits[len(self.scored) :].log_softmax(-1)
+        if not hits:
+            return sums.index_add(0, owners, nll), drift, None
         missed = (logits[: len(self.scored)].argmax(-1) != self.scored[:, 2]) & self.decisive
-        sums = torch.zeros(len(delta)).to(nll)
-        drift = logits[len(self.scored) :].log_softmax(-1)
         return sums.index_add(0, owners, nll), drift, sums.index_add(0, owners, missed.to(nll))
 
 
@@ -224,7 +227,7 @@ def optimise(
     hits = torch.zeros(len(starts), device=starts.device)
     curve, counted, reference = list[Tensor](), list[Tensor](), torch.empty(0)
     for step in range(params.steps):
-        nll, drift, missed = live.losses(passes, site, delta)
+        nll, drift, missed = live.losses(passes, site, delta, hits=params.stop_hits > 0)
         if not step:
             reference = drift.detach()
         members = live.owner[live.drift[:, 0]]
@@ -232,7 +235,7 @@ def optimise(
         loss = nll.index_add(0, members, params.kl_weight * kl) + params.weight_decay * delta.norm(dim=1) / size**2
         curve, counted = [*curve, loss.detach()], [*counted, active]
         active = active & ~(loss.detach() < params.stop_loss)
-        if params.stop_hits:
+        if missed is not None:
             hits = hits + (missed == 0)
             active = active & (hits < params.stop_hits)
         if step == params.steps - 1:
