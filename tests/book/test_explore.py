@@ -124,16 +124,19 @@ def test_a_box_zooms_in_and_reset_zooms_out(page: Page) -> None:
     row = worst(root)
     x, y = place(root, row["kind"], row)
     before = root.evaluate(RANGES)
-    root.locator("[title^='Box Zoom']").click()
-    page.mouse.move(x - 40, y - 5)
+    tool = root.locator("[title^='Box Zoom']")
+    tool.click()
+    expect(tool).to_contain_class("bk-active")
+    page.mouse.move(x - 10, y - 5)
     page.mouse.down()
     page.mouse.move(x + 40, y + 60, steps=4)
     page.mouse.up()
+    eventually(lambda: root.evaluate(RANGES) != before, True)
     after = root.evaluate(RANGES)
     assert before[0] < after[0] < row["case_id"] < after[1] < before[1]
     assert before[2] < after[2] < row["perplexity_mean"]
     root.locator("[title='Reset']").click()
-    assert root.evaluate(RANGES) == pytest.approx(before)
+    eventually(lambda: root.evaluate(RANGES) == pytest.approx(before), True)
 
 
 def test_a_click_opens_the_case(page: Page) -> None:
