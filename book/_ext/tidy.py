@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from docutils import nodes
+from latex2mathml.converter import convert
 from myst_parser.config.main import MdParserConfig
 from sphinx.application import Sphinx
 from sphinx.writers.html5 import HTML5Translator
@@ -57,10 +58,15 @@ def is_short(record: logging.LogRecord) -> bool:
 
 
 def show_formula(translator: HTML5Translator, node: nodes.Element) -> None:
-    """A formula as text: what draws formulas would be fetched from another server."""
+    """A formula as MathML, which browsers draw themselves; as it is written where it is not understood."""
     inline = isinstance(node, nodes.math)
-    translator.body.append(translator.starttag(node, "code" if inline else "pre", "", CLASS="math"))
-    translator.body.append(escape(node.astext()) + ("</code>" if inline else "</pre>\n"))
+    written = node.astext()
+    try:
+        drawn = convert(written, display="inline" if inline else "block")
+    except Exception:  # the converter's errors have no name in common
+        drawn = f"<code>{escape(written)}</code>"
+    translator.body.append(translator.starttag(node, "span" if inline else "div", "", CLASS="math") + drawn)
+    translator.body.append("</span>" if inline else "</div>\n")
     raise nodes.SkipNode
 
 
@@ -70,5 +76,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("html-page-context", describe, priority=900)
     app.connect("autodoc-process-signature", name_factories)
     logging.getLogger("sphinx.myst_parser.sphinx_ext.main").addFilter(is_short)
-    app.add_html_math_renderer("text", (show_formula, None), (show_formula, None))
+    app.add_html_math_renderer("mathml", (show_formula, None), (show_formula, None))
     return {"version": "1", "parallel_read_safe": True}

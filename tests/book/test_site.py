@@ -3,8 +3,10 @@
 import re
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urldefrag
 
+import pytest
 from lxml import html
 from playwright.sync_api import Page
 
@@ -61,11 +63,24 @@ def test_navigation_leads_to_every_page(page: Page) -> None:
         assert page.locator("article h1").is_visible(), target
 
 
-def test_pictures_are_as_they_were_made_in_the_dark(page: Page) -> None:
-    page.emulate_media(color_scheme="dark")
+@pytest.mark.parametrize(("scheme", "filters"), [("light", "none"), ("dark", "invert(1) hue-rotate(180deg)")])
+def test_pictures_follow_the_theme(page: Page, scheme: Literal["light", "dark"], filters: str) -> None:
+    page.emulate_media(color_scheme=scheme)
     page.goto("index.html")
-    look = "(image) => [getComputedStyle(image).filter, getComputedStyle(image).backgroundColor]"
-    assert page.locator("article figure img").first.evaluate(look) == ["none", "rgb(255, 255, 255)"]
+    assert page.locator("article figure img").first.evaluate("(image) => getComputedStyle(image).filter") == filters
+    page.emulate_media(color_scheme=scheme, media="print")
+    assert page.locator("article figure img").first.evaluate("(image) => getComputedStyle(image).filter") == "none"
+
+
+@pytest.mark.parametrize("name", ["methods", "fall-of-rome"])
+def test_formulas_are_drawn_by_the_browser(page: Page, name: str) -> None:
+    """As MathML that leaves nothing of how they are written, and on a phone none pushes the page sideways."""
+    page.set_viewport_size({"width": 375, "height": 800})
+    page.goto(f"{name}.html")
+    formulas = page.locator("article .math")
+    drawn = formulas.evaluate_all("(all) => all.map((one) => one.querySelector('math')?.textContent ?? one.outerHTML)")
+    assert drawn and [formula for formula in drawn if "\\" in formula or "{" in formula] == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
 
 
 def test_audit_is_read_on_a_phone(page: Page) -> None:
