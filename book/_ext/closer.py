@@ -30,6 +30,7 @@ MEASURES = {
     "perplexity_ratio": "Times unedited",
     "denominator": "Denominator",
     "denominator_consistent": "Consistent denominator",
+    "denominator_ratio": "Denominator over the consistent one",
     "numerator": "Numerator",
     "delta_norm": "Size of the change",
     "relative_change": "Change over the weight",
@@ -42,7 +43,11 @@ MEASURES = {
     "locality_em_tf": "Locality",
     "error": "Error",
 }  # of an edit
-SUBJECTS: Marks = {kind: (COLORS[kind], MARKERS[kind], 9 if kind == KINDS[0] else 6) for kind in KINDS}
+SAME = {"one token at the start": KINDS[0], "any other subject": KINDS[2]}  # drawn alike
+SUBJECTS: Marks = {
+    name: (COLORS[kind], MARKERS[kind], 9 if kind == KINDS[0] else 6)
+    for name, kind in {**dict(zip(KINDS, KINDS, strict=True)), **SAME}.items()
+}
 TIPS = ("perplexity_mean", "perplexity_ratio", "denominator", "denominator_consistent")
 
 
@@ -86,9 +91,10 @@ def scatter(folder: Path) -> Closer:
 def sequences(folder: Path) -> Closer:
     """Perplexity over unedited in sequences of edits, a line for each sample; a view for each group of cases."""
     frame, parameters = read(folder)
-    ends = pd.read_parquet(folder / "data/after.parquet")
-    keys = ["group", "repeat", "method", "case_id"]
-    frame = frame.merge(ends[[*keys, *(name for name in ends if name in MEASURES)]], how="left", on=keys)
+    if (folder / "data/after.parquet").exists():
+        ends = pd.read_parquet(folder / "data/after.parquet")
+        keys = ["group", "repeat", "method", "case_id"]
+        frame = frame.merge(ends[[*keys, *(name for name in ends if name in MEASURES)]], how="left", on=keys)
     edits = frame[frame["step"] > 0]
     working = edits.loc[edits["error"].isna(), "method"].unique().tolist()
     groups = frame["group"].unique().tolist()[::-1]  # hard cases first: something happens there
@@ -103,38 +109,47 @@ def sequences(folder: Path) -> Closer:
     )  # fmt: skip
 
 
-def against(x: str, label: str, view: str, told: str, folder: Path) -> Closer:
+def against(x: str, label: str, view: str, told: str, folder: Path, *, table: str = "cases") -> Closer:
     """Perplexity over unedited against another size of each edit, both logarithmic, in a view for each value of a
     column; against the case's number where `x` says so."""
-    frame, parameters = read(folder)
-    frame = frame[frame["error"].isna()]
+    frame, parameters = read(folder, table)
+    frame = frame[frame["error"].isna()] if "error" in frame else frame
+    frame = frame.assign(**{view: frame[view] + ", " + frame["setting"]}) if "setting" in frame else frame
     frame = frame.assign(**{x: frame[x].abs()}).dropna(subset=[x, "kind"])
     views = frame[view].unique().tolist()
     return closer(
-        frame, x=x, y="perplexity_ratio", view=view, series="kind", edit={view: told}, marks=SUBJECTS,
+        frame, x=x, y="perplexity_ratio", view=view, series="kind", edit={view: told},
+        marks={kind: mark for kind, mark in SUBJECTS.items() if kind in set(frame["kind"])},
         levels={name: (1, parameters["collapse_ratio"]) for name in views}, wide=x != "case_id",
         labels=(label, "Perplexity, times unedited"),
     )  # fmt: skip
 
 
 CASE = ("case_id", "Case (its number in the set)")
+OVER = ("denominator_ratio", "Denominator over the consistent one")
 PLOTS: dict[str, Callable[[Path], Closer]] = {
     "pilot/scatter": scatter,
     "sequential/sequences": sequences,
     "consistent-keys/comparison": partial(against, *CASE, "arm", "Edited by"),
     "denominator/parts": partial(against, "denominator", "Size of the denominator", "arm", "Edited by"),
+    "hardedit/sequences": sequences,
     "layers/foretold": partial(against, "severity", "Severity foretold from keys", "method", "Method"),
     "single-edits/strips": partial(against, *CASE, "method", "Method"),
+    "sink/conditions": partial(against, *OVER, "condition", "Changed", table="edits"),
+    "twins/pairs": partial(against, *OVER, "model", "Model"),
     "weight-change/weight-changes": partial(
         against, "relative_change", "Norm of the change over the weight's", "method", "Method"
     ),
+    "why-first-token/conditions": partial(against, "denominator", "Size of the denominator", "arm", "Changed"),
 }
 
 
-def read(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+def read(folder: Path, table: str = "cases") -> tuple[pd.DataFrame, dict[str, Any]]:
     """A run's table of edits, with prompts and targets as a reader wants them, and its parameters."""
     parameters = json.loads((folder / "manifest.json").read_text("utf-8"))["parameters"]
-    frame = pd.read_parquet(folder / "data/cases.parquet")
+    frame = pd.read_parquet(folder / f"data/{table}.parquet")
+    if "prompt" not in frame:
+        return frame, parameters
     pairs = zip(frame["prompt"], frame["subject"], strict=True)
     prompts = [prompt.replace("{}", subject) if isinstance(prompt, str) else None for prompt, subject in pairs]
     targets = frame["target_true"] + " → " + frame["target_new"]

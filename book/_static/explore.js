@@ -29,7 +29,7 @@
   // -- the table of a data file ---------------------------------------------------------------------
 
   const value = (table, column, row) => {
-    const values = table.rows[column];
+    const values = table.rows[column] ?? { at: [], of: [] };
     return Array.isArray(values) ? values[row] : values.of[values.at[row]] ?? null;
   };
 
@@ -105,7 +105,7 @@
       for (const row of rowsWhere(table, (row) => value(table, "case_id", row) !== null)) {
         cases.set(value(table, "case_id", row), value(table, "prompt", row));
       }
-      const sorted = [...cases].sort(([a], [b]) => a - b).map(([id, prompt]) => [id, `${id} · ${prompt} …`]);
+      const sorted = [...cases].sort(([a], [b]) => a - b).map(([id, prompt]) => [id, prompt ? `${id} · ${prompt} …` : id]);
       this.picker = field("Case", [["", "choose one, or click a point"], ...sorted], (id) => this.open(id === "" ? null : Number(id)));
       return fields;
     }

@@ -227,6 +227,23 @@ def test_edits_are_drawn_by_their_sizes(page: Page, name: str, series: str, size
     assert np.allclose(sorted(drawn["y"])[: len(finite)], sorted(finite), rtol=1e-4)
 
 
+def test_interventions_are_explored_by_what_was_changed(page: Page, sources: Path) -> None:
+    """A table that knows its cases by number only."""
+    page.goto("why-it-breaks.html")
+    root = page.locator(".explore[data-explore^='sink-conditions.']").first
+    root.get_by_role("button", name="Explore").press("Enter")
+    root.locator(".bk-Figure").wait_for()
+    frame = pd.read_parquet(next((sources / "book/runs/sink").glob("*/data/edits.parquet")))
+    root.get_by_label("Changed", exact=True).select_option("begun: C, with C")
+    kind = "one token at the start"
+    wanted = frame.query("condition == 'begun: C' and setting == 'with C' and kind == @kind")
+    drawn = root.evaluate(DRAWN, kind)
+    assert np.allclose(sorted(drawn["x"]), sorted(wanted["denominator_ratio"]), rtol=1e-4)
+    case = str(wanted["case_id"].iloc[0])
+    root.get_by_label("Case", exact=True).select_option(case)
+    assert f"Case {case}" in root.locator(".explore-case").inner_text()
+
+
 def test_a_run_shows_the_same_on_its_own_page(page: Page, site: Path) -> None:
     run = sorted((site / "runs/pilot").iterdir())[0]
     root = explored(page, f"runs/pilot/{run.name}/index.html")
