@@ -9,6 +9,8 @@ from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
 from editlib.models.names import is_testbed
 from editlib.models.tokens import encode
+from editlib.testbed import belief_prose
+from editlib.testbed.dependence import build_dependent_world
 from editlib.testbed.prose import END_OF_TEXT, documents
 from editlib.testbed.world import build_world
 
@@ -41,9 +43,13 @@ def has_prose(lm: LanguageModel) -> bool:
 
 
 def corpus(lm: LanguageModel, tokens: int) -> list[str]:
-    """Prose of the testbed's world, enough for `tokens` tokens; `EditlibError` for any other model."""
+    """Prose of a testbed model's world, at most enough for `tokens` tokens; `EditlibError` for any other model."""
     if not has_prose(lm):
         raise EditlibError(f"{lm.label} is no model of the testbed, and has no prose of its own; give texts")
     assert lm.folder
-    seed = json.loads((lm.folder / "card.json").read_text(encoding="utf-8"))["recipe"]["seed"]
-    return [text.removesuffix(END_OF_TEXT) for text in islice(documents(build_world(seed), seed=2), tokens // 200 + 10)]
+    recipe = json.loads((lm.folder / "card.json").read_text(encoding="utf-8"))["recipe"]
+    if recipe.get("prose") == "belief":
+        told = belief_prose.documents(build_dependent_world(recipe["seed"]), seed=2)
+    else:
+        told = documents(build_world(recipe["seed"]), seed=2)
+    return [text.removesuffix(END_OF_TEXT) for text in islice(told, tokens // 200 + 10)]

@@ -156,17 +156,17 @@ def read(
     lm.require_causal()
     asked = prompts(lm, case, prefixes=prefixes, prefixed=prefixed) if isinstance(case, Case) else case
     logits = logits or partial(plain_logits, lm)
-    heard = _heard(lm, logits, {a for q in asked.questions for a in (q.answer, q.rival) if a})
+    found = heard(lm, logits, {a for q in asked.questions for a in (q.answer, q.rival) if a})
     said = dict[Answer, tuple[int, ...]]()
-    for answer, (_, picks) in heard.items():  # up to the first that is wrong, greedy decoding sees what forcing does
+    for answer, (_, picks) in found.items():  # up to the first that is wrong, greedy decoding sees what forcing does
         wrong = (i for i, (pick, token) in enumerate(zip(picks, answer.tokens, strict=True)) if pick != token)
         said[answer] = picks[: next(wrong, len(picks)) + 1]
     said |= _continued(lm, logits, {q.answer: said[q.answer] for q in asked.questions if q.score == "locality"})
-    means = {answer: sum(each) / len(each) for answer, (each, _) in heard.items()}
+    means = {answer: sum(each) / len(each) for answer, (each, _) in found.items()}
     return Reading(
         asked,
         tuple(
-            Reply(heard[q.answer][1], said[q.answer], means[q.answer], means[q.rival] if q.rival else torch.nan)
+            Reply(found[q.answer][1], said[q.answer], means[q.answer], means[q.rival] if q.rival else torch.nan)
             for q in asked.questions
         ),
     )
@@ -175,11 +175,11 @@ def read(
 Heard = tuple[tuple[float, ...], tuple[int, ...]]  # log-probabilities and picks, one of each for every token
 
 
-def _heard(lm: LanguageModel, logits: Logits, answers: Iterable[Answer]) -> dict[Answer, Heard]:
+def heard(lm: LanguageModel, logits: Logits, answers: Iterable[Answer]) -> dict[Answer, Heard]:
     """What every answer gets; answers of like length share a pass, equal prompts a row."""
     ordered = sorted(answers, key=lambda answer: (len(answer.fed), answer.fed))
     batches = [ordered[start : start + PASS_ROWS] for start in range(0, len(ordered), PASS_ROWS)]
-    return {answer: heard for batch in batches for answer, heard in zip(batch, _forced(lm, logits, batch), strict=True)}
+    return {answer: each for batch in batches for answer, each in zip(batch, _forced(lm, logits, batch), strict=True)}
 
 
 @torch.no_grad()
