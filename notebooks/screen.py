@@ -12,7 +12,7 @@
 #   editlib:
 #     title: "Screen: are edits that break a model foretold by their keys?"
 #     models: [model, other]
-#     data: [cases, texts, corpus]
+#     data: [cases, elsewhere, texts, corpus]
 #     profiles:
 #       quick: {first: 6, others: 6}
 #       full: {first: 60, others: 86}
@@ -27,12 +27,14 @@
 # the residual stream (*reach*); the larger is the *severity*, and from 1 on collapse is foretold. That rule has nothing
 # fitted in it. Beside it stands a fitted one: logistic regression on the logarithms of spill and reach, from cases that are
 # used for nothing else (the split `tune` where a set has one, else its even cases). Both are judged on the rest, by ROME
-# with the second moment C and without. The fitted rule is also carried over from one model to the other.
+# with the second moment C and without. The fitted rule is also carried over from one model to the other, and to cases
+# from `elsewhere`, none of which it was fitted on.
 
 # %% tags=["parameters"]
 model: str = "testbed/anchored"  # the model to edit
 other: str | None = "testbed/control"  # another model, to carry the fitted rule over; none for none
 cases: str = "testbed"  # edit cases of the model: a name or a file; the other model has its own
+elsewhere: str | None = None  # more cases of the model, to judge by: a name or a file; their prompts are not kept
 texts: str = "testbed-ppl-50"  # texts that perplexity is measured on; the other model has its own
 corpus: str | None = None  # texts for the second moments: a name or a file; none for text of the model's own
 method: str = "rome"  # the method whose edits are foretold, one of the ROME family
@@ -43,6 +45,8 @@ seed: int = 0  # of the draws, and of the bootstrap
 collapse_ratio: float = 5.0  # times unedited
 
 # %% tags=["hide-input"]
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -60,6 +64,7 @@ from editlib.sweeps import setup
 plot.theme()
 FIT, JUDGE = PARTS = ("fit", "judge")
 SETTINGS = {"with C": True, "C left out": False}
+HERE, ELSEWHERE = Path(cases).stem, f"elsewhere: {Path(elsewhere or '').stem}"
 
 
 def halves(name: str) -> dict[str, list[data.Case]]:
@@ -75,7 +80,10 @@ def foretold(name: str, source: str, sentences: list[str]) -> tuple[pd.DataFrame
     variants = {s: setup.hparams(lm, method, layer, covariance=has_c) for s, has_c in SETTINGS.items()}
     moments = setup.moments(lm, variants.values(), corpus)
     rows = []
-    for part, pool in halves(source).items():
+    pools = {(part, Path(source).stem): pool for part, pool in halves(source).items()}
+    if name == model and elsewhere:
+        pools[JUDGE, ELSEWHERE] = data.cases(elsewhere)
+    for (part, where), pool in pools.items():
         chosen = contrast.draw_by_subject(lm, pool, first=first, others=others, seed=seed)
         made = el.sweep(
             lm, chosen, methods=variants, texts=sentences, scores=False, stats=moments, progress=False
@@ -86,7 +94,7 @@ def foretold(name: str, source: str, sentences: list[str]) -> tuple[pd.DataFrame
             told = el.risk(lm, asked, method=method, hparams=params, stats=moments, rules=[])
             told = told[["spill", "reach", "leak", "severity", "denominator_ratio", "cosine_first", "reason"]]
             rows.append(
-                told.assign(case_id=[case.case_id for case in chosen], setting=setting, part=part).merge(
+                told.assign(case_id=[case.case_id for case in chosen], setting=setting, part=part, data=where).merge(
                     made[made["method"] == setting].drop(columns="method"), on="case_id", validate="one_to_one"
                 )
             )
@@ -111,12 +119,14 @@ for name in given:
     for setting, rows in frame.groupby("setting", sort=False):
         if (name, setting) in rules:
             frame.loc[rows.index, f"fitted on {name}"] = rules[name, setting].probability(rows)["probability"]
+frame.loc[frame["data"] == ELSEWHERE, ["prompt", "target_new", "target_true"]] = None
 frame.to_parquet("data/edits.parquet")
 calibration.write("data/calibrations.json", list(rules.values()))
 judged = frame[frame["part"] == JUDGE]
 Markdown(
     "\n".join(
-        f"- `{name}`, {setting}: {len(rows)} edits by {method}, {int(rows['collapsed'].sum())} of which collapse it"
+        f"- `{name}`, {setting}: {len(rows)} edits by {method} ({' and '.join(rows['data'].unique())}), "
+        f"{int(rows['collapsed'].sum())} of which collapse it"
         + (
             "; fitted on {}, {} of them: log-odds {:.2f} + {:.2f} log₁₀ spill + {:.2f} log₁₀ reach.".format(
                 rules[name, setting].edits, rules[name, setting].collapsed, *rules[name, setting].coefficients
@@ -151,19 +161,19 @@ def judge(rows: pd.DataFrame, score: pd.Series, bound: float) -> dict[str, objec
 
 
 results = []
-for name in given:
-    for setting in SETTINGS:
-        rows = judged[(judged["model"] == name) & (judged["setting"] == setting)]
-        bounds = {"severity": BOUND} | {f"fitted on {s}": 0.5 for s in given if (s, setting) in rules}
-        for rule, bound in bounds.items():
-            results.append({"model": name, "setting": setting, "rule": rule} | judge(rows, rows[rule], bound))
+for (name, where, setting), rows in judged.groupby(["model", "data", "setting"], sort=False):
+    bounds = {"severity": BOUND} | {f"fitted on {s}": 0.5 for s in given if (s, setting) in rules}
+    for rule, bound in bounds.items():
+        told = {"model": name, "data": where, "setting": setting, "rule": rule}
+        results.append(told | judge(rows, rows[rule], bound))
 results = pd.DataFrame(results)
 shown = results.assign(**{column: [f"{value:.2f}" for value in results[column]] for column in ("precision", "recall")})
 shown["area"] = [f"{value:.3f}" for value in results["area"]]
 shown.style.hide(axis="index")
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Perplexity over unedited against the severity that was foretold, both on log axes, a panel for each model and setting, a mark for each edit by kind of subject, with the collapse threshold and the bound."}}
-panels = judged.assign(method=judged["model"].str.removeprefix("testbed/") + ", " + judged["setting"])
+names = judged["model"].str.removeprefix("testbed/") + (", " + judged["data"] if elsewhere else "")
+panels = judged.assign(method=names + ", " + judged["setting"])
 figure = plot.foretold(panels, bound=BOUND, collapse_ratio=collapse_ratio)
 figure.savefig("figures/foretold.png")
 
@@ -197,21 +207,23 @@ figure.savefig("figures/calibration.png")
 said = judged["severity"] >= BOUND
 wrong = judged[said != judged["collapsed"]]
 missed, feared = wrong[wrong["collapsed"]], wrong[~wrong["collapsed"]]
+KIND = ["model", "data", "subject_kind"]
 by_kind = pd.DataFrame(
     {
-        "edits": judged.groupby(["model", "subject_kind"]).size(),
-        "collapse": judged.groupby(["model", "subject_kind"])["collapsed"].sum(),
-        "foretold": said.groupby([judged["model"], judged["subject_kind"]]).sum(),
-        "missed": missed.groupby(["model", "subject_kind"]).size(),
-        "feared for nothing": feared.groupby(["model", "subject_kind"]).size(),
+        "edits": judged.groupby(KIND).size(),
+        "collapse": judged.groupby(KIND)["collapsed"].sum(),
+        "foretold": judged[said].groupby(KIND).size(),
+        "missed": missed.groupby(KIND).size(),
+        "feared for nothing": feared.groupby(KIND).size(),
     }
 ).fillna(0)
 by_kind.astype(int)
 
 # %% tags=["hide-input"]
-main = judged[judged["model"] == model]
+here = (judged["model"] == model) & (judged["data"] == HERE)
+main = judged[here]
 overall = judge(main, main["severity"], BOUND)
-mild = feared[feared["model"] == model]["perplexity_ratio"]
+mild = main.loc[(main["severity"] >= BOUND) & ~main["collapsed"], "perplexity_ratio"]
 Markdown(
     f"**Finding.** Of {overall['collapse']} edits that collapse `{model}`, the rule without anything fitted foretells "
     f"{int((main['collapsed'] & (main['severity'] >= BOUND)).sum())} (recall {overall['recall']:.2f}); of {overall['foretold']} it foretells, that many "
@@ -226,16 +238,19 @@ Markdown(
 # %% tags=["hide-input"]
 metrics = {
     "cases": int(main["case_id"].nunique()), "edits": len(main), "collapsed": overall["collapse"],
-    "foretold": overall["foretold"], "missed": len(missed[missed["model"] == model]), "feared": len(mild),
+    "foretold": overall["foretold"], "missed": int((main["collapsed"] & (main["severity"] < BOUND)).sum()), "feared": len(mild),
     "feared_median_ratio": float(mild.median()) if len(mild) else float("nan"),
 }  # fmt: skip
 for name in ("precision", "recall", "area"):
     found = overall[name]
     metrics |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
-for row in results.itertuples():
-    if row.model == model and row.rule != "severity":
-        source = "own" if row.rule == f"fitted on {model}" else "carried"
-        ending = "_no_covariance" if row.setting == "C left out" else ""
+for row in results[results["model"] == model].itertuples():
+    ending = "_no_covariance" if row.setting == "C left out" else ""
+    if row.data != HERE:
+        ending = f"_elsewhere{ending}"
+        metrics |= {f"edits{ending}": row.edits, f"collapsed{ending}": row.collapse}
+    if row.rule != "severity" or row.data != HERE:
+        source = "plain" if row.rule == "severity" else "own" if row.rule == f"fitted on {model}" else "carried"
         metrics |= {f"area_{source}{ending}": row.area.value, f"recall_{source}{ending}": row.recall.value}
         metrics |= {f"precision_{source}{ending}": row.precision.value}
 used = {name: dict(variants) for name, (_, variants, _) in made.items()}

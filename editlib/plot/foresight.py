@@ -73,18 +73,22 @@ def foretold(frame: pd.DataFrame, *, bound: float, collapse_ratio: float) -> Fig
     `frame` has one row per edit: method, kind, severity (as foretold), perplexity_ratio.
     """
     methods = list(frame["method"].unique())
+    columns = len(methods) if len(methods) <= 4 else 3
+    rows = -(-len(methods) // columns)
     figure, panels = plt.subplots(
-        1, len(methods), figsize=(9, 3.9), sharex=True, sharey=True, squeeze=False, layout="constrained"
+        rows, columns, figsize=(9, 0.9 + 3 * rows), sharex=True, sharey=True, squeeze=False, layout="constrained"
     )
     heights, edge = drawable(frame["perplexity_ratio"])
-    for axes, method in zip(panels[0], methods, strict=True):
+    for axes in panels.flat[len(methods) :]:
+        axes.axis("off")
+    for axes, method in zip(panels.flat, methods, strict=False):
         mine = (frame["method"] == method).to_numpy()
         points_by_kind(axes, frame.loc[mine, "severity"], heights[mine], frame.loc[mine, "kind"])
         mark_collapse(axes, collapse_ratio)
         mark_edge(axes, edge)
         axes.axvline(bound, color="black", lw=0.8, ls=":", zorder=0, label="foretold from here on")
         axes.set(xscale="log", yscale="log", title=method)
-    panels[0, 0].set_ylabel("Perplexity, times unedited")
-    panels[0, len(methods) // 2].set_xlabel("Severity, foretold before any search")
+    figure.supylabel("Perplexity, times unedited", fontsize="medium")
+    figure.supxlabel("Severity, foretold before any search", fontsize="medium")
     legend_below(figure, panels[0, 0], title=OF_SUBJECTS, ncols=3)
     return figure

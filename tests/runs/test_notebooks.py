@@ -42,7 +42,7 @@ SMALL = {
     "methods": {"n": 3, "timed": 1, "traced": 2},
     "presets": {"n": 2, "first": 1, "layers": "1,2"},
     "aftermath": {"first": 2, "others": 1},
-    "screen": {"first": 3, "others": 3},
+    "screen": {"first": 3, "others": 3, "elsewhere": "testbed"},
     "sink": {"first": 1, "others": 1},
     "layers": {"keyed": 2, "edited": 1, "every": 4, "sentences": 5},
     "own-text": {"first": 1, "others": 1, "tokens": "4096,8192", "layer": 24},
