@@ -2,11 +2,15 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from places import SHARED as BESIDE
+from transformers import GPT2Tokenizer
 
 from editlib.data import datasets as data
 from editlib.data import for_models
@@ -28,6 +32,7 @@ REQUESTS = [
     EditRequest(prompt="The town of {} is located in", subject="Brast Nolva", target_new="Parvo"),
 ]
 LAYER = 1
+SHARED = BESIDE / "data"
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +72,26 @@ def test_kinds_of_subjects_are_those_of_the_papers(anchored: LanguageModel, pool
     found = contrast.subject_kinds(anchored, cases)
     assert found.tolist() == [*subjects.values(), "later"] and found.index.tolist() == [0, 1, 2, 3, 10]
     assert set(found) == set(contrast.SUBJECT_KINDS)
+
+
+def test_a_tokenizer_alone_tells_which_edits_broke_gpt_j() -> None:
+    """The 87 edits that stand out in the published figure: all subjects of one token at the start, all such words said
+    twice, and three more."""
+    tokens, published = SHARED / "models/gpt2-tokenizer", SHARED / "published/gptj_rome_anomalous_87.csv"
+    if not published.exists():
+        pytest.skip("needs the published values decoded from the slides")
+    cases = data.cases(str(SHARED / "counterfact/counterfact_easyedit_21919.json"))
+    outliers = set(pd.read_csv(published)["counterfact_case_id"])
+    tokenizer = GPT2Tokenizer(str(tokens / "encoder.json"), str(tokens / "vocab.bpe"))
+    opening = [case for case in cases if case.request.prompt.startswith("{}") and case.request.subject.count(" ") < 2]
+    kinds = contrast.subject_kinds(cast("LanguageModel", SimpleNamespace(tokenizer=tokenizer)), opening)
+    ids = {kind: set(kinds.index[kinds == kind]) for kind in ("one token", "doubled")}
+    words = {case.case_id: case.request.subject.split()[0] for case in cases if case.case_id in ids["doubled"]}
+    said_twice = {case for case, word in words.items() if len(tokenizer(word)["input_ids"]) == 1}
+    assert (len(outliers), len(ids["one token"]), len(ids["doubled"]), len(said_twice)) == (87, 80, 6, 4)
+    assert ids["doubled"] & outliers == said_twice and ids["one token"] < outliers
+    rest = outliers - ids["one token"] - said_twice
+    assert {case.request.subject for case in cases if case.case_id in rest} == {"imam", "Q Center", "Qatar"}
 
 
 def test_where_a_kind_is_short_there_are_fewer(anchored: LanguageModel, pool: list[Case]) -> None:
