@@ -296,4 +296,4 @@ def test_outputs_that_need_a_script_are_named_and_nothing_is_fetched(tmp_path: P
     said = text_of(page)
     for form in ("application/json", "text/latex", "application/vnd.plotly.v1+json, text/html", "text/html"):
         assert f"(The notebook has this as {form}, which a page cannot show.)" in said
-    assert ["".join(formula.itertext()) for formula in tree.iter("math")] == ["12", "y2"]  # drawn, nothing of LaTeX left
+    assert ["".join(formula.itertext()) for formula in tree.iter("math")] == ["12", "y2"]  # drawn
