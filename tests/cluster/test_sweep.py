@@ -238,6 +238,7 @@ def test_an_interrupted_sweep_can_be_resumed(
 ) -> None:  # fmt: skip
     nodes(2)
     asked, out = Workers(address=cluster.address), tmp_path / "out"
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Progress, "update", lambda *_: os.kill(os.getpid(), signal.SIGINT))
