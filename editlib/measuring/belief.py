@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from editlib.errors import EditlibError
-from editlib.measuring.scores import Answer, heard, plain_logits
+from editlib.measuring.scores import Answer, answer_to, heard, plain_logits
 from editlib.models.language_model import LanguageModel
-from editlib.models.tokens import check_length, encode_text
 
 Beliefs = NDArray[np.float64]
 
@@ -39,8 +38,7 @@ def believed(lm: LanguageModel, questions: Sequence[tuple[str, Sequence[str]]]) 
     for prompt, options in questions:
         if not options:
             raise EditlibError(f"question {prompt[:40]!r} has no options; give at least one")
-        answers.append([Answer(*encode_text(lm.tokenizer, prompt, option)) for option in options])
-        check_length(lm, [f"{prompt} {option}" for option in options], [answer.fed for answer in answers[-1]])
+        answers.append([answer_to(lm, None, "{}", prompt, option) for option in options])
     found = heard(lm, partial(plain_logits, lm), {a for options in answers for a in options})
     return [_shares(np.array([sum(found[answer][0]) for answer in options])) for options in answers]
 

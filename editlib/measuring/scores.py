@@ -98,7 +98,7 @@ def prompts(
         raise EditlibError(f"prefixes must be templates with one {{}} each, '{{}}' for none (found {bad!r})")
     if prefixed not in ("efficacy", "all"):
         raise EditlibError(f"prefixed={prefixed!r} is unknown; use 'efficacy' or 'all'")
-    encoded = partial(_encoded, lm, case.request.separator)
+    encoded = partial(answer_to, lm, case.request.separator)
     return Prompts(
         case,
         tuple(
@@ -127,7 +127,8 @@ def _asked(case: Case) -> Iterator[tuple[Score, str, str, str | None]]:
             yield "locality", text, answer, new
 
 
-def _encoded(lm: LanguageModel, separator: str | None, prefix: str, prompt: str, target: str) -> Answer:
+def answer_to(lm: LanguageModel, separator: str | None, prefix: str, prompt: str, target: str) -> Answer:
+    """An answer to a prompt behind a prefix; raises `EditlibError` if both are longer than the model's context."""
     answer = Answer(*encode_text(lm.tokenizer, prefix.replace("{}", prompt, 1), target, separator=separator))
     if lm.max_length is not None and len(answer.fed) > lm.max_length:
         raise EditlibError(
