@@ -1,4 +1,4 @@
-"""A method whose edits end, hang or slow down the process that makes them, as files of a folder say."""
+"""A method whose edits end or hold up the process that makes them, as files of a folder say."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ SEARCH = RomeParams(layer=1, steps=2, covariance=False)
 
 
 class Fragile(Method):
-    """ROME, but for subjects that a file is named after: `once`, it is gone before the fault; `slow` is no fault."""
+    """ROME, but for subjects that a file is named after: `once`, it is gone before the fault; `waits`, until it is."""
 
     name, hparams = "rome", RomeParams
 
@@ -45,5 +45,7 @@ class Fragile(Method):
             os._exit(1)
         if "raises" in fault:
             raise MemoryError("no room")
-        time.sleep(600 if "hangs" in fault else 1 if "slow" in fault else 0)
+        time.sleep(600 if "hangs" in fault else 0)
+        while "waits" in fault and file.is_file():
+            time.sleep(0.05)
         return METHODS["rome"].solve(session, requests, params, state)

@@ -87,6 +87,19 @@ def parts(out: Path) -> int:
     return len(list(out.glob("part-*.parquet")))
 
 
+def held_up(trouble: Path, cases: Sequence[Case]) -> Callable[[], None]:
+    """Have the edits of cases wait; returns what lets them go on."""
+    files = [trouble / case.request.subject for case in cases]
+    for file in files:
+        file.write_text("waits")
+
+    def release() -> None:
+        for file in files:
+            file.unlink(missing_ok=True)
+
+    return release
+
+
 @pytest.fixture
 def after_one(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
     """Have something done as soon as one part is written, while workers are at others."""
@@ -147,9 +160,8 @@ def test_nodes_are_lost_and_come_late(
     gpt2: LanguageModel, cases: list[Case], options: dict[str, Any], alone: bytes, cluster: Cluster, nodes: Nodes,
     trouble: Path, tmp_path: Path, after_one: Callable[..., None],
 ) -> None:  # fmt: skip
-    """One of two nodes goes, then the other, and only then another one comes."""
-    for case in cases:
-        (trouble / case.request.subject).write_text("slow")
+    """One of two nodes goes, while its worker is at a part, then the other, and only then another one comes."""
+    release = held_up(trouble, cases[3:])
     first, second = nodes(2)
     out, lost = tmp_path / "out", list[int]()
 
@@ -157,6 +169,7 @@ def test_nodes_are_lost_and_come_late(
         cluster.remove_node(first, allow_graceful=False)
         cluster.remove_node(second, allow_graceful=False)
         lost.append(parts(out))
+        release()
         cluster.add_node(num_cpus=1)
 
     after_one(lose)
@@ -169,9 +182,16 @@ def test_a_node_that_comes_late_gets_work(
     trouble: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
     after_one: Callable[..., None],
 ) -> None:  # fmt: skip
+    """All parts but the first wait until the second worker is ready."""
     monkeypatch.setattr("editlib.cluster.driver.LOOK", 0.5)
-    for case in cases:
-        (trouble / case.request.subject).write_text("slow")
+    release, at = held_up(trouble, cases[3:]), Progress.at
+
+    def looked(told: Progress, workers: int) -> None:
+        at(told, workers)
+        if workers == 2:
+            release()
+
+    monkeypatch.setattr(Progress, "at", looked)
     nodes(1)
     after_one(lambda: cluster.add_node(num_cpus=1))
     found = el.sweep(gpt2, cases, workers=Workers(address=cluster.address, json=True), **options)
@@ -196,8 +216,7 @@ def test_a_killed_driver_goes_on_where_it_was(
     (gpt2_folder / "texts.json").write_text(json.dumps(texts))
     lm = el.load(str(gpt2_folder))
     alone = bytes_of(el.sweep(lm, cases, **options))
-    for case in cases[6:]:
-        (trouble / case.request.subject).write_text("slow")
+    release = held_up(trouble, cases[6:])
     nodes(2)
     paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     code = f"import test_sweep; test_sweep.drive({str(gpt2_folder)!r}, {str(tmp_path)!r}, {cluster.address!r})"
@@ -206,7 +225,8 @@ def test_a_killed_driver_goes_on_where_it_was(
     while parts(tmp_path / "out") < 2 and driver.poll() is None and time.monotonic() < end:
         time.sleep(0.05)
     driver.kill()
-    assert driver.wait() == -signal.SIGKILL and 2 <= parts(tmp_path / "out") < 4
+    assert driver.wait() == -signal.SIGKILL and parts(tmp_path / "out") == 2
+    release()
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("part-*")}
     asked = Workers(address=cluster.address)
     found = el.sweep(lm, cases, workers=asked, out=tmp_path / "out", resume=True, **options)
