@@ -68,8 +68,9 @@ START = "<|start|>"
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Keep what is computed here out of the user's cache."""
-    folder = tmp_path_factory.mktemp("cache")
+    """Keep what is computed here out of the user's cache; the workers have one, as processes of a user do."""
+    parallel = "PYTEST_XDIST_WORKER" in os.environ
+    folder = tmp_path_factory.getbasetemp().parent / "cache" if parallel else tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDITLIB_CACHE", str(folder))
         yield folder

@@ -78,7 +78,7 @@ def test_it_edits_sweeps_and_runs_without_the_checkout(run: object, program: Pat
     run("sweep", *ANCHORED, "--out", "sweep", "-n", 2)
     run("init", "own", "--author", "Ada Lovelace")
     own = tmp_path / "here/own"
-    said = run("run", "denominator", "-p", "first", 6, "-p", "others", 6, cwd=own)
+    said = run("run", "denominator", "-p", "first", 2, "-p", "others", 2, cwd=own)
     assert "local-" in said and list((own / "book/runs/denominator").glob("local-*/manifest.json"))
     call = "from jupyter_book.cli.main import main; main()"
     builder = [program.with_name("python"), "-c", call, "build", "book/", "--all", "-W", "--keep-going"]

@@ -342,7 +342,6 @@ def kinds_of_pages(site: Path) -> list[str]:
     return [*(f"{name}.html" for name in chapters), *(page.relative_to(site).as_posix() for page in heaviest)]
 
 
-@pytest.mark.slow  # all pages, one after another
 def test_every_page_is_light_before_interaction(browser: Browser, address: str, site: Path) -> None:
     weights = {name: sum(transferred(browser, address, name).values()) for name in kinds_of_pages(site)}
     assert {name: weight for name, weight in weights.items() if weight >= BUDGET} == {}

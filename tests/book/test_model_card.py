@@ -61,7 +61,7 @@ def test_perplexity_is_that_of_the_shipped_texts() -> None:
 @installed
 def test_known_facts_are_those_that_the_model_continues_with() -> None:
     """Against the greedy continuation itself, made token by token."""
-    cases = el.data.cases("facts", split="test")[::40]
+    cases = el.data.cases("facts", split="test")[::80]
     said, preferred = script().known(model(), cases)
     texts = [el.scores.continuation(model(), case.request.text) for case in cases]
     expected = [t.startswith(f" {case.request.target_true}") for t, case in zip(texts, cases, strict=True)]

@@ -55,6 +55,12 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LanguageModel]
     yield LanguageModel(model, tokenizer, name="SmolLM2-135M-Instruct", folder=folder)
 
 
+@pytest.fixture(scope="module")
+def session(smollm2: LanguageModel) -> Session:
+    """One for all, since a search that is asked for twice is made once."""
+    return Session(smollm2)
+
+
 def request(case_id: int) -> EditRequest:
     if not CASES.is_file():
         pytest.skip(f"no {CASES.name} beside the project")
@@ -76,8 +82,10 @@ VALUES: dict[int, dict[str, Any]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case_id", VALUES)
-def test_edits_of_a_real_model_are_those_of_the_released_codes(smollm2: LanguageModel, case_id: int) -> None:
-    ask, expected, session = request(case_id), VALUES[case_id], Session(smollm2)
+def test_edits_of_a_real_model_are_those_of_the_released_codes(
+    smollm2: LanguageModel, session: Session, case_id: int
+) -> None:
+    ask, expected = request(case_id), VALUES[case_id]
     for method in ("rome", "c-rome"):
         params = el.hparams_for(
             smollm2, method, flavour="yang-2024", layer=LAYER, steps=20, weight_decay=0.5, clamp=4.0
@@ -93,9 +101,9 @@ def test_edits_of_a_real_model_are_those_of_the_released_codes(smollm2: Language
 @pytest.mark.parametrize("kl_position", ["subject", "end"])
 @pytest.mark.parametrize("case_id", VALUES)
 def test_where_the_kl_term_is_read_tells_in_loss_and_perplexity(
-    smollm2: LanguageModel, case_id: int, kl_position: KlPosition
+    smollm2: LanguageModel, session: Session, case_id: int, kl_position: KlPosition
 ) -> None:
-    ask, expected, session = request(case_id), VALUES[case_id], Session(smollm2)
+    ask, expected = request(case_id), VALUES[case_id]
     params = el.hparams_for(smollm2, "rome", flavour="yang-2024", layer=LAYER, steps=20, weight_decay=0.5, clamp=4.0)
     edit = solve(session, "rome", [ask], replace(params, kl_position=kl_position))
     assert edit.diagnostics["losses"][-1] == pytest.approx(expected["loss"][kl_position], abs=1e-3)

@@ -144,12 +144,12 @@ def test_executed_again_spec_and_numbers_are_equal_and_the_run_is_another(projec
 
 @pytest.mark.slow  # the toy's repetition above is looked at alike
 @needs_testbed
-def test_a_real_analysis_executed_again_gives_the_same_bits(tmp_path: Path) -> None:
+def test_a_real_analysis_executed_again_gives_the_same_bits(tmp_path: Path, short: dict[str, str]) -> None:
     for place in ("_config.yml", "CITATION.cff"):
         shutil.copy(ROOT / place, tmp_path)
     (tmp_path / "notebooks").mkdir()
     shutil.copy(ROOT / "notebooks" / "anatomy.py", tmp_path / "notebooks")
-    assert_repeated(*(execute("anatomy", root=tmp_path, force=True) for _ in range(2)))
+    assert_repeated(*(execute("anatomy", root=tmp_path, parameters=short, force=True) for _ in range(2)))
 
 
 def assert_repeated(first: Manifest, second: Manifest) -> None:
