@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +15,7 @@ from bokeh.models.renderers import DataRenderer, GlyphRenderer
 from bokeh.models.tools import BoxZoomTool, HoverTool, PanTool, ResetTool, TapTool, WheelZoomTool
 from bokeh.plotting import figure
 
-from editlib.plot import COLORS, KINDS, MARKERS, METHOD_MARKS, drawable
+from editlib.plot import drawable
 
 Marks = Mapping[str, tuple[str, str, int]]  # color, marker and size of each series, the first drawn on top
 
@@ -43,11 +40,6 @@ MEASURES = {
     "locality_em_tf": "Locality",
     "error": "Error",
 }  # of an edit
-SAME = {"one token at the start": KINDS[0], "any other subject": KINDS[2]}  # drawn alike
-SUBJECTS: Marks = {
-    name: (COLORS[kind], MARKERS[kind], 9 if kind == KINDS[0] else 6)
-    for name, kind in {**dict(zip(KINDS, KINDS, strict=True)), **SAME}.items()
-}
 TIPS = ("perplexity_mean", "perplexity_ratio", "denominator", "denominator_consistent")
 
 
@@ -68,92 +60,7 @@ class Closer:
     tips: list[str]  # the columns of the tooltip
     levels: dict[str, list[int | float | str]]  # heights of the unedited model and of collapse, by view
     rim: float | None  # the height at which inf and nan are drawn
-
-
-# -- the plots -----------------------------------------------------------------------------------------
-
-
-def scatter(folder: Path) -> Closer:
-    """The perplexity after each single edit by case; a view for each method and model."""
-    frame, parameters = read(folder)
-    pictured = parameters.get("method", "rome") + ", C left out" * (not parameters.get("covariance", True)) + " on "
-    frame = frame.dropna(subset=["kind"])
-    frame = frame.sort_values("arm", key=lambda arms: ~arms.str.startswith(pictured), kind="stable")
-    unedited = (frame["perplexity_mean"] / frame["perplexity_ratio"]).groupby(frame["arm"], sort=False).median()
-    return closer(
-        frame, x="case_id", y="perplexity_mean", view="arm", series="kind", edit={"arm": "Edited by"},
-        marks=SUBJECTS,
-        levels={str(arm): (level, parameters["collapse_ratio"] * level) for arm, level in unedited.items()},
-        labels=("Case (its number in the set)", "Perplexity after one edit"),
-    )  # fmt: skip
-
-
-def sequences(folder: Path) -> Closer:
-    """Perplexity over unedited in sequences of edits, a line for each sample; a view for each group of cases."""
-    frame, parameters = read(folder)
-    if (folder / "data/after.parquet").exists():
-        ends = pd.read_parquet(folder / "data/after.parquet")
-        keys = ["group", "repeat", "method", "case_id"]
-        frame = frame.merge(ends[[*keys, *(name for name in ends if name in MEASURES)]], how="left", on=keys)
-    edits = frame[frame["step"] > 0]
-    working = edits.loc[edits["error"].isna(), "method"].unique().tolist()
-    groups = frame["group"].unique().tolist()[::-1]  # hard cases first: something happens there
-    frame = frame[frame["method"].isin(working)].assign(repeat=frame["repeat"] + 1)
-    return closer(
-        frame.sort_values("group", key=lambda column: column.map(groups.index), kind="stable"),
-        x="step", y="perplexity_ratio", view="group", series="method", line="repeat",
-        edit={"group": "Cases", "method": "Method", "repeat": "Sample", "step": "Edits so far"},
-        marks={method: (*METHOD_MARKS.get(method, ("#8c8c8c", "o")), 7) for method in working},
-        levels={group: (1, parameters["collapse_ratio"]) for group in groups},
-        labels=("Edits so far", "Perplexity, times unedited"),
-    )  # fmt: skip
-
-
-def against(x: str, label: str, view: str, told: str, folder: Path, *, table: str = "cases") -> Closer:
-    """Perplexity over unedited against another size of each edit, both logarithmic, in a view for each value of a
-    column; against the case's number where `x` says so."""
-    frame, parameters = read(folder, table)
-    frame = frame[frame["error"].isna()] if "error" in frame else frame
-    frame = frame.assign(**{view: frame[view] + ", " + frame["setting"]}) if "setting" in frame else frame
-    frame = frame.assign(**{x: frame[x].abs()}).dropna(subset=[x, "kind"])
-    views = frame[view].unique().tolist()
-    return closer(
-        frame, x=x, y="perplexity_ratio", view=view, series="kind", edit={view: told},
-        marks={kind: mark for kind, mark in SUBJECTS.items() if kind in set(frame["kind"])},
-        levels={name: (1, parameters["collapse_ratio"]) for name in views}, wide=x != "case_id",
-        labels=(label, "Perplexity, times unedited"),
-    )  # fmt: skip
-
-
-CASE = ("case_id", "Case (its number in the set)")
-OVER = ("denominator_ratio", "Denominator over the consistent one")
-PLOTS: dict[str, Callable[[Path], Closer]] = {
-    "pilot/scatter": scatter,
-    "sequential/sequences": sequences,
-    "consistent-keys/comparison": partial(against, *CASE, "arm", "Edited by"),
-    "denominator/parts": partial(against, "denominator", "Size of the denominator", "arm", "Edited by"),
-    "hardedit/sequences": sequences,
-    "layers/foretold": partial(against, "severity", "Severity foretold from keys", "method", "Method"),
-    "single-edits/strips": partial(against, *CASE, "method", "Method"),
-    "sink/conditions": partial(against, *OVER, "condition", "Changed", table="edits"),
-    "twins/pairs": partial(against, *OVER, "model", "Model"),
-    "weight-change/weight-changes": partial(
-        against, "relative_change", "Norm of the change over the weight's", "method", "Method"
-    ),
-    "why-first-token/conditions": partial(against, "denominator", "Size of the denominator", "arm", "Changed"),
-}
-
-
-def read(folder: Path, table: str = "cases") -> tuple[pd.DataFrame, dict[str, Any]]:
-    """A run's table of edits, with prompts and targets as a reader wants them, and its parameters."""
-    parameters = json.loads((folder / "manifest.json").read_text("utf-8"))["parameters"]
-    frame = pd.read_parquet(folder / f"data/{table}.parquet")
-    if "prompt" not in frame:
-        return frame, parameters
-    pairs = zip(frame["prompt"], frame["subject"], strict=True)
-    prompts = [prompt.replace("{}", subject) if isinstance(prompt, str) else None for prompt, subject in pairs]
-    targets = frame["target_true"] + " → " + frame["target_new"]
-    return frame.assign(prompt=pd.Series(prompts, frame.index), target=targets), parameters
+    ranges: dict[str, list[float]]  # left, right, low and high by view, where views measure different things
 
 
 def closer(
@@ -166,40 +73,48 @@ def closer(
     line: str = "",
     edit: dict[str, str],
     marks: Marks,
-    levels: Mapping[str, tuple[float, float]],
+    levels: Mapping[str, tuple[float, ...]],
     labels: tuple[str, str],
+    numbers: dict[str, str] | None = None,
     wide: bool = False,
+    tall: bool = True,
 ) -> Closer:
-    """The plot of a table of edits, its axis across logarithmic if `wide`.
+    """The plot of a table of edits, or with `numbers` of other points; its axis across logarithmic if `wide`, that
+    upwards if `tall`.
 
     Of what such a table may have of a case and an edit, it has that which is there.
     """
     drawn = frame[frame["measured"]] if "measured" in frame else frame
-    heights, rim = drawable(drawn[y])
-    facts = {name: label for name, label in FACTS.items() if name in frame}
+    heights, rim = drawable(drawn[y]) if tall else (drawn.loc[np.isfinite(drawn[y]), y], None)
+    facts = {name: label for name, label in FACTS.items() if name in frame and not numbers}
     measures = {name: label for name, label in MEASURES.items() if name in frame and frame[name].notna().any()}
-    tips = facts | edit | {name: measures[name] for name in TIPS if name in measures}
-    every = [*heights, *(level for pair in levels.values() for level in pair)]
-    low, high = span(np.log10(every).tolist())
-    left, right = span(np.log10(drawn[x]).tolist() if wide else drawn[x].tolist())
-    across = (10**left, 10**right) if wide else (left, right)
-    plot = axes(labels, across=across, up=(10**low, 10**high), wide=wide)
+    tips = facts | edit | {name: measures[name] for name in TIPS if name in measures} | (numbers or {})
+    measures |= numbers or {}
+    up = span([*heights, *(level for pair in levels.values() for level in pair)], log=tall)
+    plot = axes(labels, across=span(drawn[x], log=wide), up=up, wide=wide, tall=tall)
     points = add_series(plot, marks, lines=bool(line))
-    add_levels(plot, rim)
+    if any(levels.values()):
+        add_levels(plot, rim)
     add_tools(plot, points, tips)
-    columns = dict.fromkeys((*facts, *edit, *measures))
+    ranges = dict[str, list[float]]()
+    for name in levels if numbers else ():
+        rows = drawn[(drawn[view] == name) & np.isfinite(drawn[y])]
+        ranges[name] = [*span(rows[x], log=wide), *span(rows[y], log=tall)]
+    columns = dict.fromkeys((*facts, *edit, *measures, *filter(None, [line])))
     return Closer(
         plot=dict(json_item(plot)), rows={name: packed(frame[name], drawn.index) for name in columns},
         view=view, series=series, x=x, y=y, line=line, facts=facts, edit=edit, measures=measures, tips=list(tips),
         levels={name: [digits(level) for level in pair] for name, pair in levels.items()}, rim=rim,
+        ranges=ranges,
     )  # fmt: skip
 
 
-def span(values: Sequence[float]) -> tuple[float, float]:
-    """From the least to the largest value, and a little more."""
-    low, high = min(values), max(values)
+def span(values: Iterable[float], *, log: bool) -> tuple[float, float]:
+    """From the least to the largest value, and a little more, on an axis that is logarithmic or not."""
+    sizes = np.log10([*values]) if log else np.array([*values])
+    low, high = sizes.min(), sizes.max()
     room = 0.04 * (high - low) or 0.5
-    return low - room, high + room
+    return (10 ** (low - room), 10 ** (high + room)) if log else (low - room, high + room)
 
 
 def packed(values: pd.Series, drawn: pd.Index) -> Any:
@@ -226,10 +141,12 @@ def digits(value: float) -> int | float | str:
 # -- what Bokeh draws ----------------------------------------------------------------------------------
 
 
-def axes(labels: tuple[str, str], *, across: tuple[float, float], up: tuple[float, float], wide: bool) -> figure:
-    """An empty plot, white as the pictures are, with a log axis upwards, and across if `wide`."""
+def axes(
+    labels: tuple[str, str], *, across: tuple[float, float], up: tuple[float, float], wide: bool, tall: bool
+) -> figure:
+    """An empty plot, white as the pictures are."""
     plot = figure(
-        height=460, sizing_mode="stretch_width", y_axis_type="log", tools="",
+        height=460, sizing_mode="stretch_width", y_axis_type="log" if tall else "linear", tools="",
         x_axis_type="log" if wide else "linear", background_fill_color="white",
         x_range=Range1d(start=across[0], end=across[1]), y_range=Range1d(start=up[0], end=up[1]),
         x_axis_label=labels[0], y_axis_label=labels[1], border_fill_color="white", outline_line_color=None,

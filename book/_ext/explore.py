@@ -1,9 +1,9 @@
 """Let readers look closer: beside a picture, a button that loads the data behind it as an interactive plot.
 
-`closer.PLOTS` names the pictures this is done for, on every page that shows one: `{run-figure} pilot/scatter`, and the
-page of the run itself. The data is written to `_static/explore/<analysis>-<picture>.<run>.js`, beside Bokeh's script;
-`explore.js` fetches both when a reader asks, and never before. They are scripts, not JSON, so that this works where the
-site is opened from a folder, too. Without JavaScript, and in print, the picture is all there is.
+`closeups.PLOTS` names the pictures this is done for, on every page that shows one: `{run-figure} pilot/scatter`, and
+the page of the run itself. The data is written to `_static/explore/<analysis>-<picture>.<run>.js`, beside Bokeh's
+script; `explore.js` fetches both when a reader asks, and never before. They are scripts, not JSON, so that this works
+where the site is opened from a folder, too. Without JavaScript, and in print, the picture is all there is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from bokeh import __version__ as bokeh_version
 from bokeh.util.paths import bokehjs_path
-from closer import PLOTS
+from closeups import PLOTS
 from docutils import nodes
 from sphinx.application import Sphinx
 

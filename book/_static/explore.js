@@ -75,7 +75,7 @@
       for (const series of this.series()) {
         const selected = this.source(series).selected;
         selected.properties.indices.change.connect(() => {
-          if (selected.indices.length) this.open(value(this.table, "case_id", this.source(series).data.row[selected.indices[0]]));
+          if (this.picker && selected.indices.length) this.open(value(this.table, "case_id", this.source(series).data.row[selected.indices[0]]));
         });
       }
       this.show(this.view);
@@ -100,7 +100,10 @@
         fields.append(element("div", {}, element("label", { for: id }, label), select));
         return select;
       };
-      this.switch = field(table.edit[table.view], this.views.map((name) => [name, name]), (name) => this.show(name));
+      if (this.views.length > 1) {
+        this.switch = field(table.edit[table.view], this.views.map((name) => [name, name]), (name) => this.show(name));
+      }
+      if (!table.facts.case_id) return fields;
       const cases = new Map();
       for (const row of rowsWhere(table, (row) => value(table, "case_id", row) !== null)) {
         cases.set(value(table, "case_id", row), value(table, "prompt", row));
@@ -112,7 +115,8 @@
 
     show(view) {
       const { table } = this;
-      this.view = this.switch.value = view;
+      this.view = view;
+      if (this.switch) this.switch.value = view;
       const shown = rowsWhere(table, (row) => value(table, table.view, row) === view && height(table, row) !== null);
       for (const series of this.series()) {
         const mine = shown.filter((row) => value(table, table.series, row) === series);
@@ -123,8 +127,14 @@
           this.source(`${series} median`).data = this.median(mine);
         }
       }
+      if (table.ranges[view]) {
+        const [left, right, low, high] = table.ranges[view];
+        const { x_range, y_range } = this.model.roots()[0];
+        x_range.setv({ start: left, end: right, reset_start: left, reset_end: right });
+        y_range.setv({ start: low, end: high, reset_start: low, reset_end: high });
+      }
       const names = ["unedited", "collapse", "inf or nan"];
-      [...table.levels[view], table.rim].forEach((level, i) => {
+      if (table.levels[view].length) [...table.levels[view], table.rim].forEach((level, i) => {
         if (level === null) return;
         this.named(names[i]).location = level;
         const text = i < 2 ? `${names[i]} (${number(level)})` : names[i];
@@ -135,9 +145,8 @@
 
     columns(rows, tips = []) {
       const { table } = this;
-      const columns = { x: rows.map((row) => value(table, table.x, row)), y: rows.map((row) => height(table, row)), row: rows };
-      for (const tip of tips) columns[tip] = rows.map((row) => told(table, tip, row));
-      return columns;
+      const columns = Object.fromEntries(tips.map((tip) => [tip, rows.map((row) => told(table, tip, row))]));
+      return { ...columns, x: rows.map((row) => value(table, table.x, row)), y: rows.map((row) => height(table, row)), row: rows };
     }
 
     /** The points of each line, with a gap behind it. */

@@ -203,15 +203,13 @@ def test_sequences_are_lines_whose_points_tell_the_edit(page: Page) -> None:
 @pytest.mark.parametrize(
     ("name", "series", "sizes"),
     [
-        ("smollm2/weight-change/weight-changes", "method", "relative_change"),
         ("smollm2/denominator/parts", "arm", "denominator"),
         ("consistent-keys/comparison", "arm", "case_id"),
     ],
 )
 def test_edits_are_drawn_by_their_sizes(page: Page, name: str, series: str, sizes: str, sources: Path) -> None:
     called, picture = name.rsplit("/", 1)
-    address = {"weight-changes": "butterfly-effect.html"}.get(picture, "fall-of-rome.html")
-    page.goto(address)
+    page.goto("fall-of-rome.html")
     analysis = called.split("/")[-1]
     root = page.locator(f".explore[data-explore^='{analysis}-{picture}.']").first
     root.get_by_role("button", name="Explore").press("Enter")
@@ -242,6 +240,33 @@ def test_interventions_are_explored_by_what_was_changed(page: Page, sources: Pat
     case = str(wanted["case_id"].iloc[0])
     root.get_by_label("Case", exact=True).select_option(case)
     assert f"Case {case}" in root.locator(".explore-case").inner_text()
+
+
+@pytest.mark.parametrize(
+    ("shown_on", "name", "x", "y", "view"),
+    [
+        ("fall-of-rome.html", "key-geometry-maps", "x", "y", "panel"),
+        ("why-it-breaks.html", "aftermath-positions", "position", "loss", "method"),
+    ],
+)
+def test_maps_and_curves_are_those_of_their_tables(
+    page: Page, shown_on: str, name: str, x: str, y: str, view: str, sources: Path
+) -> None:
+    page.goto(shown_on)
+    root = page.locator(f".explore[data-explore^='{name}.']").first
+    root.get_by_role("button", name="Explore").press("Enter")
+    root.locator(".bk-Figure").wait_for()
+    analysis, table = name.rsplit("-", 1)
+    run = str(root.get_attribute("data-explore")).rsplit(".", 1)[1]
+    frame = pd.read_parquet(sources / f"book/runs/{analysis}/{run}/data/{table}.parquet")
+    for shown, rows in frame.groupby(view, sort=False):
+        root.get_by_label("Shown", exact=True).select_option(shown)
+        for series, wanted in rows.groupby("group"):
+            drawn = root.evaluate(DRAWN, series)
+            assert np.allclose(drawn["x"], wanted[x], rtol=1e-4) and np.allclose(drawn["y"], wanted[y], rtol=1e-4)
+        low, high = root.evaluate(RANGES)[2:]
+        assert low < rows[y].min() < rows[y].max() < high < rows[y].max() + (rows[y].max() - rows[y].min()) / 10
+    assert root.get_by_label("Case", exact=True).count() == 0
 
 
 def test_a_run_shows_the_same_on_its_own_page(page: Page, site: Path) -> None:

@@ -1,0 +1,172 @@
+"""The pictures that can be explored, each with how the table of its run becomes a plot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from closer import MEASURES, Closer, Marks, closer
+
+from editlib.plot import COLORS, KINDS, MARKERS, METHOD_MARKS
+
+SAME = {"one token at the start": KINDS[0], "any other subject": KINDS[2]}  # drawn alike
+SUBJECTS: Marks = {
+    name: (COLORS[kind], MARKERS[kind], 9 if kind == KINDS[0] else 6)
+    for name, kind in {**dict(zip(KINDS, KINDS, strict=True)), **SAME}.items()
+}
+
+
+def scatter(folder: Path) -> Closer:
+    """The perplexity after each single edit by case; a view for each method and model."""
+    frame, parameters = read(folder)
+    pictured = parameters.get("method", "rome") + ", C left out" * (not parameters.get("covariance", True)) + " on "
+    frame = frame.dropna(subset=["kind"])
+    frame = frame.sort_values("arm", key=lambda arms: ~arms.str.startswith(pictured), kind="stable")
+    unedited = (frame["perplexity_mean"] / frame["perplexity_ratio"]).groupby(frame["arm"], sort=False).median()
+    return closer(
+        frame, x="case_id", y="perplexity_mean", view="arm", series="kind", edit={"arm": "Edited by"},
+        marks=SUBJECTS,
+        levels={str(arm): (level, parameters["collapse_ratio"] * level) for arm, level in unedited.items()},
+        labels=("Case (its number in the set)", "Perplexity after one edit"),
+    )  # fmt: skip
+
+
+def sequences(folder: Path) -> Closer:
+    """Perplexity over unedited in sequences of edits, a line for each sample; a view for each group of cases."""
+    frame, parameters = read(folder)
+    if (folder / "data/after.parquet").exists():
+        ends = pd.read_parquet(folder / "data/after.parquet")
+        keys = ["group", "repeat", "method", "case_id"]
+        frame = frame.merge(ends[[*keys, *(name for name in ends if name in MEASURES)]], how="left", on=keys)
+    edits = frame[frame["step"] > 0]
+    working = edits.loc[edits["error"].isna(), "method"].unique().tolist()
+    groups = frame["group"].unique().tolist()[::-1]  # hard cases first: something happens there
+    frame = frame[frame["method"].isin(working)].assign(repeat=frame["repeat"] + 1)
+    return closer(
+        frame.sort_values("group", key=lambda column: column.map(groups.index), kind="stable"),
+        x="step", y="perplexity_ratio", view="group", series="method", line="repeat",
+        edit={"group": "Cases", "method": "Method", "repeat": "Sample", "step": "Edits so far"},
+        marks={method: (*METHOD_MARKS.get(method, ("#8c8c8c", "o")), 7) for method in working},
+        levels={group: (1, parameters["collapse_ratio"]) for group in groups},
+        labels=("Edits so far", "Perplexity, times unedited"),
+    )  # fmt: skip
+
+
+def against(x: str, label: str, view: str, told: str, folder: Path, *, table: str = "cases") -> Closer:
+    """Perplexity over unedited against another size of each edit, both logarithmic, in a view for each value of a
+    column; against the case's number where `x` says so."""
+    frame, parameters = read(folder, table)
+    frame = frame[frame["error"].isna()] if "error" in frame else frame
+    frame = frame.assign(**{view: frame[view] + ", " + frame["setting"]}) if "setting" in frame else frame
+    frame = frame.assign(**{x: frame[x].abs()}).dropna(subset=[x, "kind"])
+    views = frame[view].unique().tolist()
+    return closer(
+        frame, x=x, y="perplexity_ratio", view=view, series="kind", edit={view: told},
+        marks={kind: mark for kind, mark in SUBJECTS.items() if kind in set(frame["kind"])},
+        levels={name: (1, parameters["collapse_ratio"]) for name in views}, wide=x != "case_id",
+        labels=(label, "Perplexity, times unedited"),
+    )  # fmt: skip
+
+
+def curves(
+    table: str, x: str, y: str, view: str, series: str, labels: tuple[str, str], folder: Path, *, told: str = "Shown",
+    line: str = "", panels: Mapping[str, str] | None = None, marks: Marks | None = None, wide: bool = False,
+    tall: bool = False,
+) -> Closer:  # fmt: skip
+    """Points or curves that are no edits, a row of a table for each point, in a view for each value of a column.
+
+    Columns that the picture has in a panel each become views (`panel`) of one (`value`). A column that the table has
+    not makes one view of all.
+    """
+    frame = pd.read_parquet(folder / f"data/{table}.parquet")
+    if panels:
+        frame = frame.rename(columns=panels)
+        kept = [name for name in frame if name not in panels.values()]
+        frame = frame.melt(kept, [*panels.values()], "panel", "value")
+    frame = frame.assign(**{view: frame.get(view, "all")}).dropna(subset=[x, y]).astype({view: str, series: str})
+    looks = {name: (*look, 6) for name, look in zip(frame[series].unique(), LOOKS, strict=False)}
+    return closer(
+        frame.reset_index(drop=True), x=x, y=y, view=view, series=series, line=line,
+        edit={view: told, series: "Series"}, numbers={x: labels[0], y: labels[1]}, marks=marks or looks,
+        levels={name: () for name in frame[view].unique()}, labels=labels, wide=wide, tall=tall,
+    )  # fmt: skip
+
+
+CASE = ("case_id", "Case (its number in the set)")
+OVER = ("denominator_ratio", "Denominator over the consistent one")
+LOOKS = (
+    ("#d55e00", "^"), ("#0072b2", "o"), ("#cc79a7", "s"), ("#009e73", "D"), ("#8c8c8c", "v"), ("#56b4e9", "P"),
+)  # fmt: skip
+BROKEN: Marks = {"collapse": ("#d55e00", "^", 7), "sound": ("#0072b2", "o", 6)}
+MAP = ("maps", "x", "y", "panel", "group", ("Across the map (no unit)", "Up the map (no unit)"))
+PLOTS: dict[str, Callable[[Path], Closer]] = {
+    "pilot/scatter": scatter,
+    "pilot/comparison": partial(against, *CASE, "arm", "Edited by"),
+    "pilot/denominators": partial(against, "denominator", "Size of the denominator", "arm", "Edited by"),
+    "aftermath/marks": partial(
+        curves, "edits", "value", "perplexity_ratio", "panel", "group", ("Size", "Perplexity, times unedited"),
+        tall=True, marks=BROKEN, panels={
+            "sink": "Share of heads that look at position 0", "entropy": "Entropy of predictions (nats)",
+            "length": "Length of position 0, times unedited",
+        },
+    ),
+    "aftermath/positions": partial(
+        curves, "positions", "position", "loss", "method", "group", ("Position", "Mean loss (nats)"), line="case_id",
+        marks=BROKEN,
+    ),
+    "anatomy/layers": partial(
+        curves, "layers", "layer", "value", "panel", "model", ("Layer", "Size"), line="model", panels={
+            "residual_norm_ratio": "Residual stream at position 0, times later positions",
+            "key_norm_ratio": "Key at position 0, times later positions",
+            "sink": "Share of heads that look at position 0",
+        },
+    ),
+    "consistent-keys/comparison": partial(against, *CASE, "arm", "Edited by"),
+    "denominator/parts": partial(against, "denominator", "Size of the denominator", "arm", "Edited by"),
+    "denominator/sizes": partial(
+        against, "denominator_textbook", "Size of the denominator, not scaled", "arm", "Edited by"
+    ),
+    "first-token/kinds": partial(against, *CASE, "arm", "Subject"),
+    "first-token/maps": partial(curves, *MAP),
+    "hardedit/sequences": sequences,
+    "key-geometry/maps": partial(curves, *MAP),
+    "layers/foretold": partial(against, "severity", "Severity foretold from keys", "method", "Method"),
+    "precision/losses": partial(
+        curves, "losses", "step", "error", "all", "arm", ("Step", "Relative error of the loss"), line="case_id",
+        tall=True,
+    ),
+    "screen/foretold": partial(against, "severity", "Severity foretold from keys", "model", "Model", table="edits"),
+    "sequential/sequences": sequences,
+    "single-edits/strips": partial(against, *CASE, "method", "Method"),
+    "sink/conditions": partial(against, *OVER, "condition", "Changed", table="edits"),
+    "twins/pairs": partial(against, *OVER, "model", "Model"),
+    "weight-change/changes": partial(
+        against, "relative_change", "Norm of the change over the weight's", "method", "Method"
+    ),
+    "weight-change/spectra": partial(
+        curves, "spectra", "rank", "value", "change", "matrix", ("Rank", "Singular value"), told="Change alone",
+        line="matrix", wide=True, tall=True,
+    ),
+    "why-first-token/conditions": partial(against, "denominator", "Size of the denominator", "arm", "Changed"),
+    "why-first-token/maps": partial(curves, *MAP),
+    "why-first-token/separability": partial(
+        curves, "separability", "layer", "value", "panel", "model", ("Layer", "Size"), line="model",
+        panels={"auc": "AUC", "gap": "Distance of the means over the spread"},
+    ),
+}  # fmt: skip
+
+
+def read(folder: Path, table: str = "cases") -> tuple[pd.DataFrame, dict[str, Any]]:
+    """A run's table of edits, with prompts and targets as a reader wants them, and its parameters."""
+    parameters = json.loads((folder / "manifest.json").read_text("utf-8"))["parameters"]
+    frame = pd.read_parquet(folder / f"data/{table}.parquet")
+    if "prompt" not in frame:
+        return frame, parameters
+    pairs = zip(frame["prompt"], frame["subject"], strict=True)
+    prompts = [prompt.replace("{}", subject) if isinstance(prompt, str) else None for prompt, subject in pairs]
+    targets = frame["target_true"] + " → " + frame["target_new"]
+    return frame.assign(prompt=pd.Series(prompts, frame.index), target=targets), parameters
