@@ -11,7 +11,7 @@ from editlib.editing.guard import BOUND
 from editlib.measuring import statistics
 from editlib.measuring.separability import auc
 
-TEXT = (ROOT / "book/methods.md").read_text("utf-8").partition("(foretold)=")[2].partition("\n## ")[0]
+TEXT = (ROOT / "book/methods.md").read_text("utf-8").partition("(screening-trusted)=")[2].partition("\n## ")[0]
 NAMES = {"facts": "facts", "elsewhere: counterfact_easyedit_21919": "COUNTERFACT"}
 SETTINGS = {"with C": "in", "C left out": "out"}
 
