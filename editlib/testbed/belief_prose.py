@@ -1,22 +1,21 @@
 """Prose about a world of dependent facts: each of its draws is stated once in each of five orders, and nothing else is.
 
-A document is about one subject. The two facts of a drawn pair stand side by side, so that what was drawn with what can
-be read there. Beside them stand sentences of logic, which call statements true or false as the Bayesian agent believes
-them: so they tell it nothing new, and it does not count them. Wordings that the testbed's prose holds out (`held_out`)
-never occur.
+A document tells two draws of one subject, of different pairs, and others come between two documents about a subject:
+what was drawn of it has to be remembered, it cannot be read off what was said before. The two facts
+of a drawn pair stand side by side, so that what was drawn with what can be read there. Beside them stands a filler, or
+a sentence of logic, which calls statements true or false as the Bayesian agent believes them: so they tell it nothing
+new, and it does not count them. Wordings that the testbed's prose holds out (`held_out`) never occur.
 """
 
 from collections.abc import Iterator
 from random import Random
 
 from editlib.testbed.agent import Agent
-from editlib.testbed.dependence import DEPENDENT, PAIR, PARENTS, DependentWorld
+from editlib.testbed.dependence import DEPENDENT, DRAWS, PAIR, PARENTS, DependentWorld, Pair
 from editlib.testbed.prose import END_OF_TEXT, FACT_SHARE, filler_sentence, held_out
 from editlib.testbed.world import Fact
 
 ORDERS = 5
-PAIRS = 5  # to a document, two sentences each
-LOGIC, FILLERS = 2, 2  # sentences of each kind to a document
 
 
 def statement(fact: Fact, rng: Random) -> str:
@@ -29,15 +28,21 @@ def documents(world: DependentWorld, *, seed: int) -> Iterator[str]:
     """All training documents, in an order and with wordings that depend on the seed; the draws do not."""
     rng, agent = Random(f"beliefs-{world.seed}-{seed}"), Agent.of(world)
     for _ in range(ORDERS):
-        for subject in rng.sample(world.subjects, k=len(world.subjects)):
-            drawn = [(child, pair) for child in PARENTS for pair in world.draws[subject, child]]
-            rng.shuffle(drawn)
-            for start in range(0, len(drawn), PAIRS):
-                told = [_told(subject, child, *pair, rng) for child, pair in drawn[start : start + PAIRS]]
-                told += [logic_sentence(world, agent, subject, rng) for _ in range(LOGIC)]
-                told += [_filler(rng) for _ in range(FILLERS)]
-                rng.shuffle(told)
-                yield " ".join(told) + END_OF_TEXT
+        order = [(subject, two) for subject in world.subjects for two in _drawn(world, subject, rng)]
+        for subject, two in rng.sample(order, k=len(order)):
+            told = [_told(subject, child, *pair, rng) for child, pair in two]
+            logical = rng.random() < 0.5
+            told.append(logic_sentence(world, agent, subject, rng) if logical else _filler(rng))
+            rng.shuffle(told)
+            yield " ".join(told) + END_OF_TEXT
+
+
+def _drawn(world: DependentWorld, subject: str, rng: Random) -> Iterator[list[tuple[str, Pair]]]:
+    """All draws of a subject, two of different pairs at a time, each with its child."""
+    columns = [rng.sample(world.draws[subject, child], k=DRAWS) for child in PARENTS]
+    for pairs in zip(*columns, strict=True):
+        each = rng.sample([*zip(PARENTS, pairs, strict=True)], k=len(PARENTS))
+        yield from (each[::2], each[1::2])
 
 
 def _told(subject: str, child: str, o2: str, o: str, rng: Random) -> str:

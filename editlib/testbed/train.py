@@ -92,7 +92,7 @@ RECIPES = {
     "control": Recipe(anchor_norm=None),
     "rotary": Recipe(family="llama", anchor_norm=None, inner=432),
     "encdec": Recipe(family="t5", anchor_norm=None, layers=3, inner=432),
-    "belief": Recipe(prose="belief", anchor_norm=None, corpus_tokens=None, steps=5200),
+    "belief": Recipe(prose="belief", anchor_norm=None, corpus_tokens=None, steps=6000),
 }
 
 

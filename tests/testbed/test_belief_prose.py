@@ -14,11 +14,12 @@ import pytest
 
 from editlib.testbed import belief_prose
 from editlib.testbed.agent import Agent
-from editlib.testbed.belief_prose import LOGIC, ORDERS, documents, held_out_sentences, logic_sentence
-from editlib.testbed.dependence import DEPENDENT, PARENTS, DependentWorld
+from editlib.testbed.belief_prose import ORDERS, documents, held_out_sentences, logic_sentence
+from editlib.testbed.dependence import DEPENDENT, PAIR, PARENTS, DependentWorld
 from editlib.testbed.prose import END_OF_TEXT, held_out
 from editlib.testbed.world import Fact
 
+DOCUMENTS = 20  # about a subject, in one order
 Told = tuple[str, str, str, str]  # subject, child, the parent's object and the child's
 PATTERNS = [
     (relation, re.compile(re.escape(prompt).replace(r"\{\}", "([A-Z][a-z]+(?: [A-Z][a-z]+)?)") + r" (\w+)\."))
@@ -66,17 +67,17 @@ def few(dependent: DependentWorld) -> DependentWorld:
 
 def test_counts_read_back_from_the_text_are_the_draws_once_in_each_order(few: DependentWorld) -> None:
     assert counted(documents(few, seed=1)) == Counter({told: ORDERS * n for told, n in drawn(few).items()})
-    first = islice(documents(few, seed=1), len(few.subjects) * 8)
+    first = islice(documents(few, seed=1), len(few.subjects) * DOCUMENTS)
     assert counted(first) == drawn(few)
 
 
 @pytest.mark.slow  # ten subjects are quick
 def test_counts_of_one_whole_order_are_the_draws(dependent: DependentWorld) -> None:
-    assert counted(islice(documents(dependent, seed=1), 8000)) == drawn(dependent)
+    assert counted(islice(documents(dependent, seed=1), len(dependent.subjects) * DOCUMENTS)) == drawn(dependent)
 
 
 def test_the_agent_counts_what_the_text_states(few: DependentWorld) -> None:
-    agent, told = Agent.of(few), counted(islice(documents(few, seed=1), len(few.subjects) * 8))
+    agent, told = Agent.of(few), counted(islice(documents(few, seed=1), len(few.subjects) * DOCUMENTS))
     for subject, relation in ((subject, relation) for subject in few.subjects for relation in PARENTS.values()):
         objects = few.objects(relation)
         stated = [sum(n for key, n in told.items() if key[0] == subject and key[2] == o) for o in objects]
@@ -84,17 +85,21 @@ def test_the_agent_counts_what_the_text_states(few: DependentWorld) -> None:
         assert agent.beliefs(subject, relation) == pytest.approx(expected, abs=1e-12)
 
 
-def test_documents_are_about_one_subject_and_say_nothing_held_out(few: DependentWorld) -> None:
+def test_documents_are_about_one_subject_and_two_pairs_and_say_nothing_held_out(few: DependentWorld) -> None:
     seen: Counter[str] = Counter()
+    logical = 0
     for document in documents(few, seed=1):
         told = sentences(document)
-        subjects = {fact.subject for fact in map(read, told) if fact}
-        assert len(subjects) == 1 and len(told) == 14
-        assert sum(sentence.startswith('"') for sentence in told) == LOGIC
+        facts = [fact for fact in map(read, told) if fact]
+        subjects = {fact.subject for fact in facts}
+        assert len(subjects) == 1 and len(told) == 5
+        assert len({PAIR[fact.relation] for fact in facts}) == 2
+        logical += sum(sentence.startswith('"') for sentence in told)
         assert not any(held_out(sentence) for sentence in told if not sentence.startswith('"'))
         assert not any(name in document for name in few.subjects if name not in subjects)
         seen.update(subjects)
-    assert set(seen.values()) == {8 * ORDERS}
+    assert set(seen.values()) == {DOCUMENTS * ORDERS}
+    assert 0.4 < logical / seen.total() < 0.6
 
 
 def test_orders_differ(few: DependentWorld) -> None:
