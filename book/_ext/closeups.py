@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from closer import MEASURES, Closer, Marks, closer
 
@@ -75,19 +76,24 @@ def against(x: str, label: str, view: str, told: str, folder: Path, *, table: st
 def curves(
     table: str, x: str, y: str, view: str, series: str, labels: tuple[str, str], folder: Path, *, told: str = "Shown",
     line: str = "", panels: Mapping[str, str] | None = None, marks: Marks | None = None, wide: bool = False,
-    tall: bool = False,
+    tall: bool = False, median: bool = False,
 ) -> Closer:  # fmt: skip
-    """Points or curves that are no edits, a row of a table for each point, in a view for each value of a column.
+    """Points or curves that are no edits, a row of a table for each point, or their `median`, in a view for each value
+    of a column.
 
-    Columns that the picture has in a panel each become views (`panel`) of one (`value`). A column that the table has
-    not makes one view of all.
+    Columns that the picture has in a panel each become views or series (`panel`) of one (`value`). A view or a series
+    that is no column of the table is one of all rows.
     """
     frame = pd.read_parquet(folder / f"data/{table}.parquet")
     if panels:
         frame = frame.rename(columns=panels)
         kept = [name for name in frame if name not in panels.values()]
         frame = frame.melt(kept, [*panels.values()], "panel", "value")
-    frame = frame.assign(**{view: frame.get(view, "all")}).dropna(subset=[x, y]).astype({view: str, series: str})
+    frame = frame.assign(**{name: frame.get(name, name) for name in (view, series)})
+    frame = frame[np.isfinite(frame[x])].dropna(subset=y).astype({view: str, series: str})
+    if median:
+        frame = frame.groupby([*dict.fromkeys((view, series, *filter(None, [line]), x))], sort=False)[y].median()
+        frame = frame.reset_index()
     looks = {name: (*look, 6) for name, look in zip(frame[series].unique(), LOOKS, strict=False)}
     return closer(
         frame.reset_index(drop=True), x=x, y=y, view=view, series=series, line=line,
@@ -135,14 +141,40 @@ PLOTS: dict[str, Callable[[Path], Closer]] = {
     "hardedit/sequences": sequences,
     "key-geometry/maps": partial(curves, *MAP),
     "layers/foretold": partial(against, "severity", "Severity foretold from keys", "method", "Method"),
+    "layers/regimes": partial(
+        curves, "keys", "layer", "denominator_ratio", "method", "kind", ("Layer", OVER[1] + ", median"), told="Method",
+        line="setting", tall=True, median=True, marks=SUBJECTS,
+    ),
+    "methods/rises": partial(against, *CASE, "method", "Method"),
+    "performance/in-flight": partial(
+        curves, "in-flight", "edits", "value", "panel", "engine", ("Edits side by side", "Size"), wide=True,
+        line="engine", panels={"ratio": "Times faster than plain", "peak": "Peak memory (bytes)"},
+    ),
+    "performance/lengths": partial(
+        curves, "lengths", "before", "value", "search", "panel", ("Tokens before the prompt", "Seconds per search"),
+        line="panel", panels={"plain": "plain path", "engine": "engine path"},
+    ),
+    "performance/moments": partial(
+        curves, "moments", "tokens", "value", "panel", "kind", ("Tokens per key dimension", "Size"), line="case_id",
+        wide=True, tall=True, marks=SUBJECTS, panels={
+            "direction": "Error of the direction", "update": "Relative error of the update",
+            "rise": "Perplexity, times unedited",
+        },
+    ),
     "precision/losses": partial(
         curves, "losses", "step", "error", "all", "arm", ("Step", "Relative error of the loss"), line="case_id",
         tall=True,
     ),
     "screen/foretold": partial(against, "severity", "Severity foretold from keys", "model", "Model", table="edits"),
     "sequential/sequences": sequences,
+    "settings/mean-corpus": partial(against, "perplexity_corpus", "Perplexity over the corpus", "choice", "Choice"),
     "single-edits/strips": partial(against, *CASE, "method", "Method"),
     "sink/conditions": partial(against, *OVER, "condition", "Changed", table="edits"),
+    "surrogate/tasks": partial(
+        curves, "scores", "perplexity_ratio", "value", "task", "way",
+        ("Perplexity, times unedited", "Share of questions answered right"), told="Task", wide=True,
+    ),
+    "twins/doses": partial(against, "length", "Length of the embedding of position 0", "model", "Model", table="doses"),
     "twins/pairs": partial(against, *OVER, "model", "Model"),
     "weight-change/changes": partial(
         against, "relative_change", "Norm of the change over the weight's", "method", "Method"

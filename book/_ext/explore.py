@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +77,15 @@ def write(run: Path, name: str, folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     if not script.exists():
         shutil.copyfile(Path(bokehjs_path(dev=False)) / "js/bokeh.min.js", script)
-    data = asdict(PLOTS[name](run)) | {"script": script.name}
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    text = drawn(run, name, script.name)
     (folder / f"{file}.js").write_text(f'(window.editlibExplore ??= {{}})["{file}"] = {text};\n', "utf-8")
     return file
+
+
+@cache  # several pages show the same picture
+def drawn(run: Path, name: str, script: str) -> str:
+    """The data of a picture as JSON."""
+    return json.dumps(asdict(PLOTS[name](run)) | {"script": script}, allow_nan=False, separators=(",", ":"))
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
