@@ -1,5 +1,6 @@
 """Which layers an edit breaks a model at, and what keys foretold of it."""
 
+from textwrap import fill
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -87,8 +88,9 @@ def foretold(frame: pd.DataFrame, *, bound: float, collapse_ratio: float) -> Fig
         mark_collapse(axes, collapse_ratio)
         mark_edge(axes, edge)
         axes.axvline(bound, color="black", lw=0.8, ls=":", zorder=0, label="foretold from here on")
-        axes.set(xscale="log", yscale="log", title=method)
+        axes.set(xscale="log", yscale="log", title=fill(method, 84 // columns))
     figure.supylabel("Perplexity, times unedited", fontsize="medium")
-    figure.supxlabel("Severity, foretold before any search", fontsize="medium")
+    middle = min(columns // 2, (len(methods) - 1) % columns)  # a label of the figure would lie on its legend
+    panels[-1, middle].set_xlabel("Severity, foretold before any search")
     legend_below(figure, panels[0, 0], title=OF_SUBJECTS, ncols=3)
     return figure
