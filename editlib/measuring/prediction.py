@@ -20,6 +20,7 @@ from editlib.models.tokens import pad
 from editlib.models.trace import trace
 
 TOKENS = 4096  # of a batch
+ROWS = 32  # batches have a multiple of them: oneDNN keeps buffers for every shape that it has multiplied
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,12 @@ def keys_at(
             rows.append((ids[skipped:], i) if fits else (ids, 0))
     found = torch.empty(len(rows), lm.weight(layer).shape[1]), torch.empty(len(rows), lm.weight(layer).shape[0])
     for batch in alike([len(ids) for ids, _ in rows], waste=0.2, most=TOKENS):
-        tokens = Tokens.of(lm, [rows[i][0] for i in batch])
-        behind = past.take(torch.tensor([rows[i][1] for i in batch], device=lm.device))
+        fed = [rows[i] for i in batch]
+        fed += fed[-1:] * (-len(fed) % ROWS)
+        tokens = Tokens.of(lm, [ids for ids, _ in fed])
+        behind = past.take(torch.tensor([prefix for _, prefix in fed], device=lm.device))
         seen = session.passes.run(tokens, behind, names=[name], stop=True).seen[name]
-        at = torch.arange(len(batch), device=lm.device), tokens.mask.sum(1) - 1
+        at = torch.arange(len(batch), device=lm.device), tokens.mask.sum(1)[: len(batch)] - 1
         for kept, values in zip(found, (seen.input, seen.output), strict=True):
             kept[batch] = widened(values[at]).float().cpu()
     shape = len(unique), len(prefixes.contexts), -1
