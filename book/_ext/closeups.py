@@ -76,24 +76,25 @@ def against(x: str, label: str, view: str, told: str, folder: Path, *, table: st
 def curves(
     table: str, x: str, y: str, view: str, series: str, labels: tuple[str, str], folder: Path, *, told: str = "Shown",
     line: str = "", panels: Mapping[str, str] | None = None, marks: Marks | None = None, wide: bool = False,
-    tall: bool = False, median: bool = False,
+    tall: bool = False, middle: str = "", group: str = "",
 ) -> Closer:  # fmt: skip
-    """Points or curves that are no edits, a row of a table for each point, or their `median`, in a view for each value
-    of a column.
+    """Points or curves that are no edits, a row of a table for each point, or the `middle` of those at one place (mean
+    or median), in a view for each value of a column; of one `group` alone, where it is named.
 
     Columns that the picture has in a panel each become views or series (`panel`) of one (`value`). A view or a series
     that is no column of the table is one of all rows.
     """
     frame = pd.read_parquet(folder / f"data/{table}.parquet")
+    frame = frame[frame["group"] == group] if group else frame
     if panels:
         frame = frame.rename(columns=panels)
         kept = [name for name in frame if name not in panels.values()]
         frame = frame.melt(kept, [*panels.values()], "panel", "value")
     frame = frame.assign(**{name: frame.get(name, name) for name in (view, series)})
     frame = frame[np.isfinite(frame[x])].dropna(subset=y).astype({view: str, series: str})
-    if median:
-        frame = frame.groupby([*dict.fromkeys((view, series, *filter(None, [line]), x))], sort=False)[y].median()
-        frame = frame.reset_index()
+    if middle:
+        places = [*dict.fromkeys((view, series, *filter(None, [line]), x))]
+        frame = frame.astype({y: float}).groupby(places, sort=False)[y].agg(middle).reset_index()
     looks = {name: (*look, 6) for name, look in zip(frame[series].unique(), LOOKS, strict=False)}
     return closer(
         frame.reset_index(drop=True), x=x, y=y, view=view, series=series, line=line,
@@ -143,7 +144,7 @@ PLOTS: dict[str, Callable[[Path], Closer]] = {
     "layers/foretold": partial(against, "severity", "Severity foretold from keys", "method", "Method"),
     "layers/regimes": partial(
         curves, "keys", "layer", "denominator_ratio", "method", "kind", ("Layer", OVER[1] + ", median"), told="Method",
-        line="setting", tall=True, median=True, marks=SUBJECTS,
+        line="setting", tall=True, middle="median", marks=SUBJECTS,
     ),
     "methods/rises": partial(against, *CASE, "method", "Method"),
     "performance/in-flight": partial(
@@ -164,6 +165,13 @@ PLOTS: dict[str, Callable[[Path], Closer]] = {
     "precision/losses": partial(
         curves, "losses", "step", "error", "all", "arm", ("Step", "Relative error of the loss"), line="case_id",
         tall=True,
+    ),
+    "presets/layers": partial(
+        curves, "cases", "layer", "value", "name", "panel", ("Layer", "Mean over normal cases"), told="Method",
+        line="panel", middle="mean", group="normal", panels={
+            "efficacy_es": "Efficacy", "generalization_es": "Generalization", "locality_es": "Locality",
+            "collapsed": "Share that collapse",
+        },
     ),
     "screen/foretold": partial(against, "severity", "Severity foretold from keys", "model", "Model", table="edits"),
     "sequential/sequences": sequences,

@@ -1,3 +1,5 @@
+from .beliefs import beliefs as beliefs
+from .beliefs import calibration as calibration
 from .edits import comparison as comparison
 from .edits import pairs as pairs
 from .edits import scatter as scatter

@@ -446,3 +446,16 @@ def test_text_is_only_text(strange: Path, browser: Browser) -> None:
     assert root.locator("img").count() == 1  # the picture's
     assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
     page.close()
+
+
+def test_curves_are_the_middle_of_the_points_at_one_place(explore: ModuleType) -> None:
+    (folder,) = (ROOT / "book/runs/layers").iterdir()
+    drawn = explore.PLOTS["layers/regimes"](folder)
+    keys = pd.read_parquet(folder / "data/keys.parquet")
+    wanted = keys.groupby(["method", "kind", "setting", "layer"])["denominator_ratio"].median()
+    assert len(drawn.rows["layer"]) == len(wanted) < len(keys)
+    texts = [
+        [drawn.rows[name]["of"][at] for at in drawn.rows[name]["at"]] for name in (drawn.view, drawn.series, drawn.line)
+    ]
+    places = zip(*texts, drawn.rows["layer"], strict=True)
+    assert np.allclose([wanted[place] for place in places], drawn.rows["denominator_ratio"], rtol=1e-4)

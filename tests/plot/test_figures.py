@@ -334,3 +334,20 @@ def test_changes_has_a_panel_for_each_method_and_loses_no_case(frame: pd.DataFra
     figure = plot.changes(frame.assign(method=frame["arm"], relative_change=0.1), collapse_ratio=5.0)
     assert [axes.get_title() for axes in figure.axes] == ["rome", "c-rome"]
     assert [len(points(axes)) for axes in figure.axes] == [3, 3]
+
+
+def test_calibration_shows_the_mean_share_in_each_bin_of_the_agents_belief() -> None:
+    frame = pd.DataFrame({"line": "bare", "agent": [0.0, 0.02, 0.95], "model": [0.1, 0.3, 0.5]})
+    (axes,) = plot.calibration(frame).axes
+    (drawn,) = (line for line in axes.lines if line.get_linestyle() != ":")
+    assert np.asarray(drawn.get_xydata()).round(6).tolist() == [[0.01, 0.2], [0.95, 0.5]]
+
+
+def test_beliefs_has_a_panel_for_each_quantity_and_a_mark_for_each_question() -> None:
+    titles, kinds = {"right": "Right", "distance": "Distance"}, ("request", "dependent", "unrelated", "other subject")
+    cells = pd.Series({"unedited": Interval(0.25, 0.0, 0.5), "rome": Interval(1.0, 0.75, 1.0)})
+    panels = plot.beliefs({(what, kind): cells for what in titles for kind in kinds}, titles).axes
+    assert [axes.get_title(plt.rcParams["axes.titlelocation"]) for axes in panels] == ["Right", "Distance"]
+    for axes in panels:
+        assert [list(line.get_xdata()) for line in axes.lines if line.get_label() in kinds] == [[0.25, 1.0]] * 4  # type: ignore[arg-type]
+        assert [len(c.get_segments()) for c in axes.collections] == [2] * 4  # type: ignore[attr-defined]

@@ -44,6 +44,7 @@ SMALL = {
     "aftermath": {"first": 2, "others": 1},
     "screen": {"first": 3, "others": 3, "elsewhere": "testbed"},
     "sink": {"first": 1, "others": 1},
+    "belief": {"n": 2, "asked": 2, "methods": "rome,ike"},
     "layers": {"keyed": 2, "edited": 1, "every": 4, "sentences": 5},
     "own-text": {"first": 1, "others": 1, "tokens": "4096,8192", "layer": 24},
     "precision": {"n": 3},
