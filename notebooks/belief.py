@@ -64,10 +64,11 @@ from editlib.editing.methods import prepare, solve
 from editlib.editing.session import Session
 from editlib.measuring import statistics
 from editlib.measuring.belief import believed, distance, incoherence
+from editlib.measuring.separability import auc
 from editlib.runs.recording import record
 from editlib.sweeps import setup
 from editlib.testbed.agent import Agent
-from editlib.testbed.belief_prose import held_out_sentences, statement
+from editlib.testbed.belief_prose import held_out_sentences, logic_sentence, statement
 from editlib.testbed.dependence import DEPENDENT, build_dependent_world
 from editlib.testbed.revision import OTHER, Revision, build_revisions
 from editlib.testbed.world import Fact
@@ -123,12 +124,45 @@ calibrated = before[["right", "distance", "mass"]].agg(mean)
 calibrated.map(lambda interval: f"{interval:.3f}").rename_axis(f"{len(known):,} questions")
 
 # %% [markdown]
+# Does it know which statements are true? It has read sentences of logic about its subjects: a statement, its negation, two joined by
+# "and" or "or", called true or false as the agent believes them. AUC is the chance that a sentence called true gets a higher
+# probability of "true" than one called false; .5 is guessing, and then the model answers by the form of a sentence alone.
+
+# %% tags=["hide-input"]
+FORMS = {"a not": '"not ', "a and b": " and ", "a or b": " or ", "a": '"'}
+told = [logic_sentence(world, agent, subject, rng) for subject in rng.choices(world.subjects, k=8 * asked)]
+answers = believed(lm, [(text.rpartition(" ")[0], ("true", "false")) for text in told])
+logical = pd.DataFrame(
+    {"called": [text.endswith("true.") for text in told], "true": [own.shares[0] for own in answers]}
+)
+logical["form"] = [next(form for form, mark in FORMS.items() if mark in text) for text in told]
+logical.to_parquet("data/logic.parquet")
+
+
+def told_apart(rows: pd.DataFrame) -> statistics.Interval:
+    return auc(rows.loc[rows["called"], "true"], rows.loc[~rows["called"], "true"], seed=seed)
+
+
+by_form = {form: logical[logical["form"] == form] for form in sorted(FORMS)} | {"all": logical}
+truth = pd.DataFrame(
+    {
+        "sentences": {form: len(rows) for form, rows in by_form.items()},
+        "called true": {form: rows["called"].mean() for form, rows in by_form.items()},
+        "the model's mean": {form: rows["true"].mean() for form, rows in by_form.items()},
+    }
+).round(2)
+aucs = {form: told_apart(rows) for form, rows in by_form.items()}
+truth["AUC"] = [f"{interval:.2f}" for interval in aucs.values()]
+truth.rename_axis("form")
+
+# %% [markdown]
 # ## The edits
 #
 # Each request alone, from the unedited model, which stands in the tables too. Beside the four questions every model is asked
 # whether six sentences are true, in the form in which it has read such sentences: the requested fact *A*, the dependent one *B* that
 # the agent would now say, *not A*, *A and B*, *B and A*, *A or B*. Hyper-parameters are the presets of the testbed's twins.
-# `rome × 4` is ROME's change to the weights times four: no editor, but a way to see a model break by degrees.
+# No document that the model has read states a fact twice, so it has never had to repeat what it read: editors that put the fact
+# before the text (`ike`, `skeme`, `serac`) have to do with what followed from it there. `rome × 4` is ROME's change to the weights times four: no editor, but a way to see a model break by degrees.
 
 # %% tags=["hide-input"]
 KINDS = ("request", "dependent", "unrelated", "other subject")
@@ -241,7 +275,8 @@ follows.map(lambda interval: f"{interval:.2f}")
 #
 # *Negation* is |P(A) + P(not A) − 1|, *order* |P(A and B) − P(B and A)|, *sum* |P(A) + P(B) − P(A and B) − P(A or B)|, 0 for any
 # probabilities whatever. *Said and called true* is by how much the share that a model gives the requested object and its probability of
-# "true" after the sentence differ. Beside them is perplexity, which tells whether the model is whole.
+# "true" after the sentence differ. They mean something as far as the model tells true statements from false ones (the AUC above): one
+# that answers by the form of a sentence alone agrees with itself without believing anything. Beside them is perplexity, which tells whether the model is whole.
 
 # %% tags=["hide-input"]
 logic = by_method[list(LOGIC)].agg(mean).rename(columns=LOGIC)
@@ -273,7 +308,7 @@ display(looks.map(lambda interval: f"{interval:.2f}").rename_axis(f"{len(broken)
 # ## Verdict
 #
 # By a rule that was written before any edit of this model was looked at, but for four of the requests, by which this notebook was
-# tried. An editor *stores* if the model's first choice is what was requested
+# tried, and not changed since. An editor *stores* if the model's first choice is what was requested
 # for more than half of the requests and what follows for less than half, both by the whole 95 % interval; it *revises* if both are
 # more than half; it *does not edit* if the request is less than half; else it is *open*. In the published test, of one small model
 # and LoRA, accuracy on dependent facts that should change fell from .97 to .01 (a secondary source: the paper's table was not at hand).
@@ -315,6 +350,7 @@ metrics = {
     "dependent_before": dependent_before.value, "dependent_before_low": dependent_before.low,
     "dependent_before_high": dependent_before.high, "stores": int(counts.get("stores", 0)),
     "revises": int(counts.get("revises", 0)), "open": int(counts.get("open", 0)), "most": most,
+    "truth_auc": aucs["a"].value, "truth_auc_low": aucs["a"].low, "truth_auc_high": aucs["a"].high,
     "does_not_edit": int(counts.get("does not edit", 0)), "collapsed": len(broken), "edits": len(edits),
 }  # fmt: skip
 for method in by_method.groups:
