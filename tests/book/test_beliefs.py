@@ -38,7 +38,7 @@ def test_what_every_editor_leaves_right(edits: pd.DataFrame) -> None:
 def test_no_editor_but_two_breaks_the_model(edits: pd.DataFrame) -> None:
     over = edits[statistics.collapsed(edits["perplexity_ratio"])]["method"].value_counts()
     assert over.to_dict() == {"rome × 16": 13, "rome+revive": 3}
-    assert "13 of 100 edits of `rome × 16` and 3 of `rome+revive`" in TEXT
+    assert "13 of 100 edits of `rome × 16` and 3 of `rome+revive`, no other" in TEXT
     broken = edits[edits["method"].eq("rome × 16") & statistics.collapsed(edits["perplexity_ratio"])]
     right = [f"{int(broken[f'right_{kind}_believed'].sum())} of 13" for kind in ("request", "other_subject")]
     assert f"{right[0]} still say what was requested, {right[1]} the right thing about another subject" in TEXT
