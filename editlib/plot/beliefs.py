@@ -1,13 +1,13 @@
 """What a model believes beside what it should: calibration before an edit, and four questions after each."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from editlib.measuring.statistics import Interval
 from editlib.plot.style import GROUP_MARKS, legend_below
 
 BINS = 10
@@ -30,15 +30,14 @@ def calibration(frame: pd.DataFrame) -> Figure:
         bins = rows.groupby(pd.cut(rows["agent"], np.linspace(0, 1, BINS + 1), include_lowest=True), observed=True)
         middle, sizes = bins[["agent", "model"]].mean(), 20 + 40 * np.log10(bins.size())
         axes.plot(middle["agent"], middle["model"], color=color, lw=1)
-        axes.scatter(
-            *middle.to_numpy().T, sizes, color=color, marker=marker, fc=color if filled else "white", label=line
-        )
+        look: dict[str, Any] = {"color": color, "marker": marker, "fc": color if filled else "white", "label": line}
+        axes.scatter(middle["agent"], middle["model"], s=sizes, **look)
     axes.set(xlabel="The agent's belief in an object", ylabel="The model's share, mean", xlim=(0, 1), ylim=(0, 1))
     legend_below(figure, axes)
     return figure
 
 
-def beliefs(measured: Mapping[tuple[str, str], "pd.Series[Interval]"], titles: Mapping[str, str]) -> Figure:
+def beliefs(measured: Mapping[tuple[str, str], pd.Series], titles: Mapping[str, str]) -> Figure:
     """A panel for each quantity, a row for each method, in it a mark with its interval for each kind of question.
 
     `measured` has intervals by method, under (quantity, kind of question); `titles` are by quantity.
