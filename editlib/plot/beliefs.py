@@ -27,7 +27,9 @@ def calibration(frame: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(figsize=(5.6, 5.2), layout="constrained")
     axes.plot((0, 1), (0, 1), color="black", lw=1, ls=":", zorder=0)
     for (line, rows), (color, marker, filled) in zip(frame.groupby("line", sort=False), GROUP_MARKS[::2], strict=False):
-        bins = rows.groupby(pd.cut(rows["agent"], np.linspace(0, 1, BINS + 1), include_lowest=True), observed=True)
+        bins = rows.groupby(
+            pd.cut(rows["agent"], np.linspace(0, 1, BINS + 1).tolist(), include_lowest=True), observed=True
+        )
         middle, sizes = bins[["agent", "model"]].mean(), 20 + 40 * np.log10(bins.size())
         axes.plot(middle["agent"], middle["model"], color=color, lw=1)
         look: dict[str, Any] = {"color": color, "marker": marker, "fc": color if filled else "white", "label": line}
