@@ -89,7 +89,8 @@ def closer(
     facts = {name: label for name, label in FACTS.items() if name in frame and not numbers}
     measures = {name: label for name, label in MEASURES.items() if name in frame and frame[name].notna().any()}
     tips = facts | edit | {name: measures[name] for name in TIPS if name in measures} | (numbers or {})
-    measures |= numbers or {}
+    places = {name: label for name, label in zip((x, y), labels, strict=True) if name not in facts | edit}
+    measures = places | measures | (numbers or {})
     up = span([*heights, *(level for pair in levels.values() for level in pair)], log=tall)
     plot = axes(labels, across=span(drawn[x], log=wide), up=up, wide=wide, tall=tall)
     points = add_series(plot, marks, lines=bool(line))

@@ -92,13 +92,16 @@ def curves(
         frame = frame.melt(kept, [*panels.values()], "panel", "value")
     frame = frame.assign(**{name: frame.get(name, name) for name in (view, series)})
     frame = frame[np.isfinite(frame[x])].dropna(subset=y).astype({view: str, series: str})
+    frame = frame.assign(**{view: frame[view] + ", " + frame["setting"]}) if "setting" in frame else frame
     if middle:
         places = [*dict.fromkeys((view, series, *filter(None, [line]), x))]
         frame = frame.astype({y: float}).groupby(places, sort=False)[y].agg(middle).reset_index()
-    looks = {name: (*look, 6) for name, look in zip(frame[series].unique(), LOOKS, strict=False)}
+    names = frame[series].unique()
+    looks = {name: (*look, 6) for name, look in zip(names, LOOKS, strict=False)}
+    looks = {name: look for name, look in marks.items() if name in names} if marks else looks
     return closer(
         frame.reset_index(drop=True), x=x, y=y, view=view, series=series, line=line,
-        edit={view: told, series: "Series"}, numbers={x: labels[0], y: labels[1]}, marks=marks or looks,
+        edit={view: told, series: "Series"}, numbers={x: labels[0], y: labels[1]}, marks=looks,
         levels={name: () for name in frame[view].unique()}, labels=labels, wide=wide, tall=tall,
     )  # fmt: skip
 
@@ -144,7 +147,7 @@ PLOTS: dict[str, Callable[[Path], Closer]] = {
     "layers/foretold": partial(against, "severity", "Severity foretold from keys", "method", "Method"),
     "layers/regimes": partial(
         curves, "keys", "layer", "denominator_ratio", "method", "kind", ("Layer", OVER[1] + ", median"), told="Method",
-        line="setting", tall=True, middle="median", marks=SUBJECTS,
+        line="kind", tall=True, middle="median", marks=SUBJECTS,
     ),
     "methods/rises": partial(against, *CASE, "method", "Method"),
     "performance/in-flight": partial(

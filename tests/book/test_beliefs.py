@@ -8,7 +8,9 @@ from places import ROOT
 
 from editlib.measuring import statistics
 
-TEXT = (ROOT / "book/open-problems.md").read_text("utf-8").partition("(edits-and-beliefs)=\n## ")[2].partition("\n## ")[0]
+TEXT = (
+    (ROOT / "book/open-problems.md").read_text("utf-8").partition("(edits-and-beliefs)=\n## ")[2].partition("\n## ")[0]
+)
 
 
 @pytest.fixture(scope="module")
