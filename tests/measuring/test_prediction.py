@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from editlib.data.request import EditRequest
 from editlib.editing.methods import compute, hparams_for
 from editlib.editing.session import Session
 from editlib.editing.stats import corpus_windows, second_moments
+from editlib.engine.passes import Passes, Tokens
 from editlib.engine.prefixes import prefix_contexts
 from editlib.measuring.anatomy import Split, split_moments
-from editlib.measuring.prediction import foretell, keys_at, keys_by_layer
+from editlib.measuring.prediction import ROWS, foretell, keys_at, keys_by_layer
 from editlib.models.language_model import LanguageModel
 from editlib.models.trace import trace
 
@@ -63,6 +65,23 @@ def test_keys_of_one_layer_are_the_same_by_the_short_way(lm: LanguageModel, requ
     torch.testing.assert_close(
         alone.mean, keys_by_layer(lm, asked[:1], prefix_contexts(lm), empty=False)[LAYER].mean, rtol=1e-4, atol=1e-5
     )
+
+
+def test_batches_have_few_shapes_however_many_requests_there_are(
+    lm: LanguageModel, ask: EditRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For every shape that it has multiplied oneDNN keeps buffers, which no tensor of ours shows."""
+    session, shapes, plain = Session(lm), set[tuple[int, ...]](), Passes.run
+    session.past("yang-2024")
+
+    def watched(self: Passes, tokens: Tokens, *given: Any, **options: Any) -> Any:
+        shapes.add(tuple(tokens.ids.shape))
+        return plain(self, tokens, *given, **options)
+
+    monkeypatch.setattr(Passes, "run", watched)
+    for count in (1, 2, 3, 5, 8, 13, 21):
+        keys_at(session, LAYER, [replace(ask, prompt=f"{'so ' * i}{{}} is") for i in range(count)], "yang-2024")
+    assert {rows % ROWS for rows, _ in shapes} == {0} and len(shapes) > 1
 
 
 @pytest.mark.parametrize("method", ["rome", "c-rome", "fc-rome", "p-rome"])
