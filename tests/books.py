@@ -30,6 +30,12 @@ def published(analysis: str = "*", root: Path = ROOT) -> list[Manifest]:
     return [read_manifest(folder) for folder in folders]
 
 
+def table_cells(text: str, heading: str) -> list[list[str]]:
+    """The cells of a table in Markdown, by the beginning of its first line."""
+    lines = text[text.index(heading) :].partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
 def small(folder: Path) -> Path:
     """Sources of a book of one pilot run and the pages about runs; returns the run's folder."""
     if not (runs := published("pilot")):

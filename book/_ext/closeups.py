@@ -62,8 +62,7 @@ def against(x: str, label: str, view: str, told: str, folder: Path, *, table: st
     column; against the case's number where `x` says so."""
     frame, parameters = read(folder, table)
     frame = frame[frame["error"].isna()] if "error" in frame else frame
-    frame = frame.assign(**{view: frame[view] + ", " + frame["setting"]}) if "setting" in frame else frame
-    frame = frame.assign(**{x: frame[x].abs()}).dropna(subset=[x, "kind"])
+    frame = by_setting(frame, view).assign(**{x: frame[x].abs()}).dropna(subset=[x, "kind"])
     views = frame[view].unique().tolist()
     return closer(
         frame, x=x, y="perplexity_ratio", view=view, series="kind", edit={view: told},
@@ -91,8 +90,7 @@ def curves(
         kept = [name for name in frame if name not in panels.values()]
         frame = frame.melt(kept, [*panels.values()], "panel", "value")
     frame = frame.assign(**{name: frame.get(name, name) for name in (view, series)})
-    frame = frame[np.isfinite(frame[x])].dropna(subset=y).astype({view: str, series: str})
-    frame = frame.assign(**{view: frame[view] + ", " + frame["setting"]}) if "setting" in frame else frame
+    frame = by_setting(frame[np.isfinite(frame[x])].dropna(subset=y).astype({view: str, series: str}), view)
     if middle:
         places = [*dict.fromkeys((view, series, *filter(None, [line]), x))]
         frame = frame.astype({y: float}).groupby(places, sort=False)[y].agg(middle).reset_index()
@@ -104,6 +102,11 @@ def curves(
         edit={view: told, series: "Series"}, numbers={x: labels[0], y: labels[1]}, marks=looks,
         levels={name: () for name in frame[view].unique()}, labels=labels, wide=wide, tall=tall,
     )  # fmt: skip
+
+
+def by_setting(frame: pd.DataFrame, view: str) -> pd.DataFrame:
+    """A view for each setting, too, where a table has them."""
+    return frame.assign(**{view: frame[view] + ", " + frame["setting"]}) if "setting" in frame else frame
 
 
 CASE = ("case_id", "Case (its number in the set)")

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from books import published
+from books import published, table_cells
 from places import ROOT
 
 from editlib.measuring import statistics
@@ -25,8 +25,7 @@ def mean(values: pd.Series) -> str:
 
 
 def test_what_every_editor_leaves_right(edits: pd.DataFrame) -> None:
-    lines = TEXT[TEXT.index("| Editor") :].partition("\n\n")[0].splitlines()[2:]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    rows = table_cells(TEXT, "| Editor")
     assert len(rows) == 11
     for name, *cells in rows:
         mine = edits[edits["method"] == name.strip("`")]

@@ -4,7 +4,7 @@ import re
 
 import pandas as pd
 import pytest
-from books import published
+from books import published, table_cells
 from places import ROOT
 
 from editlib.editing.guard import BOUND
@@ -26,12 +26,6 @@ def edits() -> pd.DataFrame:
     return frame.assign(feared=frame["severity"] >= BOUND)
 
 
-def rows(heading: str) -> list[list[str]]:
-    """The cells of a table of the page, by the beginning of its first line."""
-    lines = TEXT[TEXT.index(heading) :].partition("\n\n")[0].splitlines()[2:]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-
-
 def area(frame: pd.DataFrame) -> statistics.Interval:
     hit, ids, severity = frame["collapsed"], frame["case_id"], frame["severity"]
     return auc(severity[hit], severity[~hit], subjects=(ids[hit], ids[~hit]), seed=0)
@@ -47,11 +41,11 @@ def test_recall_precision_and_area_of_every_set(edits: pd.DataFrame) -> None:
         expected.append(
             [NAMES[where], SETTINGS[setting], *map(str, (len(group), hit, said)), *shares, f"{area(group):.3f}"]
         )
-    assert rows("| Cases | `C`") == expected
+    assert table_cells(TEXT, "| Cases | `C`") == expected
 
 
 def test_precision_is_a_matter_of_what_is_called_a_collapse(edits: pd.DataFrame) -> None:
-    for bound, *cells in rows("| Collapse from"):
+    for bound, *cells in table_cells(TEXT, "| Collapse from"):
         rises = edits["perplexity_ratio"] >= float(bound.removesuffix(" times"))
         expected = []
         for _, group in edits.assign(rises=rises).groupby(["data", "setting"], sort=False):
