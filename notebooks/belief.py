@@ -60,6 +60,7 @@ from IPython.display import Markdown, display
 
 import editlib as el
 from editlib import plot
+from editlib.data import for_models
 from editlib.editing.methods import prepare, solve
 from editlib.editing.session import Session
 from editlib.measuring import statistics
@@ -75,7 +76,11 @@ from editlib.testbed.world import Fact
 
 plot.theme()
 lm = el.load(model)
-card = json.loads((lm.folder / "card.json").read_text("utf-8"))
+card = json.loads((lm.folder / "card.json").read_text("utf-8")) if for_models.has_prose(lm) else {"recipe": {}}
+if card["recipe"].get("prose") != "belief":
+    raise el.EditlibError(
+        f"{model} has not read the world of dependent facts; give testbed/belief, or one of editlib testbed train belief"
+    )
 world = build_dependent_world(card["recipe"]["seed"])
 agent, sentences = Agent.of(world), held_out_sentences(world, seed=0)
 texts = [" ".join(islice(sentences, 3)) for _ in range(50)]  # as its card's perplexity is measured on

@@ -12,6 +12,7 @@ import pytest
 from IPython.core.formatters import DisplayFormatter
 from places import ROOT
 
+from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
 from editlib.runs import analyses
 from editlib.runs import execute as runs
@@ -141,3 +142,10 @@ def test_run_has_figures_data_and_metrics(name: str, tmp_path: Path, short: dict
     assert run.metrics and run.difference() is None
     assert run.hparams.keys() == run.moments.keys() and (run.hparams or name == "anatomy")
     assert {Path(output).parts[0] for output in run.outputs} == {"index.ipynb", "data", "figures", CRATE}
+
+
+@pytest.mark.slow  # a kernel
+def test_beliefs_of_a_model_that_has_not_read_that_world_are_not_asked(tmp_path: Path) -> None:
+    with pytest.raises(EditlibError, match="testbed/control has not read the world of dependent facts; give"):
+        runs.execute("belief", root=project(tmp_path), parameters={"model": "testbed/control"})
+    assert not list(tmp_path.glob("book/runs/belief/*"))
