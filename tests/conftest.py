@@ -33,7 +33,10 @@ settings.register_profile("editlib", deadline=None, database=None, max_examples=
 settings.load_profile("editlib")
 
 
-LONG = ("tests/book/test_runs_pages.py", "tests/runs/test_notebooks.py", "tests/book/")
+LONG = (
+    "tests/book/test_runs_pages.py", "tests/runs/test_notebooks.py", "tests/models/test_families.py",
+    "tests/engine/test_search.py", "tests/editing/methods/test_overlaid.py", "tests/book/",
+)  # fmt: skip
 
 
 class Scheduling(LoadScopeScheduling):

@@ -22,6 +22,13 @@ FLAGS = (  # the first two for containers, the rest keep the browser itself off 
 DONE = "built"  # beside a site that is whole
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what drives the browser, so that a command line can leave it out."""
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.browser)
+
+
 def missing(what: str) -> None:
     """Skip where a developer lacks something; fail where nothing may be lacking."""
     (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(what)

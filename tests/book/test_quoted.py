@@ -31,6 +31,7 @@ def variant(folder: Path, day: int, profile: str = "full", **parameters: Any) ->
     return rewritten(copy, parameters=asked, profile=profile, **when).run
 
 
+@pytest.mark.slow
 def test_page_quotes_each_model_by_its_best_run_with_the_named_settings(tmp_path: Path) -> None:
     twins = small(tmp_path)
     real = variant(twins, 1, **REAL)
