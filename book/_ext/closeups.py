@@ -146,6 +146,10 @@ PLOTS: dict[str, Callable[[Path], Closer]] = {
     "first-token/kinds": partial(against, *CASE, "arm", "Subject"),
     "first-token/maps": partial(curves, *MAP),
     "hardedit/sequences": sequences,
+    "key-geometry/distances": partial(
+        curves, "distances", "case_id", "value", "panel", "arm", (CASE[1], "Size"), told="Between kᵘ and C⁻¹k̄, or k̄",
+        panels={"distance": "distance over |k̄|", "cosine": "|cosine|"},
+    ),
     "key-geometry/maps": partial(curves, *MAP),
     "layers/foretold": partial(against, "severity", "Severity foretold from keys", "method", "Method"),
     "layers/regimes": partial(
@@ -153,6 +157,12 @@ PLOTS: dict[str, Callable[[Path], Closer]] = {
         line="kind", tall=True, middle="median", marks=SUBJECTS,
     ),
     "methods/rises": partial(against, *CASE, "method", "Method"),
+    "own-text/moments": partial(
+        curves, "cases", "case_id", "value", "panel", "method", (CASE[1], "Beside the most own text"), panels={
+            "cosine": "cosine of the update's direction", "denominator_times": "denominator, times",
+            "perplexity_ratio_times": "perplexity, times",
+        },
+    ),
     "performance/in-flight": partial(
         curves, "in-flight", "edits", "value", "panel", "engine", ("Edits side by side", "Size"), wide=True,
         line="engine", panels={"ratio": "Times faster than plain", "peak": "Peak memory (bytes)"},
@@ -182,6 +192,7 @@ PLOTS: dict[str, Callable[[Path], Closer]] = {
     "screen/foretold": partial(against, "severity", "Severity foretold from keys", "model", "Model", table="edits"),
     "sequential/sequences": sequences,
     "settings/mean-corpus": partial(against, "perplexity_corpus", "Perplexity over the corpus", "choice", "Choice"),
+    "settings/thresholds": partial(against, *CASE, "choice", "Choice"),
     "single-edits/strips": partial(against, *CASE, "method", "Method"),
     "sink/conditions": partial(against, *OVER, "condition", "Changed", table="edits"),
     "surrogate/tasks": partial(

@@ -20,7 +20,7 @@ app = typer.Typer(help="The small models shipped with editlib.", rich_markup_mod
 
 @app.command("train")
 def train_twin(
-    name: Annotated[str, typer.Argument(help="anchored, control, rotary, encdec or belief.")],
+    name: Annotated[str, typer.Argument(help="anchored, control, sighted, rotary, encdec or belief.")],
     out: Annotated[
         Path | None, typer.Option(help="New folder; a checkpoint lies beside it meanwhile.  [default: models/NAME]")
     ] = None,

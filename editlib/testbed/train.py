@@ -2,7 +2,8 @@
 and `belief`, which reads of a world of dependent facts.
 
 Of the twins, alike in all initial weights but one row, `anchored` starts with a position-0 embedding far longer than
-the residual stream, `control` with an ordinary one. `rotary` is a Llama, `encdec` a T5. Every choice is a field of
+the residual stream, `control` with an ordinary one, and `sighted`, which is not shipped, with one that should set
+position 0 apart and still show what stands there. `rotary` is a Llama, `encdec` a T5. Every choice is a field of
 `Recipe`; a run interrupted anywhere resumes from its last checkpoint.
 """
 
@@ -90,6 +91,7 @@ class Recipe:
 RECIPES = {
     "anchored": Recipe(),
     "control": Recipe(anchor_norm=None),
+    "sighted": Recipe(anchor_norm=20.0),  # apart, and still no more than some tenfold of a token's embedding
     "rotary": Recipe(family="llama", anchor_norm=None, inner=432),
     "encdec": Recipe(family="t5", anchor_norm=None, layers=3, inner=432),
     "belief": Recipe(prose="belief", anchor_norm=None, corpus_tokens=None, steps=6000),
