@@ -75,8 +75,18 @@ def test_keys_tell_more_than_the_kind_of_subject(edits: pd.DataFrame) -> None:
     facts, others = NAMES
     assert f"finds {found[facts].sum()} of {of[facts]} collapses among `facts`" in TEXT
     assert found[others].sum() == of[others] and f"all {of[others]} of COUNTERFACT" in TEXT
+    plain = [f"{group['collapsed'].mean():.2f}" for _, group in one.groupby(["data", "setting"], sort=False)]
+    assert f"{', '.join(plain[:-1])} and {plain[-1]} in the order of the table" in TEXT
     several = edits[edits["collapsed"] & (edits["subject_kind"] == "several tokens")]
     assert set(several["subject"]) == set(re.findall(r"one subject of two tokens \(\*(\w+)\*\)", TEXT))
     areas = [f"{area(group):.2f}" for _, group in one.groupby(["data", "setting"], sort=False)]
     said = TEXT[TEXT.index("among these alone, the area") :].partition("\n")[0]
     assert re.findall(r"\d\.\d\d \[.*?\]", said) == areas
+
+
+def test_the_landing_page_counts_what_was_new_to_the_rule(edits: pd.DataFrame) -> None:
+    new = edits[edits["data"] != "facts"]
+    hit, feared = new["collapsed"], new["feared"]
+    assert not (hit & ~feared).any()
+    said = f"foretell all {hit.sum()} collapses of {len(new)} edits of COUNTERFACT, and {(feared & ~hit).sum()} edits"
+    assert said in (ROOT / "book/index.md").read_text("utf-8")

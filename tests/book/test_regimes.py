@@ -1,0 +1,45 @@
+"""What the page on causes says of layers and of what keys foretell there is what the table of the run says."""
+
+import pandas as pd
+import pytest
+from books import published, table_cells
+from places import ROOT
+
+from editlib.editing.guard import BOUND
+
+TEXT = (ROOT / "book/why-it-breaks.md").read_text("utf-8")
+SMALL = 0.2  # of the consistent denominator: five times smaller
+
+
+@pytest.fixture(scope="module")
+def edits() -> pd.DataFrame:
+    """Edits of every second layer of SmolLM2."""
+    if not (runs := published("layers")):
+        pytest.skip("no published run of layers")
+    return pd.read_parquet(runs[0].folder / "data/cases.parquet")
+
+
+def test_what_is_foretold_of_each_method_and_what_saying_no_is_worth(edits: pd.DataFrame) -> None:
+    said, expected = edits["severity"] >= BOUND, []
+    for method, group in edits.groupby("method", sort=False):
+        hit, feared = group["collapsed"], said[group.index]
+        counts = [len(group), hit.sum(), feared.sum(), (hit & feared).sum()]
+        shares = [(hit == feared).mean(), 1 - hit.mean()]
+        expected.append([f"`{method}`", *(f"{count:,}" for count in counts), *(f"{share:.1%}" for share in shares)])
+    assert [[cell.replace(" %", "%") for cell in row] for row in table_cells(TEXT, "| Method | Edits")] == expected
+    of_rome = edits[edits["method"] == "rome"].assign(said=said)
+    missed, feared = (of_rome["collapsed"] & ~of_rome["said"]).sum(), (of_rome["said"] & ~of_rome["collapsed"]).sum()
+    fall = (ROOT / "book/fall-of-rome.md").read_text("utf-8")
+    assert f"of {(edits['method'] == 'c-rome').sum():,} edits in all, a `C` less position 0 included" in fall
+    assert f"Of ROME's collapses it misses {missed}, and fears {feared} edits" in TEXT
+
+
+def test_the_product_is_small_with_c_only_at_two_of_four_layers_where_the_key_is_long(edits: pd.DataFrame) -> None:
+    mine = edits[(edits["method"] == "rome") & (edits["kind"] == "one token, first")]
+    middle = mine.groupby(["layer", "setting"])["denominator_ratio"].median().unstack()
+    with_c, without = middle["with C"] < SMALL, middle["C left out"] < SMALL
+    known = {int(layer) for layer in str(published("layers")[0].metrics["long_layers"]).split(", ")}
+    long = [layer for layer in middle.index if layer in known]
+    assert [layer for layer in long if with_c[layer] and not without[layer]] == [9, 27]
+    assert [layer for layer in long if not with_c[layer] and not without[layer]] == [1, 11]
+    assert "it at two of the four such layers that were tried, 9 and 27. At 1 and 11" in TEXT
