@@ -67,6 +67,7 @@ from editlib.editing.session import Session
 from editlib.measuring import contrast, statistics
 from editlib.measuring.causal import DECIDING
 from editlib.runs.recording import record
+from editlib.runs.resuming import resumed
 from editlib.sweeps import setup
 from editlib.text import percent
 
@@ -95,7 +96,7 @@ flavoured = {
 }
 variants = presets | flavoured
 moments = setup.moments(lm, variants.values(), corpus)
-frame = el.sweep(lm, chosen, methods=variants, texts=sentences, stats=moments, progress=False)
+frame = el.sweep(lm, chosen, methods=variants, texts=sentences, stats=moments, progress=False, **resumed("edits"))
 frame["collapsed"] = frame["error"].isna() & ~(frame["perplexity_ratio"] < collapse_ratio)  # nan counts
 frame.to_parquet("data/cases.parquet")
 frame["rise"] = (frame["perplexity_ratio"] - 1).mask(frame["collapsed"] & frame["perplexity_ratio"].isna(), np.inf)

@@ -61,6 +61,7 @@ from editlib import data, plot, scores
 from editlib.measuring import contrast, statistics
 from editlib.measuring.tasks import evaluate, form
 from editlib.runs.recording import record
+from editlib.runs.resuming import resumed
 from editlib.sweeps import setup
 from editlib.sweeps.sequential import sequence, summary
 
@@ -74,8 +75,9 @@ methods = setup.able(lm, ("ft", "ft-l", "mend", "rome", "memit", "c-rome"), laye
 unedited = el.perplexity(lm, sentences).mean
 moments = setup.moments(lm, methods.values(), corpus)
 found = el.sweep(
-    lm, searched, methods={"rome": methods["rome"]}, texts=sentences, scores=False, stats=moments, progress=False
-).set_index("case_id")
+    lm, searched, methods={"rome": methods["rome"]}, texts=sentences, scores=False, stats=moments, progress=False,
+    **resumed("search"),
+).set_index("case_id")  # fmt: skip
 able = found[found["error"].isna()]
 collapsed = ~(able["perplexity_ratio"] < collapse_ratio)  # nan counts
 hard = [case for case in searched if case.case_id in able.index[collapsed]]
@@ -118,6 +120,7 @@ for group, members in {"normal cases": normal, "hard cases": hard}.items():
         sample = Random(f"{seed}-{repeat}").sample(members, size)
         before = [scores.read(lm, case) for case in sample]
         options = {"every": every, "stats": moments, "at_end": ask, "progress": False}
+        options |= resumed(f"{group} {repeat}")
         table = sequence(lm, sample, methods=methods, texts=sentences, **options)
         frames.append(table.assign(group=group, repeat=repeat))
 frame = pd.concat(frames, ignore_index=True)

@@ -68,6 +68,7 @@ from editlib.files import write_json
 from editlib.measuring import contrast, statistics
 from editlib.measuring.tasks import TASKS, evaluate, form
 from editlib.runs.recording import record
+from editlib.runs.resuming import resumed
 from editlib.sweeps import setup
 from editlib.text import percent
 
@@ -113,7 +114,9 @@ for name, lm in models.items():
     used[name] = setup.able(lm, METHODS, layer, covariance=covariance)
     moments[name] = setup.moments(lm, used[name].values(), corpus)
     options = {"methods": used[name], "texts": sentences, "stats": moments[name], "progress": False}
-    frames += [el.sweep(lm, mine, **options).assign(model=name, set=label) for label, mine in sets.items()]
+    for label, mine in sets.items():
+        kept = resumed(f"{Path(name).name} {label}")
+        frames.append(el.sweep(lm, mine, **options, **kept).assign(model=name, set=label))
 frame = pd.concat(frames, ignore_index=True)
 done = frame["error"].isna()
 frame["collapsed"] = done & ~(frame["perplexity_ratio"] < collapse_ratio)  # nan counts

@@ -30,7 +30,7 @@ from editlib.runs.analyses import project
 from editlib.runs.elsewhere import executed
 from editlib.runs.folders import find_runs
 from editlib.runs.manifest import SCHEMA, Manifest, hash_files, write
-from editlib.runs.notebook import RunFailed, clean, run_notebook
+from editlib.runs.notebook import RunFailed, clean, parts_of, run_notebook
 from editlib.runs.plan import Plan, plan
 from editlib.runs.progress import Event, Progress, Tell
 
@@ -76,6 +76,7 @@ def execute(
         with _writable(folder.parent):
             folder.parent.mkdir(parents=True, exist_ok=True)
             os.replace(stage, folder)
+        shutil.rmtree(parts_of(asked, root), ignore_errors=True)
     tell(Event(name, ended="done"))
     return replace(manifest, folder=folder)
 

@@ -17,6 +17,7 @@ from editlib.machine import without_paths
 from editlib.runs.manifest import symbolic_link
 from editlib.runs.plan import Plan
 from editlib.runs.recording import take
+from editlib.runs.resuming import VARIABLE
 
 # What the book can show. LaTeX and JavaScript are not among it: they would load, or be, a script.
 SHOWN = {"text/plain", "text/html", "text/markdown", "image/png", "image/jpeg", "image/svg+xml", "image/gif"}
@@ -30,6 +31,11 @@ class RunFailed(RuntimeError):
     """A notebook failed, not through a user's mistake; the message is one line naming the kept notebook."""
 
 
+def parts_of(asked: Plan, root: Path) -> Path:
+    """Where sweeps of a run keep their parts until it is whole."""
+    return root.resolve() / "_build" / "parts" / f"{asked.analysis.name}-{asked.spec}"
+
+
 def run_notebook(asked: Plan, stage: Path, *, root: Path, timeout: int | None, seen: Seen) -> None:
     """Execute in `stage`; raises `EditlibError` for a mistake that the notebook finds, `RunFailed` for other errors.
 
@@ -39,7 +45,7 @@ def run_notebook(asked: Plan, stage: Path, *, root: Path, timeout: int | None, s
     from papermill.exceptions import PapermillExecutionError
 
     try:
-        _execute(asked, stage, timeout, seen)
+        _execute(asked, stage, parts_of(asked, root), timeout, seen)
         if (problem := _unfit(stage)) is not None:
             raise RunFailed(problem)
     except PapermillExecutionError as error:
@@ -52,7 +58,7 @@ def run_notebook(asked: Plan, stage: Path, *, root: Path, timeout: int | None, s
         raise RunFailed(_failure(asked, stage, root, reason)) from error
 
 
-def _execute(asked: Plan, stage: Path, timeout: int | None, seen: Seen) -> None:
+def _execute(asked: Plan, stage: Path, parts: Path, timeout: int | None, seen: Seen) -> None:
     import papermill
     from nbclient.exceptions import CellTimeoutError
     from papermill.clientwrap import PapermillNotebookClient
@@ -77,7 +83,7 @@ def _execute(asked: Plan, stage: Path, timeout: int | None, seen: Seen) -> None:
                 extra_arguments=["--log-level=CRITICAL"],  # an interrupted kernel tells its life story
             )  # fmt: skip
             reuse = {"EDITLIB_REUSE": "1"}  # analyses of the same cases search v* once
-            return client.execute(stderr=kernel, env=reuse | os.environ)
+            return client.execute(stderr=kernel, env=reuse | os.environ | {VARIABLE: str(parts)})
 
     papermill_engines.register("editlib", Told)
     output = str(stage / "index.ipynb").replace("{", "{{").replace("}", "}}")  # papermill fills braces in paths

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from safetensors.torch import load_file
 
 from editlib.cluster.connection import asked
 from editlib.cluster.progress import Progress
@@ -65,6 +66,10 @@ class Plan:
     def columns(self) -> Columns:
         """Of its rows, with the kind of each."""
         return SEQUENTIAL | (SAID if self.answers else {}) | (RETEST if self.retest else {})
+
+    def numbers(self, name: str) -> list[int]:
+        """The parts of a method's sequence."""
+        return [number for number, span in enumerate(self.spans) if span.method == name]
 
     @property
     def rows(self) -> list[dict[str, list[object]]]:
@@ -129,12 +134,13 @@ def sequence(
     `retest`, rows say how an edit scores right after it was made, and once more, where `retest` is true, after the last
     edit; `answers` keeps what the model says then, as for `sweep`. With `guard` an edit that may break the model is
     told of in the log, or is left out as one that failed (`skip`). Several methods are as many sequences, each from the
-    unedited model; `at_end` is called with a method's name while the model has all its edits (not for a sequence that
-    was finished before), and afterwards the weights are restored bit for bit. `out`, `resume` and `retry_failed` are
-    those of `sweep`; what the edits so far left lies beside the parts until a sequence is done, but a sequence with an
-    `Intervention` that is no `Edit` begins again. `workers` are those of `sweep`: each goes on with one sequence at a
-    time, from one part to the next; `at_end` is not for them. Raises `EditlibError` as `sweep` does, and for a sequence
-    that costs workers at the same place twice, once the others are done.
+    unedited model; `at_end` is called with a method's name while the model has all its edits, and afterwards the
+    weights are restored bit for bit. `out`, `resume` and `retry_failed` are those of `sweep`; what the edits so far
+    left lies beside the parts until a sequence is done, and with `at_end` what all of them left stays there, since it
+    is called again for a sequence that was finished before; a sequence with an `Intervention` that is no `Edit` begins
+    again. `workers` are those of `sweep`: each goes on with one sequence at a time, from one part to the next; `at_end`
+    is not for them. Raises `EditlibError` as `sweep` does, and for a sequence that costs workers at the same place
+    twice, once the others are done.
     """
     crew = asked(workers)
     if crew and at_end:
@@ -147,8 +153,8 @@ def sequence(
     if retry_failed:
         frames = {number: made for number, made in frames.items() if made["error"].isna().all()}
     kept = Kept(parts, frames)
-    todo = {name: kept.missing(plan, name) for name in plan.variants}
-    if any(todo.values()):
+    todo = {name: kept.missing(plan, name, end=at_end is not None) for name in plan.variants}
+    if any(todo.values()) or at_end:
         left = [span for numbers in todo.values() for span in map(plan.spans.__getitem__, numbers) if not span.retest]
         total, steps = len(plan.variants) * len(cases), sum(step > 0 for span in left for step in span.steps)
         layers = moments_of(plan.variants.values())
@@ -162,7 +168,7 @@ def sequence(
                 session.load_moments(layers)
                 with bar(lm, total, total - steps, "edit", progress) as shown:
                     for name, numbers in todo.items():
-                        if numbers:
+                        if numbers or at_end:
                             _sequence(session, plan, name, numbers, kept, shown.update, at_end)
             for number in range(len(plan.spans)):
                 kept.forget(number)
@@ -179,12 +185,16 @@ def _sequence(
     at_end: Callable[[str], None] | None,
 ) -> None:
     """Make the parts that a sequence lacks."""
+    last = plan.numbers(name)[-1]
     with Chain(session, plan, name) as chain:
-        unedited, tensors = chain.perplexity().mean, kept.begins(numbers[0])
+        unedited = chain.perplexity().mean
+        tensors = kept.begins(numbers[0]) if numbers else load_file(kept.end(last))
         if tensors is not None:
             chain.take(tensors)
         for number in numbers:
             made = part_of(chain, plan.spans[number], unedited, done)
+            if number == last and at_end:
+                kept.finish(last, chain.tensors())
             kept.write(number, made, chain.tensors() if number + 1 in numbers and kept.parts.folder else None)
         if at_end:
             at_end(name)

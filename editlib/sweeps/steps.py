@@ -75,6 +75,15 @@ class Kept:
         """The weights that a part begins with; None for those of the model itself."""
         return load_file(self.file(number)) if self.file(number).is_file() else None
 
+    def end(self, number: int) -> Path:
+        """Where the weights are that a sequence ends with, by its last part."""
+        return (self.parts.folder or Path()) / f"_end-{number:05d}.safetensors"
+
+    def finish(self, number: int, tensors: Mapping[str, Tensor] | None) -> None:
+        """Keep the weights that a sequence ends with, for what is asked then, now and whenever it is gone on with."""
+        if tensors is not None and self.parts.folder:
+            write_tensors(self.end(number), tensors, {})
+
     def write(self, number: int, made: pd.DataFrame, after: Mapping[str, Tensor] | None) -> None:
         """Keep a part, and before it the weights after it, which take the place of those it began with."""
         if after is not None and self.parts.folder:
@@ -87,15 +96,15 @@ class Kept:
         if self.parts.folder:
             self.file(number).unlink(missing_ok=True)
 
-    def missing(self, plan: "Plan", name: str) -> list[int]:
+    def missing(self, plan: "Plan", name: str, *, end: bool = False) -> list[int]:
         """The numbers of the parts to be made: from the first missing one on if the weights it begins with are kept,
-        else all."""
-        numbers = [number for number, span in enumerate(plan.spans) if span.method == name]
+        else all; none of a whole sequence, unless its `end` is needed and was not kept."""
+        numbers = plan.numbers(name)
         first = next((number for number in numbers if number not in self.frames), None)
-        if first is None:
+        if first is None and not end:
             return []
         try:
-            with safe_open(self.file(first), "pt"):  # compares the sizes it names with the file's
-                return [number for number in numbers if number >= first]
+            with safe_open(self.end(numbers[-1]) if first is None else self.file(first), "pt"):  # compares sizes
+                return [] if first is None else [number for number in numbers if number >= first]
         except (OSError, SafetensorError):
             return numbers

@@ -25,6 +25,7 @@ from editlib.runs.manifest import Manifest, read_manifest
 from editlib.runs.notebook import RunFailed
 from editlib.runs.publishing import publish
 from editlib.runs.recording import take
+from editlib.runs.resuming import resumed
 
 needs_testbed = pytest.mark.skipif(
     not (TESTBED / "anchored" / "card.json").is_file(), reason="the twins are not trained yet"
@@ -252,6 +253,31 @@ def test_a_notebook_that_is_killed_is_a_failure(empty: Path) -> None:
     with pytest.raises(RunFailed, match=r"^analysis toy failed \(Kernel died\)"):
         execute("toy", root=empty)
     assert not (empty / "book" / "runs").exists()
+
+
+STOPS_ONCE = """
+from editlib.runs.resuming import resumed
+
+kept = resumed("search")
+assert kept["resume"]
+kept["out"].mkdir(parents=True, exist_ok=True)
+again = (kept["out"] / "part").exists()
+(kept["out"] / "part").touch()
+if not again:
+    raise ValueError("a cable was pulled")
+"""
+
+
+def test_a_run_that_was_interrupted_goes_on_with_the_parts_it_has(empty: Path) -> None:
+    with (empty / "notebooks" / "toy.py").open("a") as file:
+        file.write(STOPS_ONCE)
+    for parameters in ({"n": 3}, {"n": 4}):  # of another spec are other parts
+        with pytest.raises(RunFailed, match="a cable was pulled"):
+            execute("toy", root=empty, parameters=parameters)
+    done = execute("toy", root=empty, parameters={"n": 3})
+    left = [path.name for path in (empty / "_build/parts").iterdir()]
+    assert len(left) == 1 and f"toy-{done.spec}" not in left  # gone with the run that is whole
+    assert resumed("search") == {}  # outside a run
 
 
 # -- what notebooks do ---------------------------------------------------------------------------------

@@ -165,8 +165,20 @@ def test_at_the_end_the_model_has_all_edits_of_a_method(
     last = table[table["step"] == len(cases)].set_index("method")["perplexity_mean"]
     assert found == pytest.approx(last.to_dict(), rel=1e-5)
     found.clear()
-    sequence(own, cases, at_end=at_end, resume=True, **options)
-    assert not found  # its weights are gone
+    assert same(sequence(own, cases, at_end=at_end, resume=True, **options), table)  # nothing is edited again
+    assert found == pytest.approx(last.to_dict(), rel=1e-5)
+    assert perplexity(own, texts).mean == pytest.approx(table["perplexity_mean"].iloc[0])  # the model is as it was
+
+
+def test_what_a_finished_sequence_ended_with_is_made_again_if_it_is_asked_for_and_was_not_kept(
+    own: LanguageModel, cases: list[Case], texts: list[str], tmp_path: Path
+) -> None:
+    options = {"methods": {"ft": METHODS["ft"]}, "texts": texts, "out": tmp_path / "out", "progress": False}
+    table, found = sequence(own, cases[:2], **options), list[str]()
+    assert not list((tmp_path / "out").glob("_end-*"))
+    assert same(sequence(own, cases[:2], at_end=found.append, resume=True, **options), table)
+    (tmp_path / "out" / "_end-00000.safetensors").write_bytes(b"half")
+    assert same(sequence(own, cases[:2], at_end=found.append, resume=True, **options), table) and found == ["ft"] * 2
 
 
 def test_nan_is_a_measured_result(own: LanguageModel, cases: list[Case], texts: list[str]) -> None:
@@ -326,9 +338,8 @@ def test_every_edit_is_tested_again_at_the_end(
     assert last[0]["efficacy_em_ar"] == last[1]["efficacy_em_ar"] and last[0]["answer"] == last[1]["answer"]
     summed = sequence_module.summary(table)
     assert summed["edits"].tolist() == [5] and summed["failed"].tolist() == [0]
-    found.clear()
-    again = sequence(gpt2, cases, at_end=at_end, out=tmp_path / "out", resume=True, **options)
-    assert not found and same(again, table)
+    again = sequence(gpt2, cases, out=tmp_path / "out", resume=True, **options)
+    assert same(again, table)
     (tmp_path / "out" / "part-00003.parquet").unlink()  # the retest alone; the weights before it are gone
     assert same(sequence(gpt2, cases, out=tmp_path / "out", resume=True, **options), table)
 
