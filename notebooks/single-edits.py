@@ -110,12 +110,12 @@ Markdown(
 
 # %% tags=["hide-input"]
 frames, used, moments = [], {}, {}
-for name, lm in models.items():
+for place, (name, lm) in enumerate(models.items()):
     used[name] = setup.able(lm, METHODS, layer, covariance=covariance)
     moments[name] = setup.moments(lm, used[name].values(), corpus)
     options = {"methods": used[name], "texts": sentences, "stats": moments[name], "progress": False}
     for label, mine in sets.items():
-        kept = resumed(f"{Path(name).name} {label}")
+        kept = resumed(f"{place} {label}")
         frames.append(el.sweep(lm, mine, **options, **kept).assign(model=name, set=label))
 frame = pd.concat(frames, ignore_index=True)
 done = frame["error"].isna()

@@ -64,6 +64,8 @@ def execute(
     if existing and not force:
         tell(Event(name, ended="done before"))
         return existing[-1]
+    if force:  # rows of edits that failed, too, are made again
+        shutil.rmtree(parts_of(asked, root), ignore_errors=True)
     with staging(root) as stage:
         began = {"started": _now(), "git": git_state(root)}  # as the code is when it starts, whatever happens later
         clock = time.monotonic()

@@ -9,6 +9,10 @@ VARIABLE = "EDITLIB_PARTS"  # set by `editlib run` to a folder of the run's spec
 
 def resumed(name: str) -> dict[str, Any]:
     """Options of `sweep` and `sequence` that keep parts under a name of the notebook's own, and go on with those that
-    are there; none where no run is being made."""
+    are there and follow from the same code; none where no run is being made."""
     folder = os.environ.get(VARIABLE)
-    return {"out": Path(folder) / name, "resume": True} if folder else {}
+    if not folder:
+        return {}
+    from editlib.sweeps.plan import code_hash
+
+    return {"out": Path(folder) / code_hash()[:12] / name, "resume": True}

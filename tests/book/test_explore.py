@@ -473,5 +473,7 @@ def test_every_picture_that_can_be_explored_has_its_columns(explore: ModuleType)
             assert needed <= plot.rows.keys(), name
             views = plot.rows[plot.view]
             assert {views["of"][at] for at in views["at"]} == plot.levels.keys(), name
+            series, drawable = plot.rows[plot.series], json.dumps(plot.plot)
+            assert all(f'"name": {json.dumps(name)}' in drawable for name in series.get("of", ())), name
             drawn += 1
     assert drawn > 30

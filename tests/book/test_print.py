@@ -10,6 +10,8 @@ import pytest
 
 from tests.book.conftest import CHROMIUM, ROOT, missing
 
+pytestmark = pytest.mark.browser  # of its own
+
 PAGE = """<!doctype html><title>A book</title>
 <h1>One</h1><a href="other.html">another file</a> <a href="#two">inside</a> <a href="https://example.org">outside</a>
 <h1 id="two" style="break-before: page">Two</h1>"""
