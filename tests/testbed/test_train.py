@@ -48,7 +48,7 @@ OTHERS = {  # by name of the shipped model of that family
     "encdec": replace(TINY, family="t5", anchor_norm=None, inner=24),
 }
 TWINS = ["anchored", "control"]
-SHIPPED = [name for name in RECIPES if name != "sighted"]  # whose runs are published; no test needs it
+SHIPPED = [name for name in RECIPES if name != "sighted"]  # a recipe without a shipped model
 RECALL = {  # at least; .9 for the others
     "encdec": 0.2,  # it fills in the hidden ends of sentences, which is another task
     "belief": 0.85,  # draws of one fact contradict one another
