@@ -159,6 +159,8 @@ def sequence(
         total, steps = len(plan.variants) * len(cases), sum(step > 0 for span in left for step in span.steps)
         layers = moments_of(plan.variants.values())
         with parts.working():
+            for numbers in todo.values():
+                kept.drop(numbers)
             if crew:
                 known: dict[str, Any] = {"stats": stats, "corpus": corpus, "options": moment_options, "workers": crew}
                 given = moments_for(lm, layers, **known)

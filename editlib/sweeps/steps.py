@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from editlib.files import write_tensors
 from editlib.sweeps.chain import Chain
-from editlib.sweeps.parts import Parts
+from editlib.sweeps.parts import NAME, Parts
 from editlib.sweeps.rows import about, about_perplexity, attempt, frame
 
 if TYPE_CHECKING:
@@ -95,6 +95,14 @@ class Kept:
         """Remove the weights a part begins with."""
         if self.parts.folder:
             self.file(number).unlink(missing_ok=True)
+
+    def drop(self, numbers: Sequence[int]) -> None:
+        """Remove the parts of a sequence that will be made, and the weights it ended with, so that an interruption
+        leaves none that follow from other edits."""
+        if self.parts.folder and numbers:
+            for number in numbers:
+                self.parts.folder.joinpath(NAME.format(number)).unlink(missing_ok=True)
+            self.end(numbers[-1]).unlink(missing_ok=True)
 
     def missing(self, plan: "Plan", name: str, *, end: bool = False) -> list[int]:
         """The numbers of the parts to be made: from the first missing one on if the weights it begins with are kept,

@@ -186,9 +186,10 @@ def test_a_series_is_hidden_by_its_legend(page: Page) -> None:
     assert root.evaluate(visible) == ["one token, first"]
 
 
-def test_sequences_are_lines_whose_points_tell_the_edit(page: Page) -> None:
+@pytest.mark.parametrize("number", [0, 1], ids=["smollm2", "anchored"])
+def test_sequences_are_lines_whose_points_tell_the_edit(page: Page, number: int) -> None:
     page.goto("butterfly-effect.html")
-    root = page.locator(".explore[data-explore^='sequential-']")
+    root = page.locator(".explore[data-explore^='sequential-']").nth(number)
     root.get_by_role("button", name="Explore").press("Enter")
     root.locator(".bk-Figure").wait_for()
     root.get_by_role("status").filter(has_text="Loading").wait_for(state="hidden")

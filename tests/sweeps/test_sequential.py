@@ -362,7 +362,19 @@ def test_a_sequence_with_a_failed_edit_is_run_again_on_request(
     assert broken["error"].notna().sum() == 1
     assert same(sequence(gpt2, cases, out=tmp_path / "out", resume=True, **options), broken)
     whole = sequence(gpt2, cases, **options)
-    assert same(sequence(gpt2, cases, out=tmp_path / "out", resume=True, retry_failed=True, **options), whole)
+    write = Parts.write
+
+    def stopping(parts: Parts, number: int, rows: pd.DataFrame) -> pd.DataFrame:
+        if number == 2:
+            raise KeyboardInterrupt
+        return write(parts, number, rows)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Parts, "write", stopping)
+        sequence(gpt2, cases, out=tmp_path / "out", resume=True, retry_failed=True, **options)
+    left = sorted(path.name for path in (tmp_path / "out").glob("part-*"))
+    assert left == ["part-00000.parquet", "part-00001.parquet"]  # none that follows from the failed edit
+    assert same(sequence(gpt2, cases, out=tmp_path / "out", resume=True, **options), whole)
 
 
 def test_weights_are_read_once_for_all_parts_that_follow(
