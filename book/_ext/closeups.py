@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,38 @@ def curves(
     )  # fmt: skip
 
 
+def reliability(folder: Path) -> Closer:
+    """A model's mean share over the agent's belief in tenths of the latter, for each way of asking."""
+    frame = pd.read_parquet(folder / "data/calibration.parquet")
+    tenths = pd.cut(frame["agent"], np.linspace(0, 1, 11).tolist(), include_lowest=True)
+    groups = frame.rename(columns={"model": "share"}).groupby(["way", tenths], sort=False, observed=True)
+    found = [(way, rows) for (way, _), rows in groups]
+    return binned(found, "agent", "share", ("The agent's belief in an object", "The model's share, mean"), "Answers")
+
+
+def foretold(folder: Path) -> Closer:
+    """The share of edits that collapse a model, over the probability its own rules foretold, in five groups as large."""
+    found = list[tuple[str, pd.DataFrame]]()
+    for name, frame in pd.read_parquet(folder / "data/edits.parquet").groupby("model", sort=False):
+        rows = frame.assign(foretold=frame.get(f"fitted on {name}")).dropna(subset="foretold").sort_values("foretold")
+        found += [(str(name), rows.iloc[at]) for at in np.array_split(np.arange(len(rows)), 5) if len(at)]
+    return binned(found, "foretold", "collapsed", ("Probability foretold", "Share that collapses the model"), "Edits")
+
+
+def binned(
+    groups: Iterable[tuple[str, pd.DataFrame]], x: str, y: str, labels: tuple[str, str], counted: str
+) -> Closer:
+    """The means of two columns in groups of rows, each of a series, and how many rows there were."""
+    points = [(name, rows[x].mean(), rows[y].mean(), len(rows)) for name, rows in groups]
+    frame = pd.DataFrame(points, columns=["series", x, y, "n"]).sort_values(["series", x]).assign(shown="all")
+    looks = {name: (*look, 6) for name, look in zip(frame["series"].unique(), LOOKS, strict=False)}
+    return closer(
+        frame.reset_index(drop=True), x=x, y=y, view="shown", series="series", line="series",
+        edit={"shown": "Shown", "series": "Series"}, numbers={x: labels[0], y: labels[1], "n": counted}, marks=looks,
+        levels={"all": ()}, labels=labels, tall=False,
+    )  # fmt: skip
+
+
 def by_setting(frame: pd.DataFrame, view: str) -> pd.DataFrame:
     """A view for each setting, too, where a table has them."""
     return frame.assign(**{view: frame[view] + ", " + frame["setting"]}) if "setting" in frame else frame
@@ -139,6 +171,7 @@ PLOTS: dict[str, Callable[[Path], Closer]] = {
             "sink": "Share of heads that look at position 0",
         },
     ),
+    "belief/calibration": reliability,
     "consistent-keys/comparison": partial(against, *CASE, "arm", "Edited by"),
     "denominator/parts": partial(against, "denominator", "Size of the denominator", "arm", "Edited by"),
     "denominator/sizes": partial(
@@ -190,6 +223,7 @@ PLOTS: dict[str, Callable[[Path], Closer]] = {
             "collapsed": "Share that collapse",
         },
     ),
+    "screen/calibration": foretold,
     "screen/foretold": partial(against, "severity", "Severity foretold from keys", "model", "Model", table="edits"),
     "sequential/sequences": sequences,
     "settings/mean-corpus": partial(against, "perplexity_corpus", "Perplexity over the corpus", "choice", "Choice"),

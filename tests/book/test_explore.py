@@ -463,6 +463,22 @@ def test_curves_are_the_middle_of_the_points_at_one_place(explore: ModuleType) -
         assert found == pytest.approx(wanted[method, kind, setting, layer], rel=1e-4)
 
 
+@pytest.mark.parametrize("name", ["belief/calibration", "screen/calibration"])
+def test_calibration_keeps_every_row_and_its_mean(explore: ModuleType, name: str) -> None:
+    (folder,) = (ROOT / "book/runs" / name.split("/", maxsplit=1)[0]).iterdir()
+    plot = explore.PLOTS[name](folder)
+    if name.startswith("belief"):
+        frame, asked, said = pd.read_parquet(folder / "data/calibration.parquet"), "agent", "model"
+    else:
+        edits = pd.read_parquet(folder / "data/edits.parquet")
+        frame = edits.assign(foretold=[row.get(f"fitted on {row['model']}") for row in edits.to_dict("records")])
+        frame, asked, said = frame.dropna(subset="foretold"), "foretold", "collapsed"
+    assert sum(plot.rows["n"]) == len(frame)
+    for drawn, column in ((plot.x, asked), (plot.y, said)):
+        mean = np.average(plot.rows[drawn], weights=plot.rows["n"])
+        assert mean == pytest.approx(frame[column].astype(float).mean(), rel=1e-3)
+
+
 def test_every_picture_that_can_be_explored_has_its_columns(explore: ModuleType) -> None:
     """`explore.js` finds no place for a point whose column was left out."""
     drawn = 0
