@@ -69,6 +69,7 @@ from editlib.editing.session import Session
 from editlib.measuring import contrast, statistics
 from editlib.measuring.tasks import evaluate
 from editlib.runs.recording import record
+from editlib.runs.resuming import resumed
 from editlib.sweeps import setup
 
 plot.theme()
@@ -83,7 +84,8 @@ rome = setup.hparams(lm, "rome", layer, covariance=covariance)
 moments = setup.moments(lm, [*variants.values(), rome], corpus)
 unedited = el.perplexity(lm, sentences).mean
 found = el.sweep(
-    lm, searched, methods={"rome": rome}, texts=sentences, scores=False, stats=moments, progress=False
+    lm, searched, methods={"rome": rome}, texts=sentences, scores=False, stats=moments, progress=False,
+    **resumed("search"),
 )  # fmt: skip
 kinds = contrast.groups(found, "rome", collapse_ratio=collapse_ratio)
 members = {
@@ -116,7 +118,8 @@ def mean(values: pd.Series) -> statistics.Interval:
 
 chosen = {group: of_group[:alone] for group, of_group in members.items()}
 single = el.sweep(
-    lm, [*chosen[HARD], *chosen[NORMAL]], methods=variants, texts=sentences, stats=moments, progress=False
+    lm, [*chosen[HARD], *chosen[NORMAL]], methods=variants, texts=sentences, stats=moments, progress=False,
+    **resumed("alone"),
 )  # fmt: skip
 single["group"] = single["case_id"].isin([case.case_id for case in chosen[HARD]]).map({True: HARD, False: NORMAL})
 single["collapsed"] = statistics.collapsed(single["perplexity_ratio"], collapse_ratio)
@@ -179,6 +182,7 @@ for group, of_group in members.items():
         sample = Random(f"{seed}-{repeat}").sample(of_group, sizes[group])
         before = [scores.read(lm, case) for case in sample]
         options = {"every": every, "retest": True, "stats": moments, "at_end": ask, "progress": False}
+        options |= resumed(f"{group} {repeat}")
         frames.append(
             el.sequence(lm, sample, methods=variants, texts=sentences, **options).assign(group=group, repeat=repeat)
         )
