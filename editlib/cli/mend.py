@@ -7,7 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-from editlib.cli.options import Device, Dtype, Layout, Model, Revision, cases_for, check_new, known_data, load_model
+from editlib.cli.options import (
+    Device,
+    Dtype,
+    Layout,
+    Model,
+    Revision,
+    Split,
+    cases_for,
+    check_new,
+    known_data,
+    load_model,
+)
 from editlib.cli.output import emit
 from editlib.errors import EditlibError
 from editlib.text import table
@@ -24,6 +35,7 @@ def train_editor(
         typer.Option(callback=known_data, help="Edit cases to train on: a name or a path.  [default, for testbed "
                      "models: cases about facts that the testbed's own cases leave alone]"),
     ] = None,
+    split: Split = None,
     layers: Annotated[int | None, typer.Option(min=1, help="How many of the last layers it edits.")] = None,
     rank: Annotated[int | None, typer.Option(min=1, help="Rank of its networks.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Most training steps.")] = None,
@@ -48,20 +60,22 @@ def train_editor(
     check_new(out)
     if data is None and not model.startswith("testbed/"):
         raise EditlibError(f"no cases to train an editor of {model} on; give some with --data NAME or --data FILE")
+    if split and data is None:
+        raise EditlibError(f"split {split!r} is for cases by name; give them with --data")
 
     from editlib.editing.methods.editor import load_editor
     from editlib.editing.methods.training import MendRecipe, train
     from editlib.testbed.cases import training_cases
     from editlib.testbed.world import build_world
 
-    cases = cases_for(model, data) if data else training_cases(build_world())
+    cases = cases_for(model, data, split=split) if data else training_cases(build_world())
     recipe = {
         "layers": layers, "rank": rank, "steps": steps, "batch": batch, "learning_rate": learning_rate,
         "step_size": step_size, "edit_weight": edit_weight, "patience": patience, "seed": seed,
     }  # fmt: skip
     given: dict[str, Any] = {name: value for name, value in recipe.items() if value is not None}
-    named = {"model": model, "data": data, "dtype": dtype if dtype != "float32" else None, "revision": revision}
-    said = named | {"layout": layout} | given | {"out": out.name}
+    named = {"model": model, "data": data, "split": split, "revision": revision}
+    said = named | {"dtype": dtype if dtype != "float32" else None, "layout": layout} | given | {"out": out.name}
     command = ["editlib", "mend", "train"]
     for name, value in said.items():
         command += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]

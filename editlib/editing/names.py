@@ -6,7 +6,8 @@ from editlib.errors import EditlibError, unknown
 
 METHODS = (
     "ft", "ft-l", "mend", "rome", "c-rome", "fc-rome", "p-rome", "r-rome", "memit", "emmet", "memit-seq", "encore",
-    "alphaedit", "nas", "rlsedit", "d4s", "locft-bf", "lora", "kn", "coachhook", "grace", "serac", "skeme", "ike",
+    "alphaedit", "nas", "rlsedit", "d4s", "locft-bf", "lora", "kn", "coachhook", "grace", "memoir", "wise",
+    "serac", "skeme", "ike",
 )  # fmt: skip
 FILTERS = ("rect", "revive", "sphere", "1-li", "prune")
 Guard = Literal["warn", "refuse", "off"]  # what to do about an edit that may break its model

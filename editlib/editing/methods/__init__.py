@@ -27,6 +27,7 @@ from editlib.editing.methods.kn import Kn, KnParams
 from editlib.editing.methods.locft import LocFt, LocFtParams
 from editlib.editing.methods.lora import Lora, LoraParams
 from editlib.editing.methods.memit import Memit, MemitParams
+from editlib.editing.methods.memoir import Memoir, MemoirParams
 from editlib.editing.methods.mend import Mend, MendParams
 from editlib.editing.methods.nas import Nas, NasParams
 from editlib.editing.methods.r_rome import RRome, RRomeParams
@@ -41,6 +42,7 @@ from editlib.editing.methods.remembering import (
 from editlib.editing.methods.rome import Rome, RomeParams
 from editlib.editing.methods.serac import Serac, SeracParams
 from editlib.editing.methods.skeme import Skeme, SkemeParams
+from editlib.editing.methods.wise import Wise, WiseParams
 from editlib.editing.names import GUARDS, Guard, parts
 from editlib.editing.session import Session
 from editlib.editing.stats import MomentOptions, Stats
@@ -49,8 +51,12 @@ from editlib.models.language_model import LanguageModel
 
 Family = MemitParams | MemitSeqParams | EncoreParams | AlphaEditParams | NasParams | RlsEditParams | D4sParams
 Tuned = FtParams | FtlParams | LocFtParams | LoraParams
-Beside = CoachHookParams | GraceParams | SeracParams | SkemeParams | IkeParams  # of methods that write no weight
+Beside = (
+    CoachHookParams | GraceParams | MemoirParams | SeracParams | SkemeParams | IkeParams
+)  # of methods that write no weight
 Params = RomeParams | RRomeParams | EmmetParams | Family | Tuned | MendParams | KnParams | Beside
+Memories = CoachHookParams | GraceParams | MemoirParams | WiseParams | SeracParams | SkemeParams
+Params = RomeParams | RRomeParams | EmmetParams | Family | Tuned | MendParams | KnParams | Memories | IkeParams
 Methods = str | Method | Sequence[str | Method] | Mapping[str, Params | Method | Variant]
 
 METHODS: dict[str, Method] = {
@@ -77,6 +83,8 @@ METHODS: dict[str, Method] = {
         Kn(),
         CoachHook(),
         Grace(),
+        Memoir(),
+        Wise(),
         Serac(),
         Skeme(),
         Ike(),

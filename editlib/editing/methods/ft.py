@@ -5,6 +5,7 @@ is scored where the first one belongs. `teacher-forced` scores each where it bel
 Modifying Memories in Transformer Models; ROME (Meng et al. 2022), appendix E.1.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -87,17 +88,26 @@ class Ftl(Ft):
         return params.limit
 
 
-def descent(weights: Sequence[Tensor], loss: Callable[[], Tensor], params: Any) -> Iterator[float]:
-    """Adam's steps on a loss, each time the loss before the step; one below `stop_loss` takes none and is the last."""
-    adam = torch.optim.Adam(weights, lr=params.learning_rate)
+def descent(
+    weights: Sequence[Tensor],
+    loss: Callable[[], Tensor],
+    params: Any,
+    optimizer: torch.optim.Optimizer | None = None,
+    clip: float = math.inf,
+) -> Iterator[float]:
+    """Steps on a loss, Adam's where no other optimizer is given, of gradients no longer than `clip`; each time the loss
+    before the step. One below `stop_loss` takes none and is the last."""
+    optimizer = optimizer or torch.optim.Adam(weights, lr=params.learning_rate)
     for _ in range(params.steps):
         current = loss()
         if current.item() < params.stop_loss:
             yield current.item()
             return
-        adam.zero_grad()
+        optimizer.zero_grad()
         current.backward()
-        adam.step()
+        if clip < math.inf:
+            torch.nn.utils.clip_grad_norm_(weights, clip)
+        optimizer.step()
         yield current.item()
 
 

@@ -10,10 +10,14 @@ from torch import Tensor
 from editlib.editing.overlays.codebook import Codebook
 from editlib.editing.overlays.fronts import Fronts
 from editlib.editing.overlays.overlay import Overlay
+from editlib.editing.overlays.residual import Residual
+from editlib.editing.overlays.side import Side
 from editlib.editing.overlays.validated import Validated
 
 PREFIX = "overlay|"  # before the names of an overlay's tensors, where they stand beside others
-KINDS: dict[str, type[Overlay]] = {kind.__name__.lower(): kind for kind in (Codebook, Fronts, Validated)}
+KINDS: dict[str, type[Overlay]] = {
+    kind.__name__.lower(): kind for kind in (Codebook, Fronts, Residual, Side, Validated)
+}
 
 
 def made_of(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Overlay:

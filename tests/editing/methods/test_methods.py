@@ -17,7 +17,7 @@ ONE_AT_A_TIME = ["rome", "c-rome", "fc-rome", "p-rome", "r-rome"]
 
 def test_all_methods_are_there() -> None:
     papers = "ft ft-l mend rome c-rome fc-rome p-rome r-rome memit emmet"
-    tuned, beside = "locft-bf lora kn", "coachhook grace serac skeme ike"
+    tuned, beside = "locft-bf lora kn", "coachhook grace memoir wise serac skeme ike"
     assert set(METHODS) == set(f"{papers} memit-seq encore alphaedit nas rlsedit d4s {tuned} {beside}".split())
     assert {name for name, method in METHODS.items() if not method.weights} == set(beside.split())
     remembering = f"memit-seq encore alphaedit nas rlsedit d4s {beside}"

@@ -34,8 +34,8 @@ from editlib.sweeps.single import sweep
 BESIDE = [name for name, method in METHODS.items() if not method.weights]
 IN_CONTEXT = ["serac", "skeme", "ike"]
 FEW: dict[str, dict[str, Any]] = {
-    "coachhook": {"steps": 3, "layers": [0, 1], "moment_weight": 1}, "grace": {"steps": 5}, "serac": {"steps": 3},
-    "ike": {"demonstrations": 1},
+    "coachhook": {"steps": 3, "layers": [0, 1], "moment_weight": 1}, "grace": {"steps": 5}, "memoir": {"steps": 5},
+    "wise": {"steps": 5}, "serac": {"steps": 3}, "ike": {"demonstrations": 1},
 }  # fmt: skip
 TEXTS = ["Zen is located in Daslo, near the sea.", "Today.", "Uvo is known for its bells."]
 CASES = [
