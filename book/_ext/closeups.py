@@ -109,12 +109,12 @@ def reliability(folder: Path) -> Closer:
     frame = pd.read_parquet(folder / "data/calibration.parquet")
     tenths = pd.cut(frame["agent"], np.linspace(0, 1, 11).tolist(), include_lowest=True)
     groups = frame.rename(columns={"model": "share"}).groupby(["way", tenths], sort=False, observed=True)
-    found = [(way, rows) for (way, _), rows in groups]
+    found = [(str(way), rows) for (way, _), rows in groups]
     return binned(found, "agent", "share", ("The agent's belief in an object", "The model's share, mean"), "Answers")
 
 
 def foretold(folder: Path) -> Closer:
-    """The share of edits that collapse a model, over the probability its own rules foretold, in five groups as large."""
+    """The share of edits that collapse a model, over the probability its own rules foretold, in five equal groups."""
     found = list[tuple[str, pd.DataFrame]]()
     for name, frame in pd.read_parquet(folder / "data/edits.parquet").groupby("model", sort=False):
         rows = frame.assign(foretold=frame.get(f"fitted on {name}")).dropna(subset="foretold").sort_values("foretold")
@@ -122,9 +122,7 @@ def foretold(folder: Path) -> Closer:
     return binned(found, "foretold", "collapsed", ("Probability foretold", "Share that collapses the model"), "Edits")
 
 
-def binned(
-    groups: Iterable[tuple[str, pd.DataFrame]], x: str, y: str, labels: tuple[str, str], counted: str
-) -> Closer:
+def binned(groups: Iterable[tuple[str, pd.DataFrame]], x: str, y: str, labels: tuple[str, str], counted: str) -> Closer:
     """The means of two columns in groups of rows, each of a series, and how many rows there were."""
     points = [(name, rows[x].mean(), rows[y].mean(), len(rows)) for name, rows in groups]
     frame = pd.DataFrame(points, columns=["series", x, y, "n"]).sort_values(["series", x]).assign(shown="all")

@@ -18,8 +18,8 @@ CITED = {  # keys of references.bib
     "memit": "meng2023mass", "emmet": "gupta2024unified", "memit-seq": "fang2025alphaedit",
     "encore": "gupta2025lifelong", "alphaedit": "fang2025alphaedit", "nas": "liu2026norm", "rlsedit": "wang2026beyond",
     "d4s": "huang2024reasons", "locft-bf": "yang2026finetuning", "lora": "hu2022lora", "kn": "dai2022knowledge",
-    "coachhook": "li2024consecutive", "grace": "hartvigsen2023aging", "serac": "mitchell2022memory",
-    "skeme": "zeng2024fame", "ike": "zheng2023edit",
+    "coachhook": "li2024consecutive", "grace": "hartvigsen2023aging", "memoir": "wang2025memoir",
+    "wise": "wang2024wise", "serac": "mitchell2022memory", "skeme": "zeng2024fame", "ike": "zheng2023edit",
 }  # fmt: skip
 
 

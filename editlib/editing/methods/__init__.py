@@ -51,10 +51,6 @@ from editlib.models.language_model import LanguageModel
 
 Family = MemitParams | MemitSeqParams | EncoreParams | AlphaEditParams | NasParams | RlsEditParams | D4sParams
 Tuned = FtParams | FtlParams | LocFtParams | LoraParams
-Beside = (
-    CoachHookParams | GraceParams | MemoirParams | SeracParams | SkemeParams | IkeParams
-)  # of methods that write no weight
-Params = RomeParams | RRomeParams | EmmetParams | Family | Tuned | MendParams | KnParams | Beside
 Memories = CoachHookParams | GraceParams | MemoirParams | WiseParams | SeracParams | SkemeParams
 Params = RomeParams | RRomeParams | EmmetParams | Family | Tuned | MendParams | KnParams | Memories | IkeParams
 Methods = str | Method | Sequence[str | Method] | Mapping[str, Params | Method | Variant]

@@ -43,7 +43,7 @@ def other_inputs(session: "Session", module: str, flavour: Flavour) -> list[Tens
         rows = session.lm.tokenizer([text for text in texts if text], add_special_tokens=False)["input_ids"]
         return [inputs_of(session.lm, module, tuple(row)) for row in rows]
 
-    return session.once(("other inputs", module, flavour), read)  # type: ignore[no-any-return]
+    return session.once(("other inputs", module, flavour), read)
 
 
 def loss_with(lm: LanguageModel, module: str, row: Encoded, added: Tensor) -> Tensor:
