@@ -43,3 +43,17 @@ def test_the_product_is_small_with_c_only_at_two_of_four_layers_where_the_key_is
     assert [layer for layer in long if with_c[layer] and not without[layer]] == [9, 27]
     assert [layer for layer in long if not with_c[layer] and not without[layer]] == [1, 11]
     assert "it at two of the four such layers that were tried, 9 and 27. At 1 and 11" in TEXT
+
+
+def test_normal_cases_that_rise_most_are_first_tokens_below_the_threshold() -> None:
+    run = next((run for run in published("consistent-keys") if run.parameters["model"] == "smollm2-135m"), None)
+    if run is None:
+        pytest.skip("no published run of consistent-keys on SmolLM2")
+    cases = pd.read_parquet(run.folder / "data/cases.parquet")
+    rome = cases[cases["method"].isin(["rome", "rome, C left out"])]
+    worst = rome.groupby("kind")["perplexity_ratio"].max()
+    assert 1.2 < worst["several tokens"] < 1.3 and worst["one token, first"] > 5
+    broken = rome.groupby("case_id")["perplexity_ratio"].max() >= 5
+    normal = rome[~rome["case_id"].map(broken)]
+    assert normal.loc[normal["perplexity_ratio"].idxmax(), "kind"] == "one token, first"
+    assert run.metrics["max_ratio_normal_rome"] < 5
