@@ -35,15 +35,15 @@ def inputs_of(lm: LanguageModel, module: str, ids: tuple[int, ...]) -> Tensor:
     return widened(seen[module].input[0])
 
 
-def other_inputs(session: "Session", module: str, flavour: Flavour) -> list[Tensor]:
-    """The same of the prefix contexts, texts that no edit is about."""
+def other_inputs(session: "Session", module: str, flavour: Flavour, skip: int) -> list[Tensor]:
+    """The same of the prefix contexts, texts that no edit is about, but for `skip` first tokens."""
 
     def read() -> list[Tensor]:
         texts = [context.replace("{}", "").strip() for context in session.contexts(flavour)]
         rows = session.lm.tokenizer([text for text in texts if text], add_special_tokens=False)["input_ids"]
-        return [inputs_of(session.lm, module, tuple(row)) for row in rows]
+        return [inputs_of(session.lm, module, tuple(row))[skip:] for row in rows if len(row) > skip]
 
-    return session.once(("other inputs", module, flavour), read)
+    return session.once(("other inputs", module, flavour, skip), read)
 
 
 def loss_with(lm: LanguageModel, module: str, row: Encoded, added: Tensor) -> Tensor:

