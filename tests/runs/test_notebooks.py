@@ -41,6 +41,7 @@ SMALL = {
         "tasks": "testbed-choice",
     },
     "methods": {"n": 3, "timed": 1, "traced": 2},
+    "strengths": {"n": 2},
     "presets": {"n": 2, "first": 1, "layers": "1,2"},
     "aftermath": {"first": 2, "others": 1},
     "screen": {"first": 3, "others": 3, "elsewhere": "testbed"},
