@@ -450,7 +450,7 @@ def test_text_is_only_text(strange: Path, browser: Browser) -> None:
 
 
 def test_curves_are_the_middle_of_the_points_at_one_place(explore: ModuleType) -> None:
-    (folder,) = (ROOT / "book/runs/layers").iterdir()
+    folder = next((ROOT / "book/runs/layers").iterdir())
     drawn = explore.PLOTS["layers/regimes"](folder)
     keys = pd.read_parquet(folder / "data/keys.parquet")
     wanted = keys.groupby(["method", "kind", "setting", "layer"])["denominator_ratio"].median()

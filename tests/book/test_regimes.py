@@ -6,17 +6,22 @@ from books import published, table_cells
 from places import ROOT
 
 from editlib.editing.guard import BOUND
+from editlib.runs.manifest import Manifest
 
 TEXT = (ROOT / "book/why-it-breaks.md").read_text("utf-8")
 SMALL = 0.2  # of the consistent denominator: five times smaller
 
 
+def of_model(analysis: str, model: str) -> Manifest:
+    """The published run of an analysis on a model."""
+    run = next((run for run in published(analysis) if run.parameters["model"] == model), None)
+    return run or pytest.skip(f"no published run of {analysis} on {model}")
+
+
 @pytest.fixture(scope="module")
 def edits() -> pd.DataFrame:
     """Edits of every second layer of SmolLM2."""
-    if not (runs := published("layers")):
-        pytest.skip("no published run of layers")
-    return pd.read_parquet(runs[0].folder / "data/cases.parquet")
+    return pd.read_parquet(of_model("layers", "smollm2-135m").folder / "data/cases.parquet")
 
 
 def test_what_is_foretold_of_each_method_and_what_saying_no_is_worth(edits: pd.DataFrame) -> None:
@@ -38,7 +43,7 @@ def test_the_product_is_small_with_c_only_at_two_of_four_layers_where_the_key_is
     mine = edits[(edits["method"] == "rome") & (edits["kind"] == "one token, first")]
     middle = mine.groupby(["layer", "setting"])["denominator_ratio"].median().unstack()
     with_c, without = middle["with C"] < SMALL, middle["C left out"] < SMALL
-    known = {int(layer) for layer in str(published("layers")[0].metrics["long_layers"]).split(", ")}
+    known = {int(layer) for layer in str(of_model("layers", "smollm2-135m").metrics["long_layers"]).split(", ")}
     long = [layer for layer in middle.index if layer in known]
     assert [layer for layer in long if with_c[layer] and not without[layer]] == [9, 27]
     assert [layer for layer in long if not with_c[layer] and not without[layer]] == [1, 11]
@@ -46,9 +51,7 @@ def test_the_product_is_small_with_c_only_at_two_of_four_layers_where_the_key_is
 
 
 def test_normal_cases_that_rise_most_are_first_tokens_below_the_threshold() -> None:
-    run = next((run for run in published("consistent-keys") if run.parameters["model"] == "smollm2-135m"), None)
-    if run is None:
-        pytest.skip("no published run of consistent-keys on SmolLM2")
+    run = of_model("consistent-keys", "smollm2-135m")
     cases = pd.read_parquet(run.folder / "data/cases.parquet")
     rome = cases[cases["method"].isin(["rome", "rome, C left out"])]
     worst = rome.groupby("kind")["perplexity_ratio"].max()
@@ -57,3 +60,20 @@ def test_normal_cases_that_rise_most_are_first_tokens_below_the_threshold() -> N
     normal = rome[~rome["case_id"].map(broken)]
     assert normal.loc[normal["perplexity_ratio"].idxmax(), "kind"] == "one token, first"
     assert run.metrics["max_ratio_normal_rome"] < 5
+
+
+def test_the_third_twin_collapses_where_its_key_is_short_whatever_c_is() -> None:
+    run, page = of_model("layers", "./models/sighted"), (ROOT / "book/testbed.md").read_text("utf-8")
+    edits, keys = (pd.read_parquet(run.folder / f"data/{table}.parquet") for table in ("cases", "keys"))
+    first = edits[(edits["method"] == "rome") & (edits["kind"] == "one token, first")]
+    counts = first.groupby(["layer", "setting"])["collapsed"].sum().unstack()
+    shown = counts[["with C", "C less position 0", "C left out"]].reset_index().astype(int).astype(str)
+    assert table_cells(page, "| Layer | with `C`") == shown.to_numpy().tolist()
+    assert first.groupby(["layer", "setting"]).size().unique().tolist() == [20]
+    rest = edits.drop(first.index)
+    assert not rest["collapsed"].any() and set(rest["method"]) == {"rome", "c-rome", "fc-rome", "p-rome"}
+    rome = keys[(keys["method"] == "rome") & (keys["kind"] == "one token at the start") & (keys["layer"] == 1)]
+    middle = rome.groupby("setting")["denominator_ratio"].median()
+    assert (
+        f"a median of {middle['with C']:.2f} times the consistent one, {middle['C left out']:.2f} without `C`" in page
+    )

@@ -340,7 +340,8 @@ def test_a_state_of_another_model_or_method_is_refused(lm: LanguageModel, moment
 
 def test_a_state_of_other_layers_is_refused(lm: LanguageModel, moments: Stats) -> None:
     session = Session(lm, stats=moments)
-    for method, here, there in (("grace", {"layer": 0}, {"layer": 1}), ("coachhook", {"layers": [0]}, {"layers": [1]})):
+    one, several = ({"layer": 0}, {"layer": 1}), ({"layers": [0]}, {"layers": [1]})
+    for method, (here, there) in {"grace": one, "memoir": one, "wise": one, "coachhook": several}.items():
         first, second = (hparams_for(lm, method, **FEW[method] | given) for given in (here, there))
         _, state = METHODS[method].solve(session, REQUESTS[:1], first)
         with pytest.raises(EditlibError, match="; begin with state=None$"):
