@@ -6,9 +6,11 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +94,11 @@ def _execute(asked: Plan, stage: Path, parts: Path, timeout: int | None, seen: S
     with tempfile.TemporaryDirectory(prefix="editlib-") as private, (Path(private) / "stderr").open("w+b") as kernel:
         timeout_error = None
         try:
-            papermill.execute_notebook(
-                _prepared(asked), output, dict(asked.parameters), cwd=stage,
-                engine_name="editlib", kernel_name="python3", progress_bar=False,
-            )  # fmt: skip
+            with _by_shown_names(asked, stage) as parameters:
+                papermill.execute_notebook(
+                    _prepared(asked), output, parameters, cwd=stage,
+                    engine_name="editlib", kernel_name="python3", progress_bar=False,
+                )  # fmt: skip
         except CellTimeoutError as error:
             timeout_error = error
         kernel.seek(0)
@@ -103,6 +106,28 @@ def _execute(asked: Plan, stage: Path, parts: Path, timeout: int | None, seen: S
             raise RunFailed("it printed half a surrogate pair, which is no text; leave it out") from timeout_error
         if timeout_error is not None:
             raise timeout_error
+
+
+@contextmanager
+def _by_shown_names(asked: Plan, stage: Path) -> Iterator[dict[str, Any]]:
+    """The parameters with local models and data under the names that others see, links in the stage inside the block:
+    a path in a picture could not be taken out."""
+    given, links = dict(asked.parameters), list[Path]()
+    for name in (*asked.analysis.models, *asked.analysis.data):
+        path, link = given[name], stage / str(asked.shown[name])
+        if path != asked.shown[name] and (link in links or not link.exists()):
+            if link not in links:
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(str(path))
+                links.append(link)
+            given[name] = str(link.relative_to(stage))
+    try:
+        yield given
+    finally:
+        for link in links:
+            link.unlink()
+            for folder in takewhile(lambda folder: folder != stage and not any(folder.iterdir()), link.parents):
+                folder.rmdir()
 
 
 def _prepared(asked: Plan) -> Any:

@@ -97,8 +97,11 @@ def test_of_a_model_outside_the_project_only_the_folders_name_is_told(
     fake = type("module", (), {"fingerprint": staticmethod(lambda name: "a" * 64)})
     monkeypatch.setitem(sys.modules, "editlib.models.names", fake)
     (mine := tmp_path / "somebody" / "mine").mkdir(parents=True)
+    (mine / "card.json").write_text("{}")
     with (empty / "notebooks" / "toy.py").open("a") as file:
-        file.write(WRITES_ITS_MODEL)
+        file.write(
+            f'{WRITES_ITS_MODEL}\nassert model == "mine" and Path(model, "card.json").is_file()  # in a picture, say\n'
+        )
     done = execute("toy", root=empty, parameters={"model": str(mine)})
     assert done.parameters["model"] == done.metrics["model"] == "mine" and done.inputs.models == {"mine": "a" * 64}
     assert pd.read_parquet(done.folder / "data/cases.parquet")["model"].dropna().tolist() == ["mine", "mine/x"]
