@@ -1,6 +1,6 @@
 """MEMOIR: a residual memory beside one layer, of which each edit writes columns of its own (Wang et al. 2025).
 
-    W x + Δ (x ∘ m_e)        m_e = π(the k largest |x̄ - b|)
+    W x + Δ (x ∘ m_e)        m_e = π(the k columns where x̄ is furthest from b)
 
 x̄ is the mean input over the prompt's tokens, b that over other texts, π a random order of the columns, e the edit whose
 columns have most in common with the text's. An edit trains its own columns of Δ by plain gradient steps on its target.

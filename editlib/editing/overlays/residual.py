@@ -25,9 +25,9 @@ class Residual(Overlay):
     """Δ (x ∘ m) is added to a module's output Wx wherever the text so far resembles an edit's prompt, m being that
     edit's mask.
 
-    A text's columns are `order` of those where |mean of its inputs - background| is largest, as many as a mask has; it
-    resembles the edit with which it shares most of them, if that is at least the share `threshold`. `skip` first tokens
-    are left alone, and out of means.
+    A text's columns are `order` of those where the mean of its inputs is furthest from `background`, as many as a mask
+    has; it resembles the edit with which it shares most of them, if that is at least the share `threshold`. `skip`
+    first tokens are left alone, and out of means.
     """
 
     module: str
