@@ -122,6 +122,21 @@ def foretold(folder: Path) -> Closer:
     return binned(found, "foretold", "collapsed", ("Probability foretold", "Share that collapses the model"), "Edits")
 
 
+def strengths(folder: Path) -> Closer:
+    """Mean scores over the number that holds a method back; a view for each method."""
+    scores = {f"{name}_em_tf": name for name in ("efficacy", "generalization", "locality")}
+    frame = pd.read_parquet(folder / "data/cases.parquet").rename(columns={"value": "number"} | scores)
+    long = frame.melt(["name", "number"], [*scores.values()], "score", "mean")
+    means = long.groupby(["name", "score", "number"], sort=False)["mean"].mean().reset_index()
+    labels = ("Number that holds the method back", "Mean over normal cases")
+    looks = {name: (*look, 6) for name, look in zip(scores.values(), LOOKS, strict=False)}
+    return closer(
+        means, x="number", y="mean", view="name", series="score", line="score",
+        edit={"name": "Method", "score": "Score"}, numbers=dict(zip(("number", "mean"), labels, strict=True)),
+        marks=looks, levels={name: () for name in means["name"].unique()}, labels=labels, wide=True, tall=False,
+    )  # fmt: skip
+
+
 def binned(groups: Iterable[tuple[str, pd.DataFrame]], x: str, y: str, labels: tuple[str, str], counted: str) -> Closer:
     """The means of two columns in groups of rows, each of a series, and how many rows there were."""
     points = [(name, rows[x].mean(), rows[y].mean(), len(rows)) for name, rows in groups]
@@ -228,6 +243,7 @@ PLOTS: dict[str, Callable[[Path], Closer]] = {
     "settings/thresholds": partial(against, *CASE, "choice", "Choice"),
     "single-edits/strips": partial(against, *CASE, "method", "Method"),
     "sink/conditions": partial(against, *OVER, "condition", "Changed", table="edits"),
+    "strengths/strengths": strengths,
     "surrogate/tasks": partial(
         curves, "scores", "perplexity_ratio", "value", "task", "way",
         ("Perplexity, times unedited", "Share of questions answered right"), told="Task", wide=True,
