@@ -30,12 +30,12 @@ pdf: .venv/stamp        ## the book with all its runs as one PDF; needs Chromium
 playground: .venv/stamp ## compute the edits of the playground again
 	.venv/bin/python tools/playground_edits.py
 test: .venv/stamp       ## run the quick tests
-	$(PYTEST) -m "not slow and not browser and not ray"
+	$(PYTEST) -m "not slow and not site and not ray"
 test-all: .venv/stamp   ## run every test: the quick ones, then the others beside those on Ray, which mostly wait
-	$(PYTEST) -m "not slow and not browser and not ray"
+	$(PYTEST) -m "not slow and not site and not ray"
 	@$(MAKE) --no-print-directory -j 2 --output-sync=target test-slow test-ray
-test-slow: .venv/stamp  ## run the slow tests and those in the browser, in two processes
-	.venv/bin/pytest -n 2 -m "(slow or browser) and not ray"
+test-slow: .venv/stamp  ## run the slow tests and those of the built site, in two processes
+	.venv/bin/pytest -n 2 -m "(slow or site) and not ray"
 test-ray: .venv/stamp   ## run the tests on a Ray cluster of this machine, in one process, minutes
 	OMP_NUM_THREADS=1 .venv/bin/pytest -m ray
 lint: .venv/stamp       ## check style, and that rooms import only rooms below them

@@ -23,10 +23,10 @@ DONE = "built"  # beside a site that is whole
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what drives the browser, so that a command line can leave it out."""
+    """Mark what looks at the built site or drives the browser, so that a command line can leave it out."""
     for item in items:
-        if "browser" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.browser)
+        if {"site", "browser"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.site)
 
 
 def missing(what: str) -> None:

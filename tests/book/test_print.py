@@ -10,7 +10,7 @@ import pytest
 
 from tests.book.conftest import CHROMIUM, ROOT, missing
 
-pytestmark = pytest.mark.browser  # of its own
+pytestmark = pytest.mark.site  # a book and a browser of its own
 
 PAGE = """<!doctype html><title>A book</title>
 <h1>One</h1><a href="other.html">another file</a> <a href="#two">inside</a> <a href="https://example.org">outside</a>
