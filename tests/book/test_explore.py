@@ -479,6 +479,7 @@ def test_calibration_keeps_every_row_and_its_mean(explore: ModuleType, name: str
         assert mean == pytest.approx(frame[column].astype(float).mean(), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_every_picture_that_can_be_explored_has_its_columns(explore: ModuleType) -> None:
     """`explore.js` finds no place for a point whose column was left out."""
     drawn = 0

@@ -36,6 +36,7 @@ def given(corpus: list[str]) -> dict[str, Any]:
     return {"methods": "rome", "texts": corpus[:2], "progress": False}
 
 
+@pytest.mark.slow
 def test_importing_the_package_and_sweeping_do_without_ray() -> None:
     code = (
         "import editlib as el, sys; cases = el.data.cases('testbed')[:1]; lm = el.load('testbed/anchored');"

@@ -174,6 +174,7 @@ def test_it_stops_as_soon_as_the_loss_is_low_enough(lm: LanguageModel) -> None:
     assert stopped.losses == whole.losses[:3]
 
 
+@pytest.mark.slow
 def test_it_stops_at_the_hit_asked_for(lm: LanguageModel) -> None:
     """A hit: behind every prefix, the target's tokens are the likeliest; those of the bare prompt need not be."""
     search = params(steps=40, learning_rate=0.3, clamp=20.0, weight_decay=0.0)

@@ -271,6 +271,7 @@ if not again:
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_goes_on_with_the_parts_it_has(empty: Path) -> None:
     with (empty / "notebooks" / "toy.py").open("a") as file:
         file.write(STOPS_ONCE)
