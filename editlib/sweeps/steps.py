@@ -14,7 +14,7 @@ from torch import Tensor
 
 from editlib.files import write_tensors
 from editlib.sweeps.chain import Chain
-from editlib.sweeps.parts import NAME, Parts
+from editlib.sweeps.parts import Parts
 from editlib.sweeps.rows import about, about_perplexity, attempt, frame
 
 if TYPE_CHECKING:
@@ -99,10 +99,10 @@ class Kept:
     def drop(self, numbers: Sequence[int]) -> None:
         """Remove the parts of a sequence that will be made, and the weights it ended with, so that an interruption
         leaves none that follow from other edits."""
-        if self.parts.folder and numbers:
-            for number in numbers:
-                self.parts.folder.joinpath(NAME.format(number)).unlink(missing_ok=True)
-            self.end(numbers[-1]).unlink(missing_ok=True)
+        for number in numbers:
+            if path := self.parts.file(number):
+                path.unlink(missing_ok=True)
+                self.end(number).unlink(missing_ok=True)  # only the last part has one
 
     def missing(self, plan: "Plan", name: str, *, end: bool = False) -> list[int]:
         """The numbers of the parts to be made: from the first missing one on if the weights it begins with are kept,

@@ -1,4 +1,4 @@
-"""What methods share that learn a term added to one module's output: its inputs, and the loss under the term."""
+"""What methods share that learn a change of one module's output: its inputs, and the loss under the change."""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from editlib.engine.prefixes import Flavour
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel, widened
 from editlib.models.tokens import Encoded, encode
-from editlib.models.trace import trace
+from editlib.models.trace import Replace, trace
 
 if TYPE_CHECKING:
     from editlib.editing.session import Session
@@ -46,9 +46,9 @@ def other_inputs(session: "Session", module: str, flavour: Flavour, skip: int) -
     return session.once(("other inputs", module, flavour, skip), read)
 
 
-def loss_with(lm: LanguageModel, module: str, row: Encoded, added: Tensor) -> Tensor:
-    """Mean NLL of a request's target where `added` (tokens but the last, d_out) is added to a module's output."""
+def loss_with(lm: LanguageModel, module: str, row: Encoded, change: Replace) -> Tensor:
+    """Mean NLL of a request's target where a module's output (1, tokens but the last, d_out) is changed."""
     ids, wanted = (torch.tensor(part, device=lm.device) for part in (row.ids[:-1], row.wanted))
-    with trace(lm.model, replace={module: lambda output: output + added.to(output.dtype)}):
+    with trace(lm.model, replace={module: change}):
         logits = lm.model(ids[None]).logits[0, row.target - 1 :]
     return cross_entropy(widened(logits), wanted)

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from editlib.data.request import EditRequest
 from editlib.editing.edit import Edit
 from editlib.editing.method import Method, State
+from editlib.editing.methods.added import loss_with
 from editlib.editing.methods.ft import descent
 from editlib.editing.methods.overlaid import earlier, overlaid
 from editlib.editing.overlays.codebook import Codebook
@@ -117,14 +117,10 @@ def _value(
     """The output before the target that makes the model say it, and the loss of every step."""
     drawn = torch.rand(len(output), generator=torch.Generator().manual_seed(params.seed)).to(output)
     value = (drawn if params.begin == "cold" else output).clone().requires_grad_()
-    ids = torch.tensor([row.ids[:-1]], device=lm.device)
-    wanted, at = torch.tensor(row.wanted, device=lm.device), torch.tensor(row.target - 1, device=lm.device)
+    at = torch.tensor(row.target - 1, device=lm.device)
 
-    def loss() -> Tensor:
-        put = {module: lambda found: found.index_put((torch.zeros_like(at), at), value.to(found.dtype))}
-        with trace(lm.model, replace=put):
-            logits = lm.model(ids).logits[0, row.target - 1 :]
-        return cross_entropy(widened(logits), wanted)
+    def put(found: Tensor) -> Tensor:
+        return found.index_put((torch.zeros_like(at), at), value.to(found.dtype))
 
-    losses = list(descent([value], loss, params))
+    losses = list(descent([value], lambda: loss_with(lm, module, row, put), params))
     return value.detach(), losses

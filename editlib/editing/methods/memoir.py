@@ -110,6 +110,10 @@ def _written(
     def whole() -> Tensor:
         return memory.delta.index_copy(1, mask, own)
 
+    def loss() -> Tensor:
+        moved = used @ whole().T
+        return loss_with(lm, memory.module, row, lambda output: output + moved.to(output.dtype))
+
     sgd = torch.optim.SGD([own], lr=params.learning_rate)
-    losses = list(descent([own], lambda: loss_with(lm, memory.module, row, used @ whole().T), params, sgd, params.clip))
+    losses = list(descent([own], loss, params, sgd, params.clip))
     return whole().detach(), losses

@@ -156,7 +156,8 @@ def _written(
         change = own.where(mask, 0.0)
         within, beyond = distances(change)
         margins = (beyond - within + params.gamma, beyond - params.alpha, params.beta - within)
-        said = loss_with(lm, side.module, row, (inputs @ change.T) * asked)
+        moved = (inputs @ change.T) * asked
+        said = loss_with(lm, side.module, row, lambda output: output + moved.to(output.dtype))
         return said + torch.stack(margins).clamp(min=0).sum()
 
     losses = list[float]()
