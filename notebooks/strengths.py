@@ -52,7 +52,7 @@ import pandas as pd
 from IPython.display import Markdown
 
 import editlib as el
-from editlib import data, plot
+from editlib import data, plot, scores
 from editlib.measuring import contrast, statistics
 from editlib.runs.recording import record
 from editlib.runs.resuming import resumed
@@ -68,11 +68,8 @@ try:
     assert all(len(name) == 2 for name in grid)
 except (ValueError, AssertionError):
     raise el.EditlibError(f"tried {tried!r} names no values; write method.name=value,value;...") from None
-variants = {
-    f"{method}, {name} = {value:g}": setup.hparams(lm, method, layer, **{name: value})
-    for (method, name), values in grid.items()
-    for value in values
-}
+told = {f"{m}, {name} = {value:g}": (m, name, value) for (m, name), values in grid.items() for value in values}
+variants = {label: setup.hparams(lm, m, layer, **{name: value}) for label, (m, name, value) in told.items()}
 pool = data.cases(cases, split=split)
 chosen = contrast.draw_by_subject(lm, pool, first=0, others=n, seed=seed)
 moments = setup.moments(lm, variants.values(), corpus)
@@ -80,8 +77,7 @@ frame = el.sweep(
     lm, chosen, methods=variants, texts=data.texts(texts), stats=moments, progress=False, **resumed("edits")
 )  # fmt: skip
 frame["collapsed"] = statistics.collapsed(frame["perplexity_ratio"], collapse_ratio).where(frame["error"].isna())
-told = frame["method"].str.extract(r"^(?P<name>.+), (?P<knob>\w+) = (?P<value>.+)$").astype({"value": float})
-frame[["name", "knob", "value"]] = told
+frame[["name", "knob", "value"]] = frame["method"].map(told).tolist()
 frame.to_parquet("data/cases.parquet")
 Markdown(
     f"{len(chosen)} normal cases, drawn from {len(pool):,}; {frame['error'].notna().sum()} of {len(frame)} edits failed."
@@ -93,12 +89,11 @@ Markdown(
 # Means over the cases by `em_tf`, with 95 % bootstrap intervals (2,000 resamples).
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Efficacy, generalization and locality over the number that holds a method back, on a log axis, a panel for each method, with 95 % intervals and the efficacy that is wanted."}}
-SCORES = ("efficacy", "generalization", "locality")
 done = frame[frame["error"].isna()]
 means = pd.DataFrame(
     [
         {"method": name, "value": value}
-        | {score: statistics.bootstrap(np.mean, rows[f"{score}_em_tf"].dropna(), seed=seed) for score in SCORES}
+        | {score: statistics.bootstrap(np.mean, rows[f"{score}_em_tf"].dropna(), seed=seed) for score in scores.SCORES}
         | {"median rise, %": 100 * (rows["perplexity_ratio"].median() - 1), "collapse": int(rows["collapsed"].sum())}
         for (name, value), rows in done.groupby(["name", "value"], sort=False)
     ]
@@ -108,7 +103,7 @@ figure, panels = plt.subplots(
 )
 for axes, ((method, knob), _) in zip(panels[0], grid.items(), strict=True):
     rows = means[means["method"] == method]
-    for score, color, marker in zip(SCORES, ("#d55e00", "#0072b2", "#009e73"), "^os", strict=True):
+    for score, color, marker in zip(scores.SCORES, ("#d55e00", "#0072b2", "#009e73"), "^os", strict=True):
         axes.vlines(rows["value"], [i.low for i in rows[score]], [i.high for i in rows[score]], color=color, alpha=0.5)
         axes.plot(rows["value"], [i.value for i in rows[score]], color=color, marker=marker, lw=1.2, label=score)
     axes.axhline(wanted, color="black", lw=1, ls=":")
@@ -127,7 +122,7 @@ def picked(rows: pd.DataFrame) -> pd.Series:
 
 picks = {method: picked(means[means["method"] == method]) for method, _ in grid}
 shown = means.set_index(["method", "value"])
-shown[[*SCORES]] = shown[[*SCORES]].map(lambda interval: f"{interval:.2f}")
+shown[[*scores.SCORES]] = shown[[*scores.SCORES]].map(lambda interval: f"{interval:.2f}")
 shown.style.format({"median rise, %": "{:.2f}"})
 
 # %% tags=["hide-input"]
@@ -145,5 +140,5 @@ Markdown(
 metrics: dict[str, float | str] = {"cases": len(chosen), "failed": int(frame["error"].notna().sum())}
 for method, row in picks.items():
     short = method.replace("-", "_")
-    metrics |= {f"value_{short}": row["value"]} | {f"{score}_{short}": row[score].value for score in SCORES}
+    metrics |= {f"value_{short}": row["value"]} | {f"{score}_{short}": row[score].value for score in scores.SCORES}
 record(metrics, hparams={model: variants}, moments={model: moments})

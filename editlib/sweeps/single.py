@@ -51,7 +51,8 @@ from editlib.sweeps.rows import (
 
 log = logging.getLogger(__name__)
 
-PART = 64  # cases whose keys and values are worked out together, and written together
+PART = 64  # edits whose keys and values are worked out together, and written together
+FEWEST = 4  # cases of a part, by however many methods
 HELD = 2**26  # numbers of edits' changes held at once: all of a part at rank one, but few of full rank
 
 
@@ -118,12 +119,13 @@ def plan_sweep(
 ) -> Plan:
     """The plan of a sweep, with options as for `sweep`; raises its `EditlibError`s before the model is run."""
     chosen, variants, sentences = checked(session, cases, methods, texts)
+    part = min(PART, max(FEWEST, PART // len(variants)))
     record = {
         "sweep": "single edits", **described(session, chosen, variants, sentences), "scores": scores,
-        "sentences": per_sentence, "answers": answers, "prefixes": list(prefixes), "part": PART,
-        "parts": -(-len(chosen) // PART),
+        "sentences": per_sentence, "answers": answers, "prefixes": list(prefixes), "part": part,
+        "parts": -(-len(chosen) // part),
     }  # fmt: skip
-    return Plan(chosen, variants, sentences, tuple(prefixes), scores, per_sentence, answers, PART, record)
+    return Plan(chosen, variants, sentences, tuple(prefixes), scores, per_sentence, answers, part, record)
 
 
 def sweep(
