@@ -40,7 +40,7 @@ texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
 corpus: str | None = None  # texts for the second moments: a name or a file; none for text of the model's own
 methods: str = (  # with commas between; those that cannot edit the model are left out
     "rome,c-rome,fc-rome,rome+rect,rome+revive,rome+1-li,rome+prune,memit,memit-seq,encore,alphaedit,alphaedit+sphere,"
-    "nas,rlsedit,d4s,ft,locft-bf,lora,coachhook,grace,serac,skeme,ike"
+    "nas,rlsedit,d4s,ft,locft-bf,lora,coachhook,grace,memoir,wise,serac,skeme,ike"
 )
 layer: int | None = None  # the layer that is edited; none for the model's preset, else a middle one
 covariance: bool = True  # whether C is in ROME's update, as in the formula; the released settings leave it out
@@ -305,6 +305,8 @@ CLAIMS = {  # the method to better, and the tests
     "locft-bf": ("ft", "at once"),
     "coachhook": ("memit", "later", "kept"),
     "grace": ("rome", "harmless", "kept"),
+    "memoir": ("rome", "harmless", "kept"),
+    "wise": ("rome", "harmless", "kept"),
     "serac": ("rome", "harmless", "kept"),
     "skeme": ("rome", "harmless", "kept"),
     "ike": ("rome", "harmless"),
