@@ -47,6 +47,7 @@ SMALL = {
     "screen": {"first": 3, "others": 3, "elsewhere": "testbed"},
     "sink": {"first": 1, "others": 1},
     "belief": {"n": 2, "asked": 2, "methods": "rome,ike"},
+    "efficacy": {"first": 2, "others": 2, "layers": "1,2", "draws": 1, "sentences": 5},
     "layers": {"keyed": 2, "edited": 1, "every": 4, "sentences": 5},
     "own-text": {
         "model": "testbed/anchored",
