@@ -125,22 +125,27 @@ figure, panels = plt.subplots(
     len(present), len(SCORES), figsize=(11.5, 2.7 * len(present) + 0.8), sharex=True, sharey=True, squeeze=False,
     layout="constrained",
 )  # fmt: skip
+RING = "10 % of edits or more collapse the model"
 STYLES = dict(zip(METHODS, zip(("#d55e00", "#0072b2", "#009e73", "#555555"), "ovs^", strict=True), strict=True))
-for row, kind in zip(panels, present, strict=True):
-    for axes, (score, title) in zip(row, SCORES.items(), strict=True):
+for kind, row in zip(present, panels, strict=True):
+    for axes, score in zip(row, SCORES, strict=True):
         for shift, (method, (color, marker)) in enumerate(STYLES.items()):
             mine = means.xs((kind, method), level=("group", "method"))[score]
-            at = np.arange(len(mine)) + 0.12 * (shift - 1.5)
+            at = np.array([chosen_layers.index(layer) for layer in mine.index]) + 0.12 * (shift - 1.5)
             axes.vlines(at, [i.low for i in mine], [i.high for i in mine], color=color, alpha=0.5, lw=1.2)
             axes.plot(at, [i.value for i in mine], color=color, marker=marker, ms=4.5, lw=1, label=method)
             broken = collapses.xs((kind, method), level=("group", "method")).eval("sum / size").to_numpy() >= 0.1
-            axes.plot(at[broken], np.array([i.value for i in mine])[broken], "o", mfc="none", mec="black", ms=11)
-        axes.set(
-            ylim=(-0.04, 1.04), title=title if row is panels[0] else "", xlabel="layer" if row is panels[-1] else ""
-        )
+            axes.plot(
+                at[broken], np.array([i.value for i in mine])[broken], "o", mfc="none", mec="black", ms=11, label=RING
+            )
+        axes.set(ylim=(-0.04, 1.04))
         axes.set_xticks(range(len(chosen_layers)), chosen_layers)
     row[0].set_ylabel(f"{kind}\n(n = {counts[kind]})")
-figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(METHODS))
+for axes, title in zip(panels[0], SCORES.values(), strict=True):
+    axes.set_title(title)
+figure.supxlabel("Layer that is edited", fontsize="medium")
+marks = {label: mark for axes in panels.flat for mark, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+figure.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=len(marks))
 figure.savefig("figures/efficacy.png")
 
 # %% tags=["hide-input"]
