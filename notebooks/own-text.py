@@ -54,6 +54,7 @@ from editlib.editing.stats import second_moments, second_moments_of
 from editlib.engine.samples import own_windows
 from editlib.measuring import contrast, statistics
 from editlib.runs.recording import record
+from editlib.runs.resuming import resumed
 from editlib.sweeps import setup
 
 plot.theme()
@@ -72,7 +73,9 @@ if corpus:
     }
 frame = pd.concat(
     [
-        el.sweep(lm, chosen, methods={name: params}, texts=data.texts(texts), stats=stats, progress=False)
+        el.sweep(
+            lm, chosen, methods={name: params}, texts=data.texts(texts), stats=stats, progress=False, **resumed(name)
+        )
         for name, stats in moments.items()
     ],
     ignore_index=True,
