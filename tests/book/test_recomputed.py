@@ -1,0 +1,214 @@
+"""Numbers of the real model's runs that pages quote, worked out again from the runs' tables by other means."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from books import published
+from places import ROOT
+
+from editlib.runs.manifest import Manifest
+
+MODEL, TIMES = "smollm2-135m", 5  # unedited, from which on a model has collapsed
+SCORES = ("efficacy", "generalization", "locality")
+Numbers = dict[str, float]
+
+
+def table(run: Manifest, name: str = "cases") -> pd.DataFrame:
+    return pd.read_parquet(run.folder / f"data/{name}.parquet")
+
+
+def broken(rows: pd.DataFrame, times: float = TIMES) -> int:
+    """How many edits collapse the model; a perplexity that is no number is none a model should have."""
+    return int((~(rows["perplexity_ratio"] < times)).sum())
+
+
+def ending(method: str) -> str:
+    name, _, left_out = method.partition(", ")
+    return ("" if name == "rome" else f"_{name.replace('-', '_')}") + ("_no_covariance" if left_out else "")
+
+
+def pilot(run: Manifest) -> Numbers:
+    cases, found = table(run), Numbers()
+    for method, rows in cases.groupby("method"):
+        by_kind = dict(list(rows.groupby("subject_kind")))
+        for kind, of_kind in [*by_kind.items(), ("others", rows[rows["subject_kind"] != "one token"])]:
+            name = ("first" if kind == "one token" else kind.replace(" ", "_")) + ending(method)
+            found |= {f"cases_{name.removesuffix(ending(method))}": len(of_kind), f"collapsed_{name}": broken(of_kind)}
+            found |= {f"collapsed_{name}_20x": broken(of_kind, 20)}
+            found |= {f"collapsed_{name}_1000": int((of_kind["perplexity_mean"] >= 1000).sum())}
+            found |= {f"median_ratio_{name}": float(np.median(of_kind["perplexity_ratio"]))}
+    return found | {"cases": cases["case_id"].nunique()}
+
+
+def layers(run: Manifest) -> Numbers:
+    cases, found = table(run), Numbers()
+    settings = {"with C": "", "C less position 0": "_less_first", "C left out": "_no_covariance"}
+    for (method, setting, group), rows in cases.groupby(["method", "setting", "group"]):
+        place = "first" if group == "one token at the start" else "others"
+        name = f"{place}_{method.replace('-', '_')}{settings[setting]}"
+        found |= {f"collapsed_{name}": broken(rows), f"edits_{name}": len(rows)}
+        found |= {f"{score}_{name}": float(rows[f"{score}_em_tf"].mean()) for score in SCORES}
+    largest = {
+        f"max_ratio_{m.replace('-', '_')}": rows["perplexity_ratio"].max() for m, rows in cases.groupby("method")
+    }
+    return found | largest | {"edits": len(cases), "layers_edited": cases["layer"].nunique()}
+
+
+def methods(run: Manifest) -> Numbers:
+    found = Numbers()
+    for method, rows in table(run).groupby("method"):
+        name = re.sub(r"[-+]", "_", method)
+        found |= {f"{name}_{score}_em_tf": float(rows[f"{score}_em_tf"].mean()) for score in SCORES}
+        for what in ("max", "median"):
+            rise = 100 * float(rows["perplexity_ratio"].agg(what) - 1)
+            found[f"{name}_{'worst' if what == 'max' else what}_rise_percent"] = round(rise, 2)
+    return {name: value for name, value in found.items() if name in run.metrics}  # of flavours not all are kept
+
+
+def consistent_keys(run: Manifest) -> Numbers:
+    cases, found = table(run), Numbers()
+    worst = cases[cases["method"].str.startswith("rome")].groupby("case_id")["perplexity_ratio"].max()
+    for (method, collapse), rows in cases.groupby(["method", cases["case_id"].map(worst) >= TIMES]):
+        group = "collapse" if collapse else "normal"
+        found[f"max_ratio_{group}{ending(method) if method[:4] != 'rome' else '_rome' + ending(method)}"] = float(
+            rows["perplexity_ratio"].max()
+        )
+    return found | {"collapse_cases": int((worst >= TIMES).sum()), "normal_cases": int((worst < TIMES).sum())}
+
+
+def denominator(run: Manifest) -> Numbers:
+    cases, found = table(run), Numbers()
+    for method, rows in cases.groupby("method"):
+        middle = rows.groupby("group")[["denominator", "numerator"]].agg(lambda values: float(values.abs().mean()))
+        for column in middle:
+            found |= {f"{column}_{group}{ending(method)}": middle.at[group, column] for group in middle.index}
+        found[f"denominator_ratio{ending(method)}"] = (
+            middle.at["normal", "denominator"] / middle.at["collapse", "denominator"]
+        )
+    return found
+
+
+def first_token(run: Manifest) -> Numbers:
+    cases, found = table(run), Numbers()
+    for arm, rows in cases.groupby("arm"):
+        name = arm.replace(", ", "_").replace(" ", "_")
+        found |= {f"cases_{name}": len(rows), f"collapsed_{name}": broken(rows)}
+    drawn = cases[~cases["built"]]
+    first = drawn[(drawn["subject_tokens"] == 1) & (drawn["subject_position"] == 0)]
+    rule = {"precision": broken(first) / len(first), "recall": broken(first) / broken(drawn)}
+    return found | {f"{what}_drawn_one_token_at_the_start": value for what, value in rule.items()}
+
+
+def own_text(run: Manifest) -> Numbers:
+    cases, found = table(run), Numbers()
+    told = cases[cases["method"] == "own text, 65,536"].set_index("case_id")
+    for (method, group), rows in cases.groupby(["method", "group"]):
+        name = f"{method.replace(', ', '_').replace(',', '').replace(' ', '_')}_{group.replace(' ', '_')}"
+        beside = told.loc[rows["case_id"]]
+        times = (rows["denominator"].to_numpy() / beside["denominator"].to_numpy()).__abs__()
+        same = (rows["perplexity_ratio"].to_numpy() >= TIMES) == (beside["perplexity_ratio"].to_numpy() >= TIMES)
+        found |= {f"denominator_{name}": float(np.median(times)), f"same_verdict_{name}": int(same.sum())}
+    return found
+
+
+def prefix_at_test(run: Manifest) -> Numbers:
+    found = Numbers()
+    for (method, group, prefix), rows in table(run, "prefixes").groupby(["method", "group", "prefix"]):
+        name = f"em_tf_{method}_{group}_{prefix}".replace("-", "_")
+        by_case = rows.groupby("case_id")[[f"{score}_em_tf" for score in SCORES]].mean().mean()
+        found |= {f"{score}_{name}": float(by_case[f"{score}_em_tf"]) for score in SCORES}
+    return found
+
+
+def sequential(run: Manifest) -> Numbers:
+    cases, found = table(run), Numbers()
+    after = table(run, "after")
+    for (group, method), rows in cases[cases["measured"]].groupby(["group", "method"]):
+        name = f"{group.split()[0]}_{method.replace('-', '_')}"
+        last = rows.sort_values("step").groupby("repeat")["perplexity_ratio"].last()
+        found[f"last_ratio_{name}"] = float(last.median())
+        kept = after[(after["group"] == group) & (after["method"] == method)]
+        found[f"efficacy_{name}"] = float(kept["efficacy_em_tf"].mean())
+    return found
+
+
+def sink(run: Manifest) -> Numbers:
+    found = Numbers()
+    for (condition, setting, kind), rows in table(run, "edits").groupby(["condition", "setting", "kind"]):
+        place = "first" if kind == "one token at the start" else "others"
+        left_out = "_no_covariance" if setting == "C left out" and condition != "C less position 0" else ""
+        name = f"{place}_{condition.lower().replace(': ', '_').replace(' ', '_')}{left_out}"
+        found |= {
+            f"collapsed_{name}": broken(rows),
+            f"denominator_ratio_{name}": float(rows["denominator_ratio"].median()),
+        }
+    return found
+
+
+def weight_change(run: Manifest) -> Numbers:
+    cases = table(run)
+    rome = cases[cases["method"] == "rome"]
+    middle = rome.groupby(rome["perplexity_ratio"] >= TIMES)["relative_change"].median()
+    names = ("relative_change_median_stable_rome", "relative_change_median_collapsing_rome")
+    worst = rome.loc[rome["perplexity_ratio"].idxmax(), "relative_change"]
+    order = rome[["relative_change", "perplexity_ratio"]].rank().corr().iloc[0, 1]
+    found = {"cases": len(rome), "relative_change_worst": float(worst), "rank_correlation_rome": float(order)}
+    return found | dict(zip(names, map(float, middle), strict=True))
+
+
+def strengths(run: Manifest) -> Numbers:
+    found = Numbers()
+    for name, rows in table(run).groupby("name"):
+        means = rows.groupby("value", sort=False)[[f"{score}_em_tf" for score in SCORES]].mean()
+        reached = means.index[means["efficacy_em_tf"] >= run.parameters["wanted"]]
+        value = reached[0] if len(reached) else means["efficacy_em_tf"].idxmax()
+        short = name.replace("-", "_")
+        found |= {f"value_{short}": float(value)}
+        found |= {f"{score}_{short}": float(means.at[value, f"{score}_em_tf"]) for score in SCORES}
+    return found
+
+
+def efficacy(run: Manifest) -> Numbers:
+    found = Numbers()
+    for (method, group), rows in table(run).groupby(["method", "group"]):
+        name = f"{'first' if group == 'one token at the start' else 'others'}_{method.replace('-', '_')}"
+        found[f"collapsed_{name}"] = broken(rows)
+        found |= {f"{score}_{name}": float(rows[score].mean()) for score in (*SCORES, "prefixed")}
+    return found
+
+
+WORKED_OUT = (
+    pilot, layers, methods, consistent_keys, denominator, first_token, own_text, prefix_at_test, sequential, sink,
+    weight_change, strengths, efficacy,
+)  # fmt: skip
+AGAIN: dict[str, Callable[[Manifest], Numbers]] = {each.__name__.replace("_", "-"): each for each in WORKED_OUT}
+
+
+@pytest.mark.parametrize("analysis", AGAIN)
+def test_numbers_are_those_of_the_runs_tables(analysis: str) -> None:
+    runs = [run for run in published(analysis) if run.parameters["model"] == MODEL]
+    if not runs:
+        pytest.skip(f"no published run of {analysis} on {MODEL}")
+    for run in runs:
+        again = AGAIN[analysis](run)
+        assert again.keys() <= run.metrics.keys(), again.keys() - run.metrics.keys()
+        told = {name: run.metrics[name] for name in again}
+        assert again == pytest.approx(told, rel=1e-9, nan_ok=True), run.run
+
+
+def test_most_numbers_that_pages_quote_of_these_analyses_are_worked_out_again() -> None:
+    text = "".join(path.read_text("utf-8") for path in Path(ROOT, "book").glob("*.md"))
+    quoted = set(re.findall(r"\{\{ smollm2_(\w+?)(?:\.percent)? \}\}", text))
+    for analysis, work_out in AGAIN.items():
+        run = next((run for run in published(analysis) if run.parameters["model"] == MODEL), None)
+        if run is None:
+            continue
+        short = f"{analysis.replace('-', '_')}_"
+        mine = {name.removeprefix(short) for name in quoted if name.startswith(short)}
+        numbers = {name for name in mine if isinstance(run.metrics.get(name), float | int)}
+        left = numbers - work_out(run).keys()
+        assert len(left) <= len(numbers) / 2, (analysis, sorted(left))
