@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from editlib.sweeps.trial import Trial
 
 MAIN = (  # the experiments of both papers
-    "pilot", "weight-change", "surrogate", "sequential", "denominator", "key-geometry", "consistent-keys",
-    "first-token", "prefix-at-test",
+    "pilot", "single-edits", "weight-change", "surrogate", "sequential", "hardedit", "denominator", "key-geometry",
+    "consistent-keys", "first-token", "prefix-at-test", "why-first-token", "settings",
 )  # fmt: skip
 LATER = "read them: make site, then open _build/html/runs.html"
 
