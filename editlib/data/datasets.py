@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -19,6 +20,8 @@ from editlib.data.request import EditRequest
 from editlib.data.sources import SHIPPED, SOURCES, Source
 from editlib.errors import EditlibError, unknown
 from editlib.files import aside
+
+log = logging.getLogger(__name__)
 
 CASE_FORMS = ("counterfact", "zsre", "known", "easyedit")
 
@@ -58,7 +61,7 @@ def cases(source: Any, *, split: str | None = None) -> list[Case]:
     for a `case_id` given twice, and as `of_split` does.
     """
     if isinstance(source, str | Path):
-        return of_split(read_cases(source).cases, split)
+        return of_split(_told(source, read_cases(source)).cases, split)
     if hasattr(source, "to_json"):  # a DataFrame; an empty cell is no field
         rows = json.loads(source.to_json(orient="records"))
         source = [{name: cell for name, cell in row.items() if cell is not None} for row in rows]
@@ -104,7 +107,15 @@ def _case(item: Any, position: int) -> Case:
 
 def texts(name: str | Path) -> list[str]:
     """The good texts of `read_texts`."""
-    return list(read_texts(name).texts)
+    return list(_told(name, read_texts(name)).texts)
+
+
+def _told(name: str | Path, reading: Reading) -> Reading:
+    """A reading whose rejected records were told of in the log."""
+    if reading.rejected:
+        few, first = len(reading.rejected), reading.rejected[0]
+        log.warning("%d of %d records of %s are left out, the first: %s", few, reading.records, name, first)
+    return reading
 
 
 def read_cases(name: str | Path) -> Reading:

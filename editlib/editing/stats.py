@@ -69,6 +69,11 @@ class Stats:
     header: StatsHeader
     moments: dict[int, Tensor]
 
+    @property
+    def tokens_per_dimension(self) -> float:
+        """Tokens they are means of, for each of a key's entries."""
+        return self.header.tokens / max(len(moment) for moment in self.moments.values())
+
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file, aside and then renamed; raises `EditlibError` if it cannot be written."""
         tensors = {str(layer): moment for layer, moment in self.moments.items()}
@@ -104,6 +109,10 @@ def corpus_windows(lm: LanguageModel, texts: Sequence[str], tokens: int, *, wind
 
     Raises `EditlibError` if the texts do not fill one window.
     """
+    if isinstance(texts, str):
+        raise EditlibError(
+            f"the corpus is one string, {texts[:40]!r}; give a list of texts, as el.data.texts(NAME) does"
+        )
     end, row, width = lm.tokenizer.eos_token_id, list[int](), min(window, lm.max_length or window)
     for text in texts:
         row += [*lm.tokenizer(text, add_special_tokens=False)["input_ids"], *([] if end is None else [end])]
@@ -203,7 +212,7 @@ def needed_moments(
     else:
         windows = corpus_windows(lm, prose(lm, wanted) if corpus is None else corpus, wanted, window=window)
         count = windows.numel()
-        if count < least and not options.tokens:
+        if count < least and (not options.tokens or count + window <= wanted):
             raise EditlibError(
                 f"the corpus has {count:,} tokens for second moments, {count / width:.1f} a key dimension, which makes "
                 f"edits noise; give one of {least:,} or more, or ask for few by number (MomentOptions(tokens=), "

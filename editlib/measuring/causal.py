@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from editlib.data import datasets as data
 from editlib.data.request import EditRequest
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel, widened
@@ -88,10 +89,11 @@ def causal_trace(
         raise EditlibError(f"n={n} and samples={samples} are out of range; trace 1 fact or more, with 1 sample or more")
     if window < 1 or window % 2 == 0:
         raise EditlibError(f"window {window} is not odd; restore 1, 3, 5 ... layers at once")
-    facts = known(lm, requests, n=n)
+    asked = data.requests(requests)
+    facts = known(lm, asked, n=n)
     if not facts:
         raise EditlibError(
-            f"{lm.name or 'the model'} knows none of the {len(requests)} facts (it never continues a prompt with its "
+            f"{lm.name or 'the model'} knows none of the {len(asked)} facts (it never continues a prompt with its "
             "target_true); give facts it knows"
         )
     scale, generator = NOISE * embedding_std(lm, facts), torch.Generator().manual_seed(seed)

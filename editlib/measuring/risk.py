@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from torch.nn.functional import cosine_similarity
 
+from editlib.data import datasets as data
 from editlib.data.for_models import subject_tokens
 from editlib.data.request import EditRequest
 from editlib.editing.guard import BOUND, Surroundings, surroundings
@@ -53,7 +54,7 @@ def risk(
 
     Raises `EditlibError` for a method that is not of the ROME family, and as `compute` does.
     """
-    asked = [requests] if isinstance(requests, EditRequest) else list(requests)
+    asked = data.requests(requests)
     params = foreseeable(lm, method, hparams)
     space = session or Session(lm, stats=stats, corpus=corpus)
     variants = [Variant(method_of(params, method), params)]

@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from editlib.data import datasets as data
 from editlib.data.datasets import Case
 from editlib.data.request import EditRequest
 from editlib.editing.session import Logits
@@ -83,6 +84,13 @@ class Reading:
     replies: tuple[Reply, ...]
 
 
+def require_templates(prefixes: Sequence[str]) -> None:
+    """Raise `EditlibError` unless all prefixes are templates with one `{}`, and there is one."""
+    bad = next((prefix for prefix in prefixes if prefix.count("{}") != 1), None)
+    if bad is not None or not prefixes or isinstance(prefixes, str):
+        raise EditlibError(f"prefixes must be a list of templates with one {{}} each, '{{}}' for none (found {bad!r})")
+
+
 def prompts(
     lm: LanguageModel, case: Case, *, prefixes: Sequence[str] = ("{}",), prefixed: Prefixed = "efficacy"
 ) -> Prompts:
@@ -93,9 +101,8 @@ def prompts(
     without tokens, or a prompt longer than the model's context.
     """
     lm.require_causal()
-    bad = next((prefix for prefix in prefixes if prefix.count("{}") != 1), None)
-    if bad is not None or not prefixes:
-        raise EditlibError(f"prefixes must be templates with one {{}} each, '{{}}' for none (found {bad!r})")
+    (case,) = data.cases(case)
+    require_templates(prefixes)
     if prefixed not in ("efficacy", "all"):
         raise EditlibError(f"prefixed={prefixed!r} is unknown; use 'efficacy' or 'all'")
     encoded = partial(answer_to, lm, case.request.separator)
@@ -155,7 +162,7 @@ def read(
     says greedily.
     """
     lm.require_causal()
-    asked = prompts(lm, case, prefixes=prefixes, prefixed=prefixed) if isinstance(case, Case) else case
+    asked = case if isinstance(case, Prompts) else prompts(lm, case, prefixes=prefixes, prefixed=prefixed)
     logits = logits or partial(plain_logits, lm)
     found = heard(lm, logits, {a for q in asked.questions for a in (q.answer, q.rival) if a})
     said = dict[Answer, tuple[int, ...]]()

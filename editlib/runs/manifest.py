@@ -129,8 +129,11 @@ class Record(RecordOfTwo):
         Field(description="Hyper-parameters that edits were made with, resolved: by model, then by method."),
     ]
     moments: Annotated[
-        Mapping[str, Mapping[str, int | str]],
-        Field(description="By model: how second moments of keys were read (tokens, window, first_position, source)."),
+        Mapping[str, Mapping[str, int | float | str]],
+        Field(
+            description="By model: how second moments of keys were read (tokens, window, first_position, source, "
+            "tokens_per_dimension)."
+        ),
     ]
     sources: Annotated[
         Mapping[str, str], Field(description="Where a model's folder is from, by its name, as told when publishing.")
@@ -149,7 +152,7 @@ class Manifest(RecordOfTwo):
 
     schema: Literal[2, 3]  # type: ignore[assignment]
     hparams: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
-    moments: Mapping[str, Mapping[str, int | str]] = field(default_factory=dict)
+    moments: Mapping[str, Mapping[str, int | float | str]] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
     authors: Sequence[str] = ()
     folder: Path

@@ -29,8 +29,12 @@ def record(
         model: {method: asdict(params) for method, params in methods.items()}
         for model, methods in (hparams or {}).items()
     }
-    headers = {model: asdict(stats.header) for model, stats in (moments or {}).items() if stats is not None}
-    read = {model: {name: header[name] for name in READ} for model, header in headers.items()}
+    read = {
+        model: {name: getattr(stats.header, name) for name in READ}
+        | {"tokens_per_dimension": stats.tokens_per_dimension}
+        for model, stats in (moments or {}).items()
+        if stats is not None
+    }
     told = {"hparams": resolved, "moments": read}
     Path(EDITS).write_text(json.dumps(told), "utf-8")
 

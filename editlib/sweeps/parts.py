@@ -131,6 +131,12 @@ def sweep_folder(path: str | Path) -> PlannedFolder:
     return PlannedFolder(Path(path), PLAN, "sweep")
 
 
+def require_usable(out: str | Path | None, *, resume: bool) -> None:
+    """Raise `EditlibError` for a folder that no plan could be kept in, before one is made."""
+    if out is not None:
+        sweep_folder(out).check(resume=resume)
+
+
 def collect(folder: str | Path) -> pd.DataFrame:
     """The table of a folder all of whose parts are there, whoever made them; raises `EditlibError` otherwise."""
     folder = Path(folder)

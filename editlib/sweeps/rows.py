@@ -28,6 +28,7 @@ SCORES: Columns = {f"{name}_{protocol}": "float64" for name in scoring.SCORES fo
 NUMBERS: Columns = {  # diagnostics of the edit
     **dict.fromkeys(("numerator", "denominator", "denominator_consistent", "delta_norm", "weight_norm"), "float64"),
     "moment_tokens": "Int64",
+    "moment_tokens_per_dimension": "float64",
     "moment_window": "Int64",
     "moment_first_position": "str",
     "moment_source": "str",
@@ -81,13 +82,14 @@ def about_answer(lm: LanguageModel, request: EditRequest) -> dict[str, Any]:
 
 
 def attempt(work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T | str:
-    """What work gives, or in one line why it failed; a machine without memory is no case's fault, and passes."""
+    """What work gives, or in one line why it failed; a machine without memory is no case's fault, and passes, as does a
+    GPU that has failed, since on it every later case would."""
     try:
         return work(*arguments, **options)
     except EditlibError as error:
         return str(error)
     except Exception as error:
-        if out_of_memory(error):
+        if out_of_memory(error) or "CUDA error" in str(error):
             raise
         return " ".join(f"{type(error).__name__.strip('_')}: {error}".split())
 

@@ -31,7 +31,7 @@ from editlib.measuring.risk import CHANCES, foreseeable, read_risk
 from editlib.measuring.statistics import COLLAPSE_RATIO, collapsed
 from editlib.models.language_model import LanguageModel
 from editlib.sweeps.filling import Make, fill, moments_for, require_same
-from editlib.sweeps.parts import Parts
+from editlib.sweeps.parts import Parts, require_usable
 from editlib.sweeps.plan import described
 from editlib.sweeps.rows import REQUEST, Columns, about, frame, joined
 from editlib.sweeps.single import sweep
@@ -77,6 +77,7 @@ def screen(
     if not chosen:
         raise EditlibError("no cases to screen; give at least one")
     crew, variants = asked(workers), {method: Variant(method_of(params, method), params)}
+    require_usable(out, resume=resume)
     session = Session(lm, stats=stats, corpus=corpus)
     session.check(variants.values())
     groups = [tuple(chosen[i : i + PART]) for i in range(0, len(chosen), PART)]

@@ -23,7 +23,7 @@ from editlib.measuring.statistics import COLLAPSE_RATIO, collapsed
 from editlib.models.language_model import LanguageModel
 from editlib.sweeps.chain import Chain
 from editlib.sweeps.filling import moments_for
-from editlib.sweeps.parts import Parts
+from editlib.sweeps.parts import Parts, require_usable
 from editlib.sweeps.plan import checked, described
 from editlib.sweeps.rows import (
     RETEST,
@@ -145,6 +145,7 @@ def sequence(
     crew = asked(workers)
     if crew and at_end:
         raise EditlibError("at_end is for this process, and workers make the edits; leave one of them out")
+    require_usable(out, resume=resume)
     session = Session(lm, stats=stats, corpus=corpus, moment_options=moment_options)
     options: dict[str, Any] = {"every": every, "retest": retest, "answers": answers, "guard": guard}
     plan = plan_sequence(session, cases, methods=methods, texts=texts, **options)

@@ -32,7 +32,7 @@ from editlib.measuring import scores as scoring
 from editlib.measuring.statistics import COLLAPSE_RATIO, collapsed
 from editlib.models.language_model import LanguageModel
 from editlib.sweeps.filling import Make, fill, moments_for, require_same
-from editlib.sweeps.parts import Parts
+from editlib.sweeps.parts import Parts, require_usable
 from editlib.sweeps.plan import checked, described
 from editlib.sweeps.rows import (
     ANSWERS,
@@ -119,6 +119,7 @@ def plan_sweep(
 ) -> Plan:
     """The plan of a sweep, with options as for `sweep`; raises its `EditlibError`s before the model is run."""
     chosen, variants, sentences = checked(session, cases, methods, texts)
+    scoring.require_templates(prefixes)
     part = min(PART, max(FEWEST, PART // len(variants)))
     record = {
         "sweep": "single edits", **described(session, chosen, variants, sentences), "scores": scores,
@@ -161,6 +162,7 @@ def sweep(
     no cases or methods, a folder that holds another sweep or is being written to, or no cluster.
     """
     crew = asked(workers)
+    require_usable(out, resume=resume)
     session = Session(lm, stats=stats, corpus=corpus, moment_options=moment_options)
     options: dict[str, Any] = {"scores": scores, "per_sentence": per_sentence, "answers": answers}
     plan = plan_sweep(session, cases, methods=methods, texts=texts, prefixes=prefixes, **options)

@@ -12,7 +12,7 @@ from editlib.data.request import EditRequest
 from editlib.editing.methods import compute, hparams_for, variants_of
 from editlib.editing.methods.rome import RomeParams
 from editlib.editing.session import Session
-from editlib.editing.stats import Stats
+from editlib.editing.stats import MomentOptions, Stats
 from editlib.engine.prefixes import prefix_contexts
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
@@ -103,6 +103,18 @@ OF_TABLES: dict[str, tuple[dict[str, Any], str]] = {
     "a text too short": ({"texts": [*TEXTS, "."]}, "has fewer than two tokens"),
     "a text too long": ({"texts": [*TEXTS, "Zen is located in Daslo " * 60]}, "takes at most 128; shorten it$"),
     "corpus too short": ({"methods": ["rome"], "corpus": ["Zen"]}, r"^the corpus has \d+ tokens"),
+    "corpus of one string": (
+        {"methods": ["rome"], "corpus": "Zen is located in Daslo"},
+        "^the corpus is one string, 'Zen is located in Daslo'; give a list of texts",
+    ),
+    "corpus shorter than asked for": (
+        {
+            "methods": ["rome"],
+            "corpus": ["Zen is located in Daslo today"] * 18,
+            "moment_options": MomentOptions(tokens=100_000),
+        },
+        r"tokens for second moments, \d+\.\d a key dimension, which makes edits noise",
+    ),
 }
 
 
@@ -117,6 +129,25 @@ def test_tables_run_nothing_before_a_mistake_is_told(
     with pytest.raises(EditlibError, match=said) as caught:
         table(gpt2, options.pop("cases"), out=tmp_path / "out", **options)
     assert not passes and "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("table", [sweep, sequence])
+def test_a_folder_that_cannot_be_used_is_told_at_once(
+    gpt2: LanguageModel, passes: list[int], table: Callable[..., object], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.txt").touch()
+    case = {"prompt": "{} is located in", "subject": "Zen", "target_new": "Ostrel"}
+    with pytest.raises(EditlibError, match="is not empty and holds no sweep; choose another$"):
+        table(gpt2, case, methods={"rome": BARE}, texts=TEXTS, out=tmp_path, progress=False)
+    assert not passes
+
+
+@pytest.mark.parametrize("prefixes", [[], ["no place"], "{}"])
+def test_a_bad_prefix_is_told_at_once(gpt2: LanguageModel, passes: list[int], prefixes: Any) -> None:
+    case = {"prompt": "{} is located in", "subject": "Zen", "target_new": "Ostrel"}
+    with pytest.raises(EditlibError, match=r"^prefixes must be a list of templates with one \{\} each"):
+        sweep(gpt2, case, methods={"rome": BARE}, texts=TEXTS, prefixes=prefixes, progress=False)
+    assert not passes
 
 
 def test_statistics_of_another_model_or_layer_are_told_at_once(

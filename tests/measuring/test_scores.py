@@ -214,7 +214,7 @@ def test_neighborhood_answers_that_do_not_match_the_prompts_are_refused(lm: Lang
 
 @pytest.mark.parametrize("prefixes", [[], ["Indeed."], ["{} {}"], ["{}", ""], "{}"])
 def test_bad_prefixes_are_refused(lm: LanguageModel, case: Case, prefixes: list[str]) -> None:
-    with pytest.raises(EditlibError, match="prefixes must be templates with one {} each"):
+    with pytest.raises(EditlibError, match="prefixes must be a list of templates with one {} each"):
         read(lm, case, prefixes=prefixes)
 
 

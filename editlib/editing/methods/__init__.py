@@ -10,6 +10,7 @@ from typing import Any, overload
 
 from pydantic import TypeAdapter, ValidationError
 
+from editlib.data import datasets as data
 from editlib.data.request import EditRequest
 from editlib.editing.edit import Edit, Intervention
 from editlib.editing.guard import guarded
@@ -220,11 +221,13 @@ def compute(
 ) -> Intervention:
     """Compute an edit; the model's weights are left as they are.
 
+    `requests` are one or several, or whatever else `data.cases` takes; `hparams` those of a method, or some by name.
     Second moments are those of `stats`, else of `corpus` or of text the model writes, read as `moment_options` say.
     An edit that may break the model is told of in the log, or refused with guard="refuse", as `guarded` says.
     Raises `EditlibError` as `hparams_for` and `check` do, before the model is run.
     """
-    chosen, given = _named(method), dict[str, Any](vars(hparams) if hparams else {})
+    chosen = _named(method)
+    given = dict[str, Any](hparams if isinstance(hparams, Mapping) else vars(hparams) if hparams else {})
     if guard not in GUARDS:
         raise unknown("guard", guard, GUARDS)
     usual = {field.name: field.default for field in fields(chosen.hparams)}
@@ -233,7 +236,7 @@ def compute(
             del given[name]
     variant = Variant(chosen, hparams_for(lm, chosen, **given))
     session = Session(lm, stats=stats, corpus=corpus, moment_options=moment_options)
-    asked = [requests] if isinstance(requests, EditRequest) else list(requests)
+    asked = data.requests(requests)
     session.check([variant], requests=asked)
     return guarded(session, chosen.solve(session, asked, variant.params)[0], guard)
 

@@ -62,10 +62,13 @@ class Nas(AlphaEdit):
         return edit, {**kept, "anchor": torch.tensor(length, dtype=torch.float64)}
 
     def measured(self, session: "Session", params: NasParams) -> float:
-        """The anchor: the mean of ‖v0 + δ‖ over other requests, the longest left out."""
+        """The anchor: the mean of ‖v0 + δ‖ over other requests, the longest left out. δ stay in the user's cache."""
+        from editlib.editing.session import Session
+
         requests = [case.request for case in known_cases(session, params.cases)][: params.anchor_requests]
-        targets = session.targets(self.searches(session.lm, params)[0][0], requests, params)
-        lengths = self.reached(session, requests, params, targets).norm(dim=0).sort().values
+        others = Session(session.lm, reuse=True)  # for the next command, too
+        targets = others.targets(self.searches(session.lm, params)[0][0], requests, params)
+        lengths = self.reached(others, requests, params, targets).norm(dim=0).sort().values
         return float(lengths[: max(1, int(KEPT * len(lengths)))].mean())
 
     def reached(
