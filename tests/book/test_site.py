@@ -42,7 +42,7 @@ def test_every_page_can_be_read_on_a_phone_and_its_images_are_displayed_and_desc
     seen = 0
     for name in pages(site):
         page.goto(name)
-        for width in (375, 1280):
+        for width in (375, 1400):
             page.set_viewport_size({"width": width, "height": 800})
             for described, shown, shape in page.locator("article img").evaluate_all(look):
                 assert described and not described.endswith(".png"), name  # Sphinx falls back to the file's name

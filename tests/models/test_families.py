@@ -43,6 +43,7 @@ from editlib.data.request import EditRequest
 from editlib.editing.edit import Edit
 from editlib.editing.methods import METHODS, compute, hparams_for, solve
 from editlib.editing.methods.editor import Editor, EditorHeader, save_editor, shapes
+from editlib.editing.methods.filters import FILTERS
 from editlib.editing.session import Session
 from editlib.editing.stats import Stats, corpus_windows, second_moments
 from editlib.engine import memory
@@ -215,7 +216,9 @@ FEW: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [*METHODS, *(pytest.param(f"rome+{name}", marks=pytest.mark.slow) for name in FILTERS)]
+)
 def test_an_edit_is_finite_changes_the_model_and_is_undone(
     member: LanguageModel, moments: Stats, ask: EditRequest, method: str, new_editor: Path, tmp_path: Path
 ) -> None:
