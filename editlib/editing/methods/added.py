@@ -50,5 +50,5 @@ def loss_with(lm: LanguageModel, module: str, row: Encoded, change: Replace) -> 
     """Mean NLL of a request's target where a module's output (1, tokens but the last, d_out) is changed."""
     ids, wanted = (torch.tensor(part, device=lm.device) for part in (row.ids[:-1], row.wanted))
     with trace(lm.model, replace={module: change}):
-        logits = lm.model(ids[None]).logits[0, row.target - 1 :]
+        logits = lm.model(ids[None]).logits[0, row.predicting]
     return cross_entropy(widened(logits), wanted)

@@ -132,8 +132,8 @@ def target_scores(logits: Tensor, rows: Sequence[Encoded]) -> tuple[Tensor, Tens
     """Each row's mean NLL over its target tokens, and whether all of them are the most likely ones.  # both (rows,)"""
     losses, exact = [], []
     for scores, row in zip(logits, rows, strict=True):
-        wanted = torch.tensor(row.ids[row.target :], device=logits.device)
-        read = widened(scores[row.target - 1 : len(row.ids) - 1])
+        wanted = torch.tensor(row.wanted, device=logits.device)
+        read = widened(scores[row.predicting])
         losses.append(nn.functional.cross_entropy(read, wanted))
         exact.append((read.argmax(-1) == wanted).all())
     return torch.stack(losses), torch.stack(exact)

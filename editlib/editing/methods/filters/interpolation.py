@@ -51,8 +51,8 @@ def holds(session: "Session", edit: Edit) -> bool:
     down-projection but the first time."""
     lm, requests = session.lm, edit.requests
     rows = [encode(lm.tokenizer, r.prompt, r.subject, target=r.target_new, separator=r.separator) for r in requests]
-    at = [(i, position) for i, row in enumerate(rows) for position in range(row.target - 1, len(row.ids) - 1)]
-    wanted = torch.tensor([token for row in rows for token in row.ids[row.target :]], device=lm.device)
+    at = [(i, position) for i, row in enumerate(rows) for position in range(len(row.ids))[row.predicting]]
+    wanted = torch.tensor([token for row in rows for token in row.wanted], device=lm.device)
     logits = session.logits(edit)
     if logits:
         return bool((logits([row.ids for row in rows], at).argmax(-1) == wanted).all())
