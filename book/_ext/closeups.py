@@ -190,6 +190,13 @@ PLOTS: dict[str, Callable[[Path], Closer]] = {
     "denominator/sizes": partial(
         against, "denominator_textbook", "Size of the denominator, not scaled", "arm", "Edited by"
     ),
+    "efficacy/efficacy": partial(
+        curves, "cases", "layer", "value", "panel", "method", ("Layer", "Mean over one-token subjects at the start"),
+        told="Score", line="method", middle="mean", group="one token at the start", panels={
+            "efficacy": "Efficacy, bare prompt", "prefixed": "Efficacy, behind a prefix",
+            "generalization": "Generalization", "locality": "Locality", "collapsed": "Share that collapse",
+        },
+    ),
     "first-token/kinds": partial(against, *CASE, "arm", "Subject"),
     "first-token/maps": partial(curves, *MAP),
     "hardedit/sequences": sequences,

@@ -49,6 +49,7 @@ def test_page_quotes_each_model_by_its_best_run_with_the_named_settings(tmp_path
     assert [line.split(" · ")[0] for line in shown] == [f"Shown here: run {name}" for name in (real, twins.name)]
 
 
+@pytest.mark.slow
 def test_settings_that_no_run_has_are_named_where_a_page_quotes_them(tmp_path: Path) -> None:
     small(tmp_path)
     (tmp_path / "book/quoted.yaml").write_text((ROOT / "book/quoted.yaml").read_text("utf-8"), "utf-8")

@@ -192,6 +192,7 @@ def page_of(site: Path) -> Path:
     return next(iter(site.glob("runs/pilot/*/index.html")))
 
 
+@pytest.mark.slow
 def test_known_address_gives_links_to_the_source_and_launch_buttons(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,13 +79,8 @@ def project(root: Path) -> Path:
     return root
 
 
-QUICK = {  # the others are executed by `make book-all` and `make test-all`
-    "consistent-keys",
-    "first-token",
-    "key-geometry",
-    "prefix-at-test",
-}
-EACH = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in SMALL]
+QUICK = "key-geometry"  # the others are executed by `make book-all` and `make test-all`
+EACH = [pytest.param(name, marks=[] if name == QUICK else pytest.mark.slow) for name in SMALL]
 
 
 def test_every_analysis_is_here() -> None:
