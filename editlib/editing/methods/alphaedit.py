@@ -65,7 +65,8 @@ class AlphaEdit(MemitSeq):
     ) -> dict[str, Any]:
         """The rank of P over d_in, by layer."""
         bases = [self.basis(session, layer, params) for layer in params.layers]
-        return {"null_space_share": [basis.shape[1] / basis.shape[0] for basis in bases]}
+        shares = [basis.shape[1] / basis.shape[0] for basis in bases]
+        return super().numbers(session, requests, params, targets) | {"null_space_share": shares}
 
 
 def _spectrum(factor: Tensor) -> tuple[Tensor, Tensor]:

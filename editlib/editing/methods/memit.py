@@ -30,12 +30,16 @@ if TYPE_CHECKING:
     from editlib.editing.session import Session
 
 
+FARTHEST = 2.0  # times its anchor that a v may be long
+
+
 @dataclass(frozen=True, kw_only=True)
 class SpreadParams(ValueParams):
     """What every method of MEMIT's family needs."""
 
     layers: tuple[int, ...]  # ascending; the last one is where z is optimised
     clamp: PositiveFloat = 0.75
+    norm_anchor: PositiveFloat | None = None  # length that every v is scaled to (NAS); None: none, but NAS measures it
 
     def __post_init__(self) -> None:
         if not self.layers or list(self.layers) != sorted(set(self.layers)):
@@ -73,14 +77,32 @@ class Memit(Method):
     def wanted(
         self, session: "Session", requests: Sequence[EditRequest], params: Any, targets: Sequence[Target]
     ) -> Tensor:
-        """Z, a column for each request.  # (width, n)"""
-        return torch.stack([target.value for target in targets], 1)
+        """Z, a column for each request; that of the model as it is where an edit is left out.  # (width, n)"""
+        values = torch.stack([target.value for target in targets], 1)
+        if params.norm_anchor is None:
+            return values
+        reached = self.reached(session, requests, params, targets)
+        lengths = reached.norm(dim=0)
+        scaled = values + reached * (params.norm_anchor / lengths - 1)
+        starts = torch.stack([target.start for target in targets], 1)
+        return torch.where(lengths > FARTHEST * params.norm_anchor, starts, scaled)
+
+    def reached(
+        self, session: "Session", requests: Sequence[EditRequest], params: Any, targets: Sequence[Target]
+    ) -> Tensor:
+        """v = v0 + δ of every request, of the last layer's down-projection.  # (width, n)"""
+        starts = [session.keys(params.layers[-1], request, params.contexts).bare[1] for request in requests]
+        return torch.stack([start + target.change for start, target in zip(starts, targets, strict=True)], 1)
 
     def numbers(
         self, session: "Session", requests: Sequence[EditRequest], params: Any, targets: Sequence[Target]
     ) -> dict[str, Any]:
-        """What is said of an edit beside what is said of all."""
-        return {}
+        """What is said of an edit beside what is said of all: how many requests are left out."""
+        if params.norm_anchor is None:
+            return {}
+        lengths = self.reached(session, requests, params, targets).norm(dim=0)
+        skipped = int((lengths > FARTHEST * params.norm_anchor).sum())
+        return {"norm_anchor": params.norm_anchor, "skipped": skipped}
 
     def solve(
         self, session: "Session", requests: Sequence[EditRequest], params: Any, state: State | None = None

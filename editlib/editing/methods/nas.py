@@ -10,11 +10,10 @@ requests of an edit were left out is in its diagnostics: the released code count
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
-from torch import Tensor
+from pydantic import PositiveInt
 
 from editlib.data import datasets as data
 from editlib.data.request import EditRequest
@@ -22,20 +21,18 @@ from editlib.editing.edit import Edit
 from editlib.editing.method import State
 from editlib.editing.methods.alphaedit import AlphaEdit, AlphaEditParams
 from editlib.editing.methods.context import known_cases, source
-from editlib.engine.values import Target
 from editlib.models.language_model import LanguageModel
 
 if TYPE_CHECKING:
     from editlib.editing.session import Session
 
-KEPT, FARTHEST = 0.95, 2.0  # share of lengths in the mean; how many times the anchor a value may have
+KEPT = 0.95  # of lengths, in the mean
 
 
 @dataclass(frozen=True, kw_only=True)
 class NasParams(AlphaEditParams):
     """Hyper-parameters of NAS."""
 
-    anchor: PositiveFloat | None = None  # a; None: measured
     anchor_requests: PositiveInt = 50  # it is measured on; released: 1,000
     cases: str = ""  # these requests are of, by name or path; empty: the model's own, of the split tune
 
@@ -48,7 +45,7 @@ class Nas(AlphaEdit):
 
     def check(self, lm: LanguageModel, params: NasParams) -> dict[str, str]:
         """Raise `EditlibError` if the anchor's cases are not there; their sha256."""
-        return {} if params.anchor else {"cases_sha256": data.fingerprint(source(lm, params.cases))}
+        return {} if params.norm_anchor else {"cases_sha256": data.fingerprint(source(lm, params.cases))}
 
     def solve(
         self, session: "Session", requests: Sequence[EditRequest], params: NasParams, state: State | None = None
@@ -57,8 +54,8 @@ class Nas(AlphaEdit):
         if state and "anchor" in state:
             length = float(state["anchor"])
         else:
-            length = params.anchor or session.file(("anchor", params), lambda: self.measured(session, params))
-        edit, kept = super().solve(session, requests, replace(params, anchor=length), state)
+            length = params.norm_anchor or session.file(("anchor", params), lambda: self.measured(session, params))
+        edit, kept = super().solve(session, requests, replace(params, norm_anchor=length), state)
         return edit, {**kept, "anchor": torch.tensor(length, dtype=torch.float64)}
 
     def measured(self, session: "Session", params: NasParams) -> float:
@@ -70,28 +67,3 @@ class Nas(AlphaEdit):
         targets = others.targets(self.searches(session.lm, params)[0][0], requests, params)
         lengths = self.reached(others, requests, params, targets).norm(dim=0).sort().values
         return float(lengths[: max(1, int(KEPT * len(lengths)))].mean())
-
-    def reached(
-        self, session: "Session", requests: Sequence[EditRequest], params: NasParams, targets: Sequence[Target]
-    ) -> Tensor:
-        """v of every request.  # (d_out, n)"""
-        starts = [session.keys(params.layers[-1], request, params.contexts).bare[1] for request in requests]
-        return torch.stack([start + target.change for start, target in zip(starts, targets, strict=True)], 1)
-
-    def wanted(
-        self, session: "Session", requests: Sequence[EditRequest], params: NasParams, targets: Sequence[Target]
-    ) -> Tensor:
-        """z with v* in the place of v; that of the model as it is where an edit is left out."""
-        assert params.anchor
-        values = self.reached(session, requests, params, targets)
-        lengths = values.norm(dim=0)
-        scaled = super().wanted(session, requests, params, targets) + values * (params.anchor / lengths - 1)
-        return torch.where(lengths > FARTHEST * params.anchor, torch.stack([t.start for t in targets], 1), scaled)
-
-    def numbers(
-        self, session: "Session", requests: Sequence[EditRequest], params: Any, targets: Sequence[Target]
-    ) -> dict[str, Any]:
-        """AlphaEdit's, the anchor, and how many requests are left out."""
-        lengths = self.reached(session, requests, params, targets).norm(dim=0)
-        found = {"anchor": params.anchor, "skipped": int((lengths > FARTHEST * (params.anchor or 0)).sum())}
-        return super().numbers(session, requests, params, targets) | found

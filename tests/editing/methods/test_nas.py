@@ -7,7 +7,7 @@ import torch
 
 from editlib.data.request import EditRequest
 from editlib.editing.methods import METHODS, compute, hparams_for
-from editlib.editing.methods.memit import Batch
+from editlib.editing.methods.memit import Batch, Memit
 from editlib.editing.methods.nas import Nas
 from editlib.editing.session import Session
 from editlib.editing.stats import Stats
@@ -22,21 +22,24 @@ FEW: dict[str, Any] = {"steps": 3, "learning_rate": 0.3}
 NAS = METHODS["nas"]
 
 
-def batch(lm: LanguageModel, moments: Stats, anchor: float) -> tuple[Batch, torch.Tensor]:
+def batch(lm: LanguageModel, moments: Stats, anchor: float, method: str = "nas") -> tuple[Batch, torch.Tensor]:
     """Two requests, and v of each: without scaling."""
-    session, params = Session(lm, stats=moments), hparams_for(lm, "nas", anchor=anchor, **FEW)
-    assert isinstance(NAS, Nas)
-    made = Batch(session, REQUESTS, params, NAS)
-    return made, NAS.reached(session, REQUESTS, params, made.targets)
+    session, params = Session(lm, stats=moments), hparams_for(lm, method, norm_anchor=anchor, **FEW)
+    chosen = METHODS[method]
+    assert isinstance(chosen, Memit)
+    made = Batch(session, REQUESTS, params, chosen)
+    return made, chosen.reached(session, REQUESTS, params, made.targets)
 
 
+@pytest.mark.parametrize("method", ["nas", "memit", "encore"])
 @pytest.mark.parametrize("share", [0.6, 1.0, 1.7])
 def test_every_value_gets_the_length_of_the_anchor_and_keeps_its_direction(
-    lm: LanguageModel, moments: Stats, share: float
+    lm: LanguageModel, moments: Stats, share: float, method: str
 ) -> None:
-    _, usual = batch(lm, moments, 1.0)
+    """NAS measures the anchor where none is given; any method of the family takes one."""
+    _, usual = batch(lm, moments, 1.0, method)
     anchor = share * float(usual.norm(dim=0).max())
-    made, values = batch(lm, moments, anchor)
+    made, values = batch(lm, moments, anchor, method)
     plain = torch.stack([target.value for target in made.targets], 1)
     scaled = made.wanted - (plain - values)  # what the block adds to the down-projection's output is as it was
     torch.testing.assert_close(scaled.norm(dim=0), torch.full((2,), anchor), rtol=1e-5, atol=0)
@@ -46,7 +49,7 @@ def test_every_value_gets_the_length_of_the_anchor_and_keeps_its_direction(
 def test_an_edit_that_is_left_out_changes_nothing_and_is_said(lm: LanguageModel, moments: Stats) -> None:
     _, values = batch(lm, moments, 1.0)
     tiny = float(values.norm(dim=0).min()) / 3
-    params = hparams_for(lm, "nas", anchor=tiny, **FEW)
+    params = hparams_for(lm, "nas", norm_anchor=tiny, **FEW)
     edit = compute(lm, REQUESTS, method="nas", hparams=params, stats=moments)
     assert edit.diagnostics["skipped"] == 2
     assert edit.norm() == pytest.approx(0, abs=1e-4)
@@ -57,7 +60,7 @@ def test_at_the_length_that_values_have_it_is_alphaedit(lm: LanguageModel, momen
     request, length = REQUESTS[0], float(values[:, 0].norm())
     edits = [
         compute(lm, request, method=method, hparams=hparams_for(lm, method, **FEW, **more), stats=moments)
-        for method, more in (("nas", {"anchor": length}), ("alphaedit", {}))
+        for method, more in (("nas", {"norm_anchor": length}), ("alphaedit", {}))
     ]
     for name in edits[0].changes:
         torch.testing.assert_close(edits[0].delta(name), edits[1].delta(name), rtol=1e-3, atol=1e-6)
@@ -67,10 +70,10 @@ def test_the_anchor_is_measured_once_and_goes_on_in_the_state(lm: LanguageModel,
     params = hparams_for(lm, "nas", anchor_requests=5, cases="testbed", **FEW)
     session = Session(lm, stats=moments)
     first, state = NAS.solve(session, REQUESTS[:1], params)
-    assert state is not None and float(state["anchor"]) == first.diagnostics["anchor"] > 0
+    assert state is not None and float(state["anchor"]) == first.diagnostics["norm_anchor"] > 0
     with first.applied(lm):
         second, _ = NAS.solve(Session(lm, stats=moments), REQUESTS[1:], params, state)
-    assert second.diagnostics["anchor"] == first.diagnostics["anchor"]
+    assert second.diagnostics["norm_anchor"] == first.diagnostics["norm_anchor"]
 
 
 def test_it_is_the_mean_without_the_longest(lm: LanguageModel, moments: Stats) -> None:

@@ -29,7 +29,7 @@ SEARCH = {"steps": 3, "learning_rate": 0.3}
 WEIGHTS = {"moment_weight": 3.0}  # small, so that an update does much of what it is asked for
 OWN: dict[str, dict[str, Any]] = {
     "memit-seq": WEIGHTS, "encore": WEIGHTS | {"ridge": 0.5}, "alphaedit": {"ridge": 1.0},
-    "nas": {"ridge": 1.0, "anchor": 3.0},
+    "nas": {"ridge": 1.0, "norm_anchor": 3.0},
     "rlsedit": WEIGHTS | {"rho": 0.5, "mu": 2.0}, "d4s": WEIGHTS,
 }  # fmt: skip
 REQUESTS = [
