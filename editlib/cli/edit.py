@@ -57,6 +57,9 @@ def edit(
     prompt: Annotated[list[str] | None, typer.Option(help="Template with {} where the subject goes.")] = None,
     subject: Annotated[list[str] | None, typer.Option(help="What the prompt is about.")] = None,
     target: Annotated[list[str] | None, typer.Option(help="What should follow the prompt after the edit.")] = None,
+    separator: Annotated[
+        str | None, typer.Option(help="Between prompt and target.  [default: a space, where one is written]")
+    ] = None,
     requests: Annotated[
         str | None, typer.Option(callback=known_data, help="Edit cases to make in one edit: a name or a path.")
     ] = None,
@@ -92,7 +95,7 @@ def edit(
 
     Example: editlib edit --model testbed/anchored --prompt "{} is located in" --subject Jaklon --target Hifru
     """
-    asked = _asked(prompt or [], subject or [], target or [], requests)
+    asked = _asked(prompt or [], subject or [], target or [], requests, separator)
     check_new(out)
     measured, source = texts_for(model, texts), texts_of(corpus)
     named = {"layer": layer, "covariance": covariance}
@@ -120,14 +123,15 @@ def edit(
 
 
 def _asked(
-    prompts: Sequence[str], subjects: Sequence[str], targets: Sequence[str], file: str | None
+    prompts: Sequence[str], subjects: Sequence[str], targets: Sequence[str], file: str | None, separator: str | None
 ) -> list["EditRequest"]:
     """What is asked of the edit, by options or by a file of cases."""
     from editlib.data.request import EditRequest
 
     counts = (len(prompts), len(subjects), len(targets))
-    if file is not None and any(counts):
-        raise EditlibError("--requests holds prompts, subjects and targets; leave --prompt, --subject, --target out")
+    if file is not None and (any(counts) or separator is not None):
+        said = "--prompt, --subject, --target and --separator"
+        raise EditlibError(f"--requests holds prompts, subjects and targets; leave {said} out")
     if file is not None:
         return [case.request for case in cases_for("", file)]
     if not any(counts):
@@ -136,7 +140,7 @@ def _asked(
         said = "{} --prompt, {} --subject and {} --target".format(*counts)
         raise EditlibError(f"{said} do not go together; give as many of each")
     return [
-        EditRequest(prompt=prompt, subject=subject, target_new=target)
+        EditRequest(prompt=prompt, subject=subject, target_new=target, separator=separator)
         for prompt, subject, target in zip(prompts, subjects, targets, strict=True)
     ]
 

@@ -13,6 +13,7 @@ import pytest
 
 import editlib as el
 from editlib.cli import main, run_app
+from editlib.data.request import EditRequest
 from editlib.editing import methods
 from editlib.editing.edit import Edit
 from editlib.models import names
@@ -272,7 +273,22 @@ def test_requests_that_do_not_go_together_are_named(model: Path, mistake: Mistak
     assert "rome edits one request at a time, not 2" in mistake(*good, *SECOND, "--no-covariance")
     assert "1 --prompt, 2 --subject and 1 --target do not go together" in mistake(*good, "--subject", "band")
     assert "no fact to edit; give --prompt" in mistake("edit", "--model", model)
-    assert "leave --prompt, --subject, --target out" in mistake(*good, "--requests", "testbed")
+    assert "leave --prompt, --subject, --target and --separator out" in mistake(*good, "--requests", "testbed")
+
+
+@pytest.mark.parametrize("separator", [None, "", ": "])
+def test_what_stands_between_prompt_and_target_is_asked_for(
+    model: Path, monkeypatch: pytest.MonkeyPatch, separator: str | None
+) -> None:
+    seen = list[EditRequest]()
+
+    def compute(_: object, requests: list[EditRequest], **__: object) -> None:
+        seen.extend(requests)
+        raise EditlibError("seen")
+
+    monkeypatch.setattr(methods, "compute", compute)
+    assert run_app([str(a) for a in edit(model)] + ([] if separator is None else ["--separator", separator])) == 2
+    assert [request.separator for request in seen] == [separator]
 
 
 # -- what is known before the work, and kept after it ------------------------------------------------------
