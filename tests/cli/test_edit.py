@@ -284,7 +284,7 @@ def test_what_stands_between_prompt_and_target_is_asked_for(
 
     def compute(_: object, requests: list[EditRequest], **__: object) -> None:
         seen.extend(requests)
-        raise EditlibError("seen")
+        raise el.EditlibError("seen")
 
     monkeypatch.setattr(methods, "compute", compute)
     assert run_app([str(a) for a in edit(model)] + ([] if separator is None else ["--separator", separator])) == 2
