@@ -77,3 +77,25 @@ def test_the_third_twin_collapses_where_its_key_is_short_whatever_c_is() -> None
     assert (
         f"a median of {middle['with C']:.2f} times the consistent one, {middle['C left out']:.2f} without `C`" in page
     )
+
+
+def test_two_edits_that_collapse_the_model_with_its_own_text_hardly_harm_it_with_another() -> None:
+    cases = pd.read_parquet(of_model("own-text", "smollm2-135m").folder / "data/cases.parquet")
+    rise = cases.pivot(index="case_id", columns="method", values="perplexity_ratio")
+    spared = rise[(rise["own text, 65,536"] > 20) & (rise["corpus, 65,536"] < 5)]
+    assert len(spared) == 2 and spared["corpus, 65,536"].between(2.85, 3.05).all()
+    assert "Two of the rest go from over 20 times unedited to about 3." in (ROOT / "book/performance.md").read_text(
+        "utf-8"
+    )
+
+
+def test_only_rome_collapses_the_model_by_one_edit_and_by_which_subjects() -> None:
+    cases = pd.read_parquet(of_model("single-edits", "smollm2-135m").folder / "data/cases.parquet")
+    broken = cases[cases["perplexity_ratio"] >= 5]
+    words = broken["subject"].str.split()
+    doubled = words.str.len().eq(2) & words.str[0].eq(words.str[-1])
+    assert set(broken["method"]) == {"rome"} and broken.groupby("set").size().min() >= 3
+    assert (broken["kind"].eq("one token, first") | doubled).all() and broken["subject_position"].eq(0).all()
+    assert "In both ways of asking it is one-token subjects that open the prompt, and one word said twice there" in (
+        ROOT / "book/butterfly-effect.md"
+    ).read_text("utf-8")
