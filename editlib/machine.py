@@ -41,8 +41,8 @@ def hardware() -> dict[str, Any]:
 
 def _cpu() -> str:
     info = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*: (.+)$", info.read_text("utf-8"), re.MULTILINE) if info.is_file() else None
-    return found[1].strip() if found else platform.processor() or platform.machine()
+    matched = re.search(r"^model name\s*: (.+)$", info.read_text("utf-8"), re.MULTILINE) if info.is_file() else None
+    return matched[1].strip() if matched else platform.processor() or platform.machine()
 
 
 def _gpus() -> list[str]:
@@ -74,11 +74,11 @@ def without_paths(value: Any, *, folders: Iterable[Path] = (), called: Mapping[s
     """
     names = {tempfile.gettempdir(): "<tmp>", str(Path.home()): "~"}
     names |= {sys.base_prefix: "<python>", sys.prefix: "<python>"}
-    names |= {str(place): "." for folder in folders for place in (folder, folder.resolve())}
+    names |= {str(path): "." for folder in folders for path in (folder, folder.resolve())}
     names |= called or {}
     paths = sorted((p for p in names if len(Path(p).parts) > 1), key=len, reverse=True)  # longest match wins
     pattern = re.compile(rf"(?<![\w.~-])({'|'.join(map(re.escape, paths))})(?![\w-])")
-    return _map_text(value, lambda text: pattern.sub(lambda found: names[found[1]], text))
+    return _map_text(value, lambda text: pattern.sub(lambda matched: names[matched[1]], text))
 
 
 def _map_text(value: Any, change: Callable[[str], str]) -> Any:

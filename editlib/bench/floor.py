@@ -64,8 +64,10 @@ def spans(lm: LanguageModel, request: EditRequest, contexts: Sequence[str]) -> l
     rows = encode_contexts(lm, request, contexts, target=request.target_new)
     drift = encode(lm.tokenizer, "{} is a", request.subject)
     known = [_common(row.ids[: row.last], ids) for row, ids in zip(rows, beginnings(lm, contexts), strict=True)]
-    found = [Span(n, row.last, len(row.ids) - 1, len(row.ids) - row.target) for n, row in zip(known, rows, strict=True)]
-    return [*found, Span(0, drift.last, len(drift.ids), 1)]
+    in_contexts = [
+        Span(n, row.last, len(row.ids) - 1, len(row.ids) - row.target) for n, row in zip(known, rows, strict=True)
+    ]
+    return [*in_contexts, Span(0, drift.last, len(drift.ids), 1)]
 
 
 def beginnings(lm: LanguageModel, contexts: Sequence[str]) -> list[list[int]]:

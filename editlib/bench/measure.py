@@ -83,9 +83,9 @@ def engine(work: Work, meter: Meter) -> list[Outcome]:
     with meter("solve"):
         edits = [solve(space, "rome", [request], params) for request in work.requests]
     with meter("perplexity"):
-        found = space.perplexities(edits, work.texts)
+        perplexities = space.perplexities(edits, work.texts)
     targets = space.targets(work.name, work.requests, params)
-    return [Outcome(*each) for each in zip(targets, edits, found, strict=True)]
+    return [Outcome(*each) for each in zip(targets, edits, perplexities, strict=True)]
 
 
 def plain(work: Work, meter: Meter) -> list[Outcome]:
@@ -104,8 +104,8 @@ def _plain_edit(work: Work, request: EditRequest, meter: Meter) -> Outcome:
         space.know(work.name, request, params, keys, target)
         edit = solve(space, "rome", [request], params)
     with meter("perplexity"), edit.applied(lm):
-        found = plainpath.perplexity(lm, work.texts)
-    return Outcome(target, edit, found)
+        perplexity = plainpath.perplexity(lm, work.texts)
+    return Outcome(target, edit, perplexity)
 
 
 def floor_of(work: Work) -> dict[str, float]:
@@ -176,11 +176,11 @@ def profile(work: Work, *, rows: int = 10) -> list[dict[str, Any]]:
     """The engine's most expensive operators: calls, seconds spent in them alone, share of all."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler tells that it starts and stops
     cuda = work.lm.device.type == "cuda"
-    with torch.profiler.profile() as found:
+    with torch.profiler.profile() as profiler:
         engine(work, Meter(_clock(work.lm.device)))
     spent = {
         event.key: (event.count, (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e6)
-        for event in found.key_averages()
+        for event in profiler.key_averages()
     }
     whole = sum(seconds for _, seconds in spent.values())
     top = sorted(spent.items(), key=lambda item: item[1][1], reverse=True)[:rows]

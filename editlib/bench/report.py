@@ -84,21 +84,22 @@ class Report:
         return f"{table([head, *cells])}\n\n{table(_facts(self.record()))}"
 
 
-def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
+def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
     """What a record says beside its stages, in words."""
-    rate = found["matmul_flops_per_second"] / 1e9
-    memory = [short(peak and peak / 2**30) for peak in (found["plain_peak_memory_bytes"], found["peak_memory_bytes"])]
+    rate = record["matmul_flops_per_second"] / 1e9
+    memory = [short(peak and peak / 2**30) for peak in (record["plain_peak_memory_bytes"], record["peak_memory_bytes"])]
     return [
-        ("model", "{model}, {parameters:,} parameters, {dtype} on {device}, threads: {threads}".format(**found)),
-        ("searches", "{edits} at layer {layer}, {steps} steps, {contexts} contexts".format(**found)),
-        ("their tokens", "{row_tokens:.1f} a row, {live_tokens:.1f} from the subject's last on".format(**found)),
-        ("texts", "{texts} of {text_tokens:,} tokens, longest {longest_text}".format(**found)),
-        ("rounds", "{rounds}, each {plain_edits} plain and {edits} by the engine; seconds are medians".format(**found)),
-        ("ratio", "{ratio:.1f} times faster than plain".format(**found)),
-        ("arithmetic", "{flops_over_floor:.2f} times the floor".format(**found)),
-        ("time", "{:.2f} times the floor's at {:,.0f} GFLOP/s".format(found["time_over_floor"], rate)),
+        ("model", "{model}, {parameters:,} parameters, {dtype} on {device}, threads: {threads}".format(**record)),
+        ("searches", "{edits} at layer {layer}, {steps} steps, {contexts} contexts".format(**record)),
+        ("their tokens", "{row_tokens:.1f} a row, {live_tokens:.1f} from the subject's last on".format(**record)),
+        ("texts", "{texts} of {text_tokens:,} tokens, longest {longest_text}".format(**record)),
+        ("rounds",
+         "{rounds}, each {plain_edits} plain and {edits} by the engine; seconds are medians".format(**record)),
+        ("ratio", "{ratio:.1f} times faster than plain".format(**record)),
+        ("arithmetic", "{flops_over_floor:.2f} times the floor".format(**record)),
+        ("time", "{:.2f} times the floor's at {:,.0f} GFLOP/s".format(record["time_over_floor"], rate)),
         ("peak memory", "plain {} GiB, engine {} GiB".format(*memory)),
-        ("apart at most", "v* {value_difference:.1e}, perplexity {perplexity_difference:.1e}".format(**found)),
+        ("apart at most", "v* {value_difference:.1e}, perplexity {perplexity_difference:.1e}".format(**record)),
     ]  # fmt: skip
 
 
@@ -118,9 +119,9 @@ def bench(work: Work, *, plain_edits: int = 2, rounds: int = 1, progress: bool =
     alone = work.alone(plain_edits)
     with tqdm(total=(1 + rounds) + 1 + rounds * plain_edits, disable=not progress, unit="part") as bar:
 
-        def done(found: T) -> T:
+        def done(result: T) -> T:
             bar.update()
-            return found
+            return result
 
         operations = done(counted(plain, *work.alone(1))), done(counted(engine, work))
         slow, fast = list[Timed](), list[Timed]()

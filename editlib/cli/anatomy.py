@@ -64,15 +64,15 @@ def anatomy(
     layers = range(lm.num_layers)
     needed = needed_moments(lm, layers, corpus=source, options=options) if covariance else None
     with alive(f"reading {model}", quiet=as_json):
-        found = inside.profile(lm, measured, windows=needed.read() if needed else None, bos=bos)
-    begun = inside.onset(found)
+        profile = inside.profile(lm, measured, windows=needed.read() if needed else None, bos=bos)
+    begun = inside.onset(profile)
     if as_json:
-        rows = found.reset_index().to_dict(orient="records")
+        rows = profile.reset_index().to_dict(orient="records")
         emit({"model": model, "texts": len(measured), "onset": begun, "layers": rows})
         return
-    shown = [column for column in COLUMNS if column in found]
-    lines = [[layer, *row] for layer, row in zip(found.index, found[shown].to_numpy().tolist(), strict=True)]
-    ratio = found["key_norm_ratio"]
+    shown = [column for column in COLUMNS if column in profile]
+    lines = [[layer, *row] for layer, row in zip(profile.index, profile[shown].to_numpy().tolist(), strict=True)]
+    ratio = profile["key_norm_ratio"]
     facts = [
         ("massive activation", "none" if begun is None else f"from layer {begun} on"),
         ("shortest key at 0", f"{number(ratio.min())} times later ones, layer {ratio.idxmin()}"),

@@ -46,8 +46,8 @@ def apply(
 
     Example: editlib apply EDIT --model testbed/anchored --merge edited --generate "Jaklon is located in"
     """
-    for place in (merge, peft, gguf):
-        check_new(place)
+    for path in (merge, peft, gguf):
+        check_new(path)
     if rank is not None and peft is None and gguf is None:
         raise EditlibError("--rank is for adapters; give --peft FOLDER or --gguf FILE, too")
 

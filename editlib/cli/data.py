@@ -89,8 +89,8 @@ def _sources() -> list[dict[str, Any]]:
     shipped = {"records": None, "licence": "MIT", "about": "shipped with editlib", "how": None}
     rows: list[dict[str, Any]] = [{"name": name, "path": str(path)} | shipped for name, path in SHIPPED.items()]
     for source in SOURCES.values():
-        place = str(source.path) if source.here else None
-        rows.append({"name": source.name, "path": place} | {key: getattr(source, key) for key in shipped})
+        location = str(source.path) if source.here else None
+        rows.append({"name": source.name, "path": location} | {key: getattr(source, key) for key in shipped})
     return rows
 
 

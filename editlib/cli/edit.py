@@ -204,9 +204,11 @@ def _draw(traced: "CausalTrace", path: Path) -> None:
     from editlib.files import aside
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(), aside(path) as place:
+    with matplotlib.rc_context(), aside(path) as writing:
         plot.theme()
-        plot.layers(traced.effects, proposed=traced.proposed, facts=traced.facts).savefig(place, format=path.suffix[1:])
+        plot.layers(traced.effects, proposed=traced.proposed, facts=traced.facts).savefig(
+            writing, format=path.suffix[1:]
+        )
 
 
 def _layers_table(traced: "CausalTrace") -> str:

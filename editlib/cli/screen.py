@@ -93,20 +93,20 @@ def screen(
     known = moments.load(stats) if stats else None
     given = {"method": method, "hparams": params, "stats": known, "corpus": source, "workers": crew}
     with resumable(out), alive(f"{len(pool)} cases to screen {model} with", quiet=bar or as_json):
-        found = screening.screen(lm, pool, out=out, resume=resume, progress=bar, **given)
+        screened = screening.screen(lm, pool, out=out, resume=resume, progress=bar, **given)
         seen = {}
         if verify is not None:
             options = given | {"texts": measured, "out": out, "seed": seed, "progress": bar}
-            seen = screening.verify(lm, pool, found, k=verify, **options).record(collapse_ratio)
-    rejected, hard = found[found["error"].notna()], found[found["collapse"]]
+            seen = screening.verify(lm, pool, screened, k=verify, **options).record(collapse_ratio)
+    rejected, hard = screened[screened["error"].notna()], screened[screened["collapse"]]
     if as_json:
-        counts = {"cases": len(found), "hard": len(hard), "rejected": len(rejected), "verified": seen or None}
+        counts = {"cases": len(screened), "hard": len(hard), "rejected": len(rejected), "verified": seen or None}
         emit({"model": model, "method": method, "folder": str(out), **counts})
         return
     worst = hard.nlargest(10, "severity")
     lines = [
-        ("screened", f"{len(found):,} cases, {method} at layer {params.layer}"),
-        ("would break the model", f"{len(hard):,} ({percent(len(hard) / len(found))}), in {out / screening.HARD}"),
+        ("screened", f"{len(screened):,} cases, {method} at layer {params.layer}"),
+        ("would break the model", f"{len(hard):,} ({percent(len(hard) / len(screened))}), in {out / screening.HARD}"),
     ]
     if len(rejected):
         first = rejected.iloc[0]

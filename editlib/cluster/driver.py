@@ -100,8 +100,8 @@ class Crew:
             return []
         wait(references, num_returns=1, timeout=PAUSE)
         ready, _ = wait(references, num_returns=len(references), timeout=0)
-        found = [(self.waiting.pop(reference), self._answer(reference)) for reference in ready]
-        return found + [(self.waiting.pop(reference), Lost(why)) for reference, why in self._hung()]
+        answered = [(self.waiting.pop(reference), self._answer(reference)) for reference in ready]
+        return answered + [(self.waiting.pop(reference), Lost(why)) for reference, why in self._hung()]
 
     def _answer(self, reference: Any) -> Any:
         try:

@@ -29,12 +29,12 @@ class Worker:
 
     def begin(self, job: Job, wanted: Mapping[str, str]) -> str:
         """Get ready, and say where this is; raises `EditlibError` where other versions are installed."""
-        found, host = versions(), socket.gethostname()
-        name = next((name for name in wanted if found.get(name) != wanted[name]), None)
+        installed, host = versions(), socket.gethostname()
+        name = next((name for name in wanted if installed.get(name) != wanted[name]), None)
         if name:
             raise EditlibError(
-                f"{host} has {name} {found.get(name) or 'not at all'}, and {wanted[name]} is wanted; install the same "
-                "versions on all machines"
+                f"{host} has {name} {installed.get(name) or 'not at all'}, and {wanted[name]} is wanted; install the "
+                "same versions on all machines"
             )
         self._work = job.begin()
         return host

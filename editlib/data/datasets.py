@@ -153,8 +153,8 @@ def read(name: str | Path, forms: Sequence[str] = tuple(MARKS)) -> Reading:
             rejected.append(Rejected(line, position, str(error)))
     if form is None or not good:
         raise EditlibError(f"data {name} has no good record: {rejected[0] if rejected else 'it is empty'}")
-    found = tuple(record for record in good if isinstance(record, Case))
-    return Reading(form, found, tuple(record for record in good if isinstance(record, str)), tuple(rejected))
+    good_cases = tuple(record for record in good if isinstance(record, Case))
+    return Reading(form, good_cases, tuple(record for record in good if isinstance(record, str)), tuple(rejected))
 
 
 def get(name: str | Source, *, progress: bool = True) -> Reading:
@@ -177,8 +177,8 @@ def import_file(name: str, path: str | Path) -> Reading:
     that of the source. It may hold fewer or more records."""
     source = _source(name)
     reading = _verified(source, Path(path))
-    with aside(source.path) as place:
-        shutil.copyfile(path, place)
+    with aside(source.path) as writing:
+        shutil.copyfile(path, writing)
     return reading
 
 
@@ -231,9 +231,9 @@ def _source(name: str) -> Source:
 
 def _verified(source: Source, path: Path) -> Reading:
     """Read a file that should be the source's; its number of records may differ."""
-    if source.sha256 and (found := fingerprint(path)) != source.sha256:
+    if source.sha256 and (digest := fingerprint(path)) != source.sha256:
         raise EditlibError(
-            f"{path} is not {source.name}: its sha256 begins with {found[:12]}, not {source.sha256[:12]}; {source.how}"
+            f"{path} is not {source.name}: its sha256 begins with {digest[:12]}, not {source.sha256[:12]}; {source.how}"
         )
     reading = read(path)
     if reading.form != source.form:

@@ -120,9 +120,9 @@ def _check_answer(response: httpx2.Response, url: str) -> None:
 
 def _check(part: Path, url: str, sha256: str | None, check: Callable[[Path], object] | None) -> None:
     with part.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if sha256 not in (None, found):
-        raise EditlibError(f"{url} gave another file: its sha256 is {found}, not {sha256}; nothing was kept")
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 not in (None, digest):
+        raise EditlibError(f"{url} gave another file: its sha256 is {digest}, not {sha256}; nothing was kept")
     try:
         if check:
             check(part)

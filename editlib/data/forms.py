@@ -94,18 +94,18 @@ def _easyedit(record: dict[str, Any], position: int) -> Case:
 
 def _neighbors(record: dict[str, Any]) -> list[tuple[str, str | None]]:
     """Test prompts of other facts with their answers: EasyEdit's one, KnowEdit's lists by kind, or our own names."""
-    found: list[tuple[str, str | None]] = []
+    neighbors: list[tuple[str, str | None]] = []
     if record.get("locality_prompt"):
-        found += [(_text(record, "locality_prompt"), _text(record, "locality_ground_truth"))]
+        neighbors += [(_text(record, "locality_prompt"), _text(record, "locality_ground_truth"))]
     for kind in _field(record, dict, "locality") if record.get("locality") else ():
-        found += [(_text(item, "prompt"), _answer(item, "ground_truth")) for item in record["locality"][kind]]
+        neighbors += [(_text(item, "prompt"), _answer(item, "ground_truth")) for item in record["locality"][kind]]
     if record.get("neighborhood_prompts"):
         texts = _texts(record, "neighborhood_prompts")
         answers = _texts(record, "neighborhood_answers") if "neighborhood_answers" in record else (None,) * len(texts)
         if len(answers) != len(texts):
             raise EditlibError(f"it has {len(texts)} neighborhood_prompts and {len(answers)} neighborhood_answers")
-        found += zip(texts, answers, strict=True)
-    return found
+        neighbors += zip(texts, answers, strict=True)
+    return neighbors
 
 
 def _zsre(record: dict[str, Any], position: int) -> Case:
@@ -149,8 +149,8 @@ def template(sentence: str, subject: str) -> tuple[str, str]:
     exact = re.escape(subject)
     for flag in (re.NOFLAG, re.IGNORECASE):
         for pattern in (rf"(?<!\w){exact}(?!\w)", exact):
-            if found := re.search(pattern, sentence, flag):
-                return f"{sentence[: found.start()]}{{}}{sentence[found.end() :]}", found.group()
+            if matched := re.search(pattern, sentence, flag):
+                return f"{sentence[: matched.start()]}{{}}{sentence[matched.end() :]}", matched.group()
     raise EditlibError(f"subject {subject!r} does not occur in {sentence!r}")
 
 
@@ -163,8 +163,8 @@ def _field(record: dict[str, Any], kind: type[T], *keys: str) -> T:
         value = value[key]
     if type(value) is not kind:  # a boolean is no integer
         raise EditlibError(f"{'.'.join(keys)} is {_kind(value)}, not {KINDS[kind]}")
-    found: T = value
-    return found
+    typed: T = value
+    return typed
 
 
 def _kind(value: Any) -> str:

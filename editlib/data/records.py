@@ -59,15 +59,15 @@ def _lines(text: str, path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _lists(text: str, path: Path) -> Iterator[tuple[int, Any]]:
-    place, line = 0, 1
+    offset, line = 0, 1
 
     def move(end: int) -> str:
         """Go on to `end` and past white space; the character there, nothing at the end."""
-        nonlocal place, line
+        nonlocal offset, line
         space = SPACE.match(text, end)
         end = space.end() if space else end
-        line += text.count("\n", place, end)
-        place = end
+        line += text.count("\n", offset, end)
+        offset = end
         return text[end : end + 1]
 
     here = move(0)
@@ -76,16 +76,16 @@ def _lists(text: str, path: Path) -> Iterator[tuple[int, Any]]:
         while here != "]":
             if here != opening:
                 raise _damaged(path, line, ValueError(f"expecting {opening!r}"))
-            here = move(place + 1)
+            here = move(offset + 1)
             if here == "]" and opening == "[":
                 break
             try:
-                value, end = DECODER.raw_decode(text, place)
+                value, end = DECODER.raw_decode(text, offset)
             except (ValueError, RecursionError) as error:
                 raise _damaged(path, line, error) from error
             yield line, value
             here, opening = move(end), ","
-        here = move(place + 1)
+        here = move(offset + 1)
 
 
 def _reason(error: Exception) -> str:

@@ -268,6 +268,6 @@ class Edit:
         return thin
 
 
-def _parts(mine: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+def _parts(own: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """What several edits say of themselves, as a list under `parts`."""
-    return {"parts": [part for said in (mine, other) for part in said.get("parts", [dict(said)])]}
+    return {"parts": [part for said in (own, other) for part in said.get("parts", [dict(said)])]}

@@ -69,7 +69,7 @@ def severity(session: Session, edit: Edit) -> float | None:
     layers = {f"{lm.layout.name(layer)}.weight": layer for layer in range(lm.num_layers)}
     if flavour is None or not edit.changes or not edit.changes.keys() <= layers.keys():
         return None
-    found = []
+    ratios = []
     for name, change in edit.changes.items():
         layer = layers[name]
         around = surroundings(session, layer, flavour)
@@ -79,8 +79,8 @@ def severity(session: Session, edit: Edit) -> float | None:
         keys = [session.keys(layer, request, flavour).inputs.double() for request in edit.requests]
         places = torch.cat([torch.stack([rows[0], rows.mean(0)]) for rows in keys])
         subject = float(change.output(places).norm(dim=1).max())
-        found += [ordinary / subject if subject else 0.0, ordinary / around.residual["later"]]
-    return max(found)
+        ratios += [ordinary / subject if subject else 0.0, ordinary / around.residual["later"]]
+    return max(ratios)
 
 
 def _root_mean_square(change: Change, moment: Tensor) -> float:
@@ -97,14 +97,14 @@ def _root_mean_square(change: Change, moment: Tensor) -> float:
 def guarded(session: Session, edit: Intervention, guard: Guard) -> Intervention:
     """The edit, its `severity` among its diagnostics; one of at least `BOUND` is told of in a line of the log, or with
     `refuse` an `EditlibError`. What writes no weight passes."""
-    found = severity(session, edit) if guard != "off" and isinstance(edit, Edit) else None
-    if found is None or not isinstance(edit, Edit):
+    ratio = severity(session, edit) if guard != "off" and isinstance(edit, Edit) else None
+    if ratio is None or not isinstance(edit, Edit):
         return edit
-    if found >= BOUND:
+    if ratio >= BOUND:
         advice = ADVICE.get(edit.method, "see what it does to perplexity before you keep it")
-        said = f"this {edit.method} edit may break {session.lm.label}: its severity is {number(found)}; from 1 on "
+        said = f"this {edit.method} edit may break {session.lm.label}: its severity is {number(ratio)}; from 1 on "
         said += f"ordinary words get more of an edit than its subject, or than they hold themselves; {advice}"
         if guard == "refuse":
             raise EditlibError(said)
         log.warning(said)
-    return replace(edit, diagnostics={**edit.diagnostics, "severity": found})
+    return replace(edit, diagnostics={**edit.diagnostics, "severity": ratio})

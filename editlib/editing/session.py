@@ -164,12 +164,12 @@ class Session:
             paths = [solved.place(self.lm, name, each, params) for each in rows] if self._reuse else []
             stored = ((i, solved.kept(path, self.lm.device)) for i, path in enumerate(paths))
             known = {i: target for i, target in stored if target}
-            found = search(self.passes, self._site(name), name, rows, self.past(flavour), params, known=known)
-            for request, each in zip(missing, found, strict=True):
+            searched = search(self.passes, self._site(name), name, rows, self.past(flavour), params, known=known)
+            for request, each in zip(missing, searched, strict=True):
                 self.know(name, request, params, each.keys, each.target)
             for i, path in enumerate(paths):
-                if found[i].target is not known.get(i):
-                    solved.keep(path, found[i].target)
+                if searched[i].target is not known.get(i):
+                    solved.keep(path, searched[i].target)
 
     def know(self, name: str, request: EditRequest, params: ValueParams, keys: Keys, target: Target) -> None:
         """Take keys and v* of a request from elsewhere."""
@@ -202,7 +202,7 @@ class Session:
     ) -> list[Perplexity]:
         """Perplexity of texts under each edit; no weight is written for edits of one down-projection."""
         measured: dict[int, Perplexity] = {}
-        single = {i: found for i, edit in enumerate(edits) if (found := self._single(edit))}
+        single = {i: layer_change for i, edit in enumerate(edits) if (layer_change := self._single(edit))}
         for layer in sorted({layer for layer, _ in single.values()}):
             corpus = self.prepare_texts(layer, texts, protocol=protocol)
             outputs = {i: change.output for i, (at, change) in single.items() if at == layer}
@@ -215,12 +215,12 @@ class Session:
         """Logits of rows of token ids, at (row, position) pairs, under an edit of one down-projection, whose weight is
         not written; None for any other. What edits of the same requests are asked runs once below their layer.
         """
-        found = self._single(edit)
-        if found is None:
+        layer_change = self._single(edit)
+        if layer_change is None:
             return None
         if self._asked != edit.requests:
             self._asked, self._below = edit.requests, {}
-        return partial(self._logits, *found)
+        return partial(self._logits, *layer_change)
 
     @torch.no_grad()
     def _logits(
@@ -338,8 +338,8 @@ def _once(known: dict[Hashable, Any], key: Hashable, work: Callable[[], T]) -> T
     """What is known under a key, worked out the first time."""
     if key not in known:
         known[key] = work()
-    found: T = known[key]
-    return found
+    value: T = known[key]
+    return value
 
 
 def _factor(moment: Tensor) -> Tensor:

@@ -39,8 +39,8 @@ def believed(lm: LanguageModel, questions: Sequence[tuple[str, Sequence[str]]]) 
         if not options:
             raise EditlibError(f"question {prompt[:40]!r} has no options; give at least one")
         answers.append([answer_to(lm, None, "{}", prompt, option) for option in options])
-    found = heard(lm, partial(plain_logits, lm), {a for options in answers for a in options})
-    return [_shares(np.array([sum(found[answer][0]) for answer in options])) for options in answers]
+    by_answer = heard(lm, partial(plain_logits, lm), {a for options in answers for a in options})
+    return [_shares(np.array([sum(by_answer[answer][0]) for answer in options])) for options in answers]
 
 
 def _shares(logs: Beliefs) -> Believed:

@@ -132,9 +132,9 @@ class CaseKeys:
 
 def case_keys(space: Session, params: RankOneParams, requests: Sequence[EditRequest]) -> CaseKeys:
     """The keys that a method with these hyper-parameters edits by, in float64."""
-    found = [space.keys(params.layer, request, params.contexts) for request in requests]
-    bare = torch.stack([keys.bare[0] for keys in found]).double()
-    mean = torch.stack([keys.mean(empty=params.empty_context)[0] for keys in found]).double()
+    by_request = [space.keys(params.layer, request, params.contexts) for request in requests]
+    bare = torch.stack([keys.bare[0] for keys in by_request]).double()
+    mean = torch.stack([keys.mean(empty=params.empty_context)[0] for keys in by_request]).double()
     return CaseKeys(bare, mean, space.whiten(params.layer, mean.T).T if params.covariance else mean)
 
 
@@ -185,5 +185,5 @@ def tsne(panel: str, keys: Mapping[str, Tensor]) -> pd.DataFrame:
 
     rows = torch.cat([*keys.values()]).float().cpu().numpy()
     places = TSNE(n_components=2, random_state=42, perplexity=min(30.0, (len(rows) - 1) / 3)).fit_transform(rows)
-    names = [name for name, mine in keys.items() for _ in range(len(mine))]
+    names = [name for name, group in keys.items() for _ in range(len(group))]
     return pd.DataFrame({"panel": panel, "group": names, "x": places[:, 0], "y": places[:, 1]})

@@ -50,8 +50,8 @@ def keys_by_layer(
             lm.model(input_ids=ids, attention_mask=lm.attended(mask))
         at = torch.arange(len(encoded), device=lm.device), torch.tensor([row.last for row in encoded], device=lm.device)
         for layer, name in names.items():
-            found = Keys(widened(seen[name].input[at]), widened(seen[name].output[at]))
-            (bare, bare_value), (mean, mean_value) = found.bare, found.mean(empty=empty)
+            keys = Keys(widened(seen[name].input[at]), widened(seen[name].output[at]))
+            (bare, bare_value), (mean, mean_value) = keys.bare, keys.mean(empty=empty)
             rows[layer].append((bare, mean, bare_value, mean_value))
     return {
         layer: KeyPairs(*(torch.stack(c).double().cpu() for c in zip(*of, strict=True))) for layer, of in rows.items()
@@ -75,7 +75,7 @@ def keys_at(
             skipped = len(prefixes.ids[i])
             fits = ids[:skipped] == prefixes.ids[i] and skipped < len(ids)
             rows.append((ids[skipped:], i) if fits else (ids, 0))
-    found = torch.empty(len(rows), lm.weight(layer).shape[1]), torch.empty(len(rows), lm.weight(layer).shape[0])
+    gathered = torch.empty(len(rows), lm.weight(layer).shape[1]), torch.empty(len(rows), lm.weight(layer).shape[0])
     for batch in alike([len(ids) for ids, _ in rows], waste=0.2, most=TOKENS):
         fed = [rows[i] for i in batch]
         fed += fed[-1:] * (-len(fed) % ROWS)
@@ -83,10 +83,10 @@ def keys_at(
         behind = past.take(torch.tensor([prefix for _, prefix in fed], device=lm.device))
         seen = session.passes.run(tokens, behind, names=[name], stop=True).seen[name]
         at = torch.arange(len(batch), device=lm.device), tokens.mask.sum(1)[: len(batch)] - 1
-        for kept, values in zip(found, (seen.input, seen.output), strict=True):
+        for kept, values in zip(gathered, (seen.input, seen.output), strict=True):
             kept[batch] = widened(values[at]).float().cpu()
     shape = len(unique), len(prefixes.contexts), -1
-    each = map(Keys, *(values.view(shape) for values in found))
+    each = map(Keys, *(values.view(shape) for values in gathered))
     means = [(keys.bare, keys.mean(empty=empty)) for keys in each]
     columns = zip(*((bare[0], mean[0], bare[1], mean[1]) for bare, mean in means), strict=True)
     asked = torch.tensor([unique[head] for head in heads])

@@ -188,10 +188,10 @@ def questions(task: str, path: Path, *, limit: int | None = None) -> list[Questi
     """
     if not path.is_file():
         raise EditlibError(f"task {task}: there is no file {path}; {FORMS[task].said}")
-    found = list(islice(_checked(task, path), limit))
-    if not found:
+    checked = list(islice(_checked(task, path), limit))
+    if not checked:
         raise EditlibError(f"task {task}: {path} holds no question; {FORMS[task].said}")
-    return found
+    return checked
 
 
 def _checked(task: str, path: Path) -> Iterator[Question]:

@@ -164,17 +164,17 @@ def read(
     lm.require_causal()
     asked = case if isinstance(case, Prompts) else prompts(lm, case, prefixes=prefixes, prefixed=prefixed)
     logits = logits or partial(plain_logits, lm)
-    found = heard(lm, logits, {a for q in asked.questions for a in (q.answer, q.rival) if a})
+    by_answer = heard(lm, logits, {a for q in asked.questions for a in (q.answer, q.rival) if a})
     said = dict[Answer, tuple[int, ...]]()
-    for answer, (_, picks) in found.items():  # up to the first that is wrong, greedy decoding sees what forcing does
+    for answer, (_, picks) in by_answer.items():  # up to the first wrong one, greedy decoding sees what forcing does
         wrong = (i for i, (pick, token) in enumerate(zip(picks, answer.tokens, strict=True)) if pick != token)
         said[answer] = picks[: next(wrong, len(picks)) + 1]
     said |= _continued(lm, logits, {q.answer: said[q.answer] for q in asked.questions if q.score == "locality"})
-    means = {answer: sum(each) / len(each) for answer, (each, _) in found.items()}
+    means = {answer: sum(each) / len(each) for answer, (each, _) in by_answer.items()}
     return Reading(
         asked,
         tuple(
-            Reply(found[q.answer][1], said[q.answer], means[q.answer], means[q.rival] if q.rival else torch.nan)
+            Reply(by_answer[q.answer][1], said[q.answer], means[q.answer], means[q.rival] if q.rival else torch.nan)
             for q in asked.questions
         ),
     )
@@ -195,11 +195,11 @@ def _forced(lm: LanguageModel, logits: Logits, answers: Sequence[Answer]) -> lis
     """What every answer gets, in one pass."""
     rows = list(dict.fromkeys(answer.fed for answer in answers))
     at = [(rows.index(a.fed), column) for a in answers for column in range(len(a.prompt) - 1, len(a.fed))]
-    found = logits(rows, at)
+    predicted = logits(rows, at)
     tokens = torch.tensor([token for answer in answers for token in answer.tokens], device=lm.device)
-    scores = found.log_softmax(-1).gather(1, tokens[:, None])[:, 0].cpu()
+    scores = predicted.log_softmax(-1).gather(1, tokens[:, None])[:, 0].cpu()
     lengths = [len(answer.tokens) for answer in answers]
-    pairs = zip(scores.split(lengths), _picks(found).cpu().split(lengths), strict=True)
+    pairs = zip(scores.split(lengths), _picks(predicted).cpu().split(lengths), strict=True)
     return [(tuple(own.double().tolist()), tuple(picks.tolist())) for own, picks in pairs]
 
 
@@ -282,8 +282,8 @@ def target_logprobs(
     row = encode(lm.tokenizer, request.prompt, request.subject, target=target, separator=request.separator)
     answer = Answer(row.ids[: row.target], row.wanted)
     check_length(lm, [request.text], [answer.fed])
-    ((found, _),) = _forced(lm, logits or partial(plain_logits, lm), [answer])
-    return found
+    ((logprobs, _),) = _forced(lm, logits or partial(plain_logits, lm), [answer])
+    return logprobs
 
 
 def target_probability(lm: LanguageModel, request: EditRequest, target: str, *, logits: Logits | None = None) -> float:

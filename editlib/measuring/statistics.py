@@ -114,8 +114,8 @@ def collapses(table: pd.DataFrame, name: str, *, collapse_ratio: float = COLLAPS
     done, metrics = table[table["error"].isna()], dict[str, float]()
     ratio, mean = done["perplexity_ratio"], done["perplexity_mean"]
     hits = {"": collapsed(ratio, collapse_ratio), "_20x": collapsed(ratio, FAR), "_1000": collapsed(mean, PUBLISHED)}
-    for ending, found in hits.items():
-        rate = share(int(found.sum()), len(done))
-        metrics |= {f"{name}{ending}": int(found.sum()), f"{name}_low{ending}": rate.low}
+    for ending, hit in hits.items():
+        rate = share(int(hit.sum()), len(done))
+        metrics |= {f"{name}{ending}": int(hit.sum()), f"{name}_low{ending}": rate.low}
         metrics |= {f"{name}_high{ending}": rate.high}
     return metrics

@@ -124,7 +124,7 @@ def mixes_tokens(holder: nn.Module, down: nn.Module, width: int) -> bool:
     hidden = torch.arange(3 * width).sin().view(1, 3, width).to(oriented(down))
     try:
         whole, last = (holder(*[tokens] * max(1, count)) for tokens in (hidden, hidden[:, 1:]))
-        whole, last = (found[0] if isinstance(found, tuple) else found for found in (whole, last))
+        whole, last = (output[0] if isinstance(output, tuple) else output for output in (whole, last))
         return whole.shape != hidden.shape or bool((whole[:, 1:] - last).norm() > 0.05 * last.norm())
     except Exception:  # whatever it asks for, an MLP does without
         return True

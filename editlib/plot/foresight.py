@@ -53,8 +53,8 @@ def regimes(lengths: pd.Series, ratios: pd.DataFrame, shares: pd.DataFrame, *, t
         }
         panels[1].plot(ratios[setting], **look)
         for axes, method in zip(panels[2:], methods, strict=True):
-            mine = shares[(shares["method"] == method) & (shares["setting"] == setting)]
-            axes.plot(mine["layer"], mine["mean"], **look)
+            rows = shares[(shares["method"] == method) & (shares["setting"] == setting)]
+            axes.plot(rows["layer"], rows["mean"], **look)
     panels[1].set_ylabel("ROME: |denominator|\n/ consistent one")
     for axes, method in zip(panels[2:], methods, strict=True):
         axes.set(
@@ -83,8 +83,8 @@ def foretold(frame: pd.DataFrame, *, bound: float, collapse_ratio: float) -> Fig
     for axes in panels.flat[len(methods) :]:
         axes.axis("off")
     for axes, method in zip(panels.flat, methods, strict=False):
-        mine = (frame["method"] == method).to_numpy()
-        points_by_kind(axes, frame.loc[mine, "severity"], heights[mine], frame.loc[mine, "kind"])
+        of_method = (frame["method"] == method).to_numpy()
+        points_by_kind(axes, frame.loc[of_method, "severity"], heights[of_method], frame.loc[of_method, "kind"])
         mark_collapse(axes, collapse_ratio)
         mark_edge(axes, edge)
         axes.axvline(bound, color="black", lw=0.8, ls=":", zorder=0, label="foretold from here on")

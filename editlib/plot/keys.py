@@ -56,10 +56,10 @@ def maps(frame: pd.DataFrame, *, columns: int = 2) -> Figure:
     rows = -(-len(names) // columns)
     figure, grid = plt.subplots(rows, columns, figsize=(9, 3.9 * rows + 0.6), squeeze=False, layout="constrained")
     for axes, name in zip(grid.flat, names, strict=False):
-        for place, (group, (color, marker, filled)) in enumerate(zip(groups, GROUP_MARKS, strict=False)):
+        for rank, (group, (color, marker, filled)) in enumerate(zip(groups, GROUP_MARKS, strict=False)):
             keys = frame[(frame["panel"] == name) & (frame["group"] == group)]
             look = {"fc": color if filled else "none", "ec": "none" if filled else color, "marker": marker, "s": 26}
-            label, order = f"{group} ({most[group]:,})", 2 - 0.1 * place
+            label, order = f"{group} ({most[group]:,})", 2 - 0.1 * rank
             axes.scatter(keys["x"], keys["y"], lw=1, alpha=0.75, zorder=order, label=label, **look)
         for _, ends in frame[frame["panel"] == name].groupby("pair") if "pair" in frame else ():
             axes.plot(ends["x"], ends["y"], color="#8c8c8c", lw=0.8, zorder=1)

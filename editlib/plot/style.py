@@ -88,11 +88,11 @@ def mark_collapse(axes: Axes, ratio: float, *, at: float | None = None, upright:
 def points_by_kind(axes: Axes, x: ArrayLike, y: ArrayLike, kinds: pd.Series, *, counted: bool = False) -> None:
     """Cases as points, marked by kind of subject: the first kind, the rare one, is larger and on top."""
     x, y = np.asarray(x), np.asarray(y)
-    for place, kind in enumerate(KINDS):
+    for rank, kind in enumerate(KINDS):
         of_kind = (kinds == kind).to_numpy()
         axes.scatter(
-            x[of_kind], y[of_kind], c=COLORS[kind], marker=MARKERS[kind], s=18 if place else 34, alpha=0.7,
-            linewidths=0, zorder=2 - 0.1 * place, label=f"{kind} ({of_kind.sum():,})" if counted else kind,
+            x[of_kind], y[of_kind], c=COLORS[kind], marker=MARKERS[kind], s=18 if rank else 34, alpha=0.7,
+            linewidths=0, zorder=2 - 0.1 * rank, label=f"{kind} ({of_kind.sum():,})" if counted else kind,
         )  # fmt: skip
 
 

@@ -145,10 +145,10 @@ def thresholds(
     figure, grid = plt.subplots(len(rows), 1, figsize=size, layout="constrained", **shape)
     values, edge = drawable(frame["ratio"])
     for axes, panel in zip(grid[:, 0], rows.index, strict=True):
-        mine = frame.assign(value=values)[frame["panel"] == panel]
-        names = list(mine["line"].unique())
+        of_panel = frame.assign(value=values)[frame["panel"] == panel]
+        names = list(of_panel["line"].unique())
         axes.axvspan(*published, color="#e0e0e0", zorder=0, lw=0, label="1,000 in the papers")
-        for row, (_, edits) in enumerate(mine.groupby("line", sort=False)):
+        for row, (_, edits) in enumerate(of_panel.groupby("line", sort=False)):
             axes.plot(edits["value"], [row] * len(edits), "|", color="#0072b2", ms=12, alpha=0.6)
             share = (edits["value"] >= collapse_ratio).mean()
             axes.annotate(f"{share:.0%}", (1, row), (4, 0), ("axes fraction", "data"), "offset points", va="center")

@@ -69,8 +69,8 @@ def apa(run: "Manifest", where: Where = NOWHERE) -> str:
     names = f"{', '.join(others)}, & {last}" if others else last
     about = f"{heading(run)} [Executed analysis, run {run.run}{_digest(run)}]"
     seen = f"Retrieved {where.accessed}, from " if where.accessed else ""
-    place = f"In {run.project.title} (Version {run.project.version}{where.named}). {seen}{where.page(run)}"
-    return _line(f"{names}. ({run.finished[:4]}). {about}. {place}")
+    source = f"In {run.project.title} (Version {run.project.version}{where.named}). {seen}{where.page(run)}"
+    return _line(f"{names}. ({run.finished[:4]}). {about}. {source}")
 
 
 def cff(run: "Manifest", where: Where = NOWHERE) -> str:

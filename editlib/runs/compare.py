@@ -83,15 +83,15 @@ def compare(a: Manifest, b: Manifest) -> Comparison:
 
 def intervals(metrics: Mapping[str, Metric]) -> dict[str, tuple[str, str]]:
     """Names of the lower and upper bound by the metric they belong to: of `auc_ft`, `auc_low_ft` and `auc_high_ft`."""
-    found = {}
+    bounds = {}
     for low in metrics:
         words = low.split("_")
-        for place in (place for place, word in enumerate(words) if place and word == "low"):
-            before, after = words[:place], words[place + 1 :]
+        for position in (position for position, word in enumerate(words) if position and word == "low"):
+            before, after = words[:position], words[position + 1 :]
             name, high = "_".join(before + after), "_".join([*before, "high", *after])
             if name in metrics and high in metrics:
-                found[name] = low, high
-    return found
+                bounds[name] = low, high
+    return bounds
 
 
 def headline(metrics: Mapping[str, Metric]) -> list[dict[str, Any]]:

@@ -99,10 +99,10 @@ def _parameters(crate: ROCrate, record: Mapping[str, Any]) -> list[ContextEntity
 
 def _inputs(crate: ROCrate, record: Mapping[str, Any]) -> list[ContextEntity]:
     """Models and data with their hash or commit; they lie outside the folder."""
-    found = [(kind, *item) for kind in ("models", "data", "files") for item in record["inputs"][kind].items()]
+    inputs = [(kind, *item) for kind in ("models", "data", "files") for item in record["inputs"][kind].items()]
     return [
-        crate.add(_entity(crate, f"#{kind}-{place}", "CreativeWork", name=name, identifier=digest))
-        for place, (kind, name, digest) in enumerate(found)
+        crate.add(_entity(crate, f"#{kind}-{number}", "CreativeWork", name=name, identifier=digest))
+        for number, (kind, name, digest) in enumerate(inputs)
     ]
 
 

@@ -92,8 +92,8 @@ def execute_all(
     Goes on after one that fails; outcomes are in the order of the names. What is going on is told on stderr.
     """
     if workers:
-        found = executed(_attempt, names, root=root, workers=workers, options=options)
-        return [found[name] if isinstance(found[name], Outcome) else _lost(name, found[name]) for name in names]
+        results = executed(_attempt, names, root=root, workers=workers, options=options)
+        return [results[name] if isinstance(results[name], Outcome) else _lost(name, results[name]) for name in names]
     same = [run for run in find_runs(root) if run.profile == options.get("profile", "quick")]
     expected = {run.analysis: run.seconds for run in same}  # of the newest
     if jobs == 1:

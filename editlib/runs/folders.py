@@ -28,13 +28,13 @@ COLUMNS = (
 
 def find_runs(root: Path) -> list[Manifest]:
     """Every run of the project, oldest first; one with a damaged manifest is named in a notice and passed over."""
-    found = []
+    runs = []
     for path in root.glob("book/runs/*/[!.]*/manifest.json"):
         try:
-            found.append(read_manifest(path.parent))
+            runs.append(read_manifest(path.parent))
         except EditlibError as error:
             logging.getLogger(__name__).warning("editlib: passed over: %s", error)
-    return sorted(found, key=lambda run: (run.started, run.run))
+    return sorted(runs, key=lambda run: (run.started, run.run))
 
 
 def runs_frame(root: Path) -> "pd.DataFrame":
@@ -52,8 +52,8 @@ def _columns(m: Manifest, root: Path) -> dict[str, Any]:
 
 def run_folders(root: Path) -> list[Path]:
     """Every folder of a run, also of one whose manifest is damaged or gone; local ones first."""
-    found = (path for path in root.glob("book/runs/*/[!.]*") if path.is_dir())
-    return sorted(found, key=lambda path: (not path.name.startswith("local-"), path))
+    folders = (path for path in root.glob("book/runs/*/[!.]*") if path.is_dir())
+    return sorted(folders, key=lambda path: (not path.name.startswith("local-"), path))
 
 
 def find_folder(run: str, root: Path) -> Path:

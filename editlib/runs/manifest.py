@@ -183,8 +183,8 @@ class Manifest(RecordOfTwo):
             return CITATION
         if (link := symbolic_link(self.folder)) is not None:
             return link
-        found = hash_files(self.folder)
-        return next((f for f in sorted({*found, *self.outputs}) if found.get(f) != self.outputs.get(f)), None)
+        hashes = hash_files(self.folder)
+        return next((f for f in sorted({*hashes, *self.outputs}) if hashes.get(f) != self.outputs.get(f)), None)
 
 
 def run_id(record: Mapping[str, Any]) -> str:

@@ -183,8 +183,8 @@ def unshowable(path: Path) -> str | None:
             marked = ("".join(data.get(kind, "")) for kind in ("text/html", "text/markdown", "image/svg+xml"))
             if any(map(SCRIPT.search, marked)):
                 return "an output holds a script, which the book does not run; show a picture or a table"
-            if found := REFERENCE.search("".join(data.get("text/markdown", ""))):
-                return f"an output refers to a page or label ({found[0]}), which may not be there; write that as prose"
+            if link := REFERENCE.search("".join(data.get("text/markdown", ""))):
+                return f"an output refers to a page or label ({link[0]}), which may not be there; write that as prose"
     return None
 
 

@@ -26,34 +26,34 @@ def publish(run: str, root: Path, *, authors: Sequence[str] = (), sources: Mappi
     What is told goes into the manifest, so that the run gets another id. Raises `EditlibError` with the reason if the
     run is not fit to be cited, or nobody tells who executed it, or where a model is from that was a local folder.
     """
-    found = find(run, root)
-    if (reason := _unfit(found, root)) is not None:
-        raise EditlibError(f"run {found.run} cannot be published: {reason}")
-    if found.published:
+    manifest = find(run, root)
+    if (reason := _unfit(manifest, root)) is not None:
+        raise EditlibError(f"run {manifest.run} cannot be published: {reason}")
+    if manifest.published:
         if authors or sources:
-            raise EditlibError(f"run {found.run} is published already; what it says does not change any more")
-        return found.folder
-    if found.schema == 2:
-        raise EditlibError(f"run {found.run} has a manifest of an older form; execute the analysis again")
-    if not (named := authors or found.authors) or not all(name.strip() for name in named):
+            raise EditlibError(f"run {manifest.run} is published already; what it says does not change any more")
+        return manifest.folder
+    if manifest.schema == 2:
+        raise EditlibError(f"run {manifest.run} has a manifest of an older form; execute the analysis again")
+    if not (named := authors or manifest.authors) or not all(name.strip() for name in named):
         raise EditlibError(
-            f"run {found.run} cannot be published: nobody says who executed it; give --author NAME, once for each"
+            f"run {manifest.run} cannot be published: nobody says who executed it; give --author NAME, once for each"
         )
-    models, packaged = found.inputs.models.items(), importlib.import_module("editlib.models.names").PACKAGED
+    models, packaged = manifest.inputs.models.items(), importlib.import_module("editlib.models.names").PACKAGED
     own = {name: f"package {packaged[name].requirement}" for name, _ in models if name in packaged}
-    told = {**own, **found.sources, **(sources or {})}
+    told = {**own, **manifest.sources, **(sources or {})}
     local = [name for name, code in models if SHA256.fullmatch(code) and not name.startswith("testbed/")]
     if stray := sorted(told.keys() - set(local)):
         raise EditlibError(f"--source {stray[0]!r} is no local model of the run; it has {', '.join(local) or 'none'}")
     if unsaid := [name for name in local if not told.get(name, "").strip()]:
         raise EditlibError(
-            f"run {found.run} cannot be published: nobody knows what model {unsaid[0]!r} is; "
+            f"run {manifest.run} cannot be published: nobody knows what model {unsaid[0]!r} is; "
             f"tell where it is from: --source {unsaid[0]}=ADDRESS, for example id@commit of a hub"
         )
-    if list(named) != list(found.authors) or told != found.sources:
-        found = _told(found, root, named, told)
-    target = found.folder.with_name(found.run)
-    os.replace(found.folder, target)
+    if list(named) != list(manifest.authors) or told != manifest.sources:
+        manifest = _told(manifest, root, named, told)
+    target = manifest.folder.with_name(manifest.run)
+    os.replace(manifest.folder, target)
     return target
 
 

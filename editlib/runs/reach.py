@@ -49,26 +49,26 @@ def files_of(notebook: str, package: Path = PACKAGE) -> list[Path]:
 @cache
 def _names(source: str, inside: str) -> frozenset[str]:
     """The dotted names of what a source in the package `inside` may load, its strings among them."""
-    bound, found = dict[str, str](), set[str]()  # dotted names by local name, and all of them
+    bound, names = dict[str, str](), set[str]()  # dotted names by local name, and all of them
     nodes = _nodes(source)
     for node in nodes:
         if isinstance(node, ast.Import):
             bound |= {
                 n.asname or n.name.split(".")[0]: n.name if n.asname else n.name.split(".")[0] for n in node.names
             }
-            found |= {n.name for n in node.names}
+            names |= {n.name for n in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = _base(node, inside)
             bound |= {n.asname or n.name: f"{base}.{n.name}" for n in node.names}
-            found |= {f"{base}.{n.name}" for n in node.names}
+            names |= {f"{base}.{n.name}" for n in node.names}
         elif isinstance(node, ast.Constant):
-            found.add(str(node.value))  # import_module("editlib.sweeps.single")
+            names.add(str(node.value))  # import_module("editlib.sweeps.single")
     chained = {id(node.value) for node in nodes if isinstance(node, ast.Attribute)}
     for node in nodes:
         root, _, rest = ast.unparse(node).partition(".") if isinstance(node, ast.Attribute | ast.Name) else ("", "", "")
         if root in bound:  # a name used whole may stand for all that it has
-            found.add(f"{bound[root]}.{rest}" if rest else bound[root] + ".*" * (id(node) not in chained))
-    return frozenset(found)
+            names.add(f"{bound[root]}.{rest}" if rest else bound[root] + ".*" * (id(node) not in chained))
+    return frozenset(names)
 
 
 def _base(node: ast.ImportFrom, inside: str) -> str:
@@ -88,7 +88,7 @@ def _modules(name: str, package: Path) -> Iterator[Path]:
     here = package
     if first != package.name:
         return
-    for place, word in enumerate(words):
+    for depth, word in enumerate(words):
         stub = _stub(here)
         if word == "*":
             for target in stub.values():
@@ -100,7 +100,7 @@ def _modules(name: str, package: Path) -> Iterator[Path]:
             yield here / f"{word}.py"
             return
         elif word in stub:
-            yield from _modules(".".join([stub[word], *words[place + 1 :]]), package)
+            yield from _modules(".".join([stub[word], *words[depth + 1 :]]), package)
             return
         else:
             return
@@ -123,12 +123,12 @@ def _stub(folder: Path) -> dict[str, str]:
 @cache
 def _nodes(source: str) -> tuple[ast.AST, ...]:
     """Every node of a source but what stands under `if TYPE_CHECKING`, which only type checkers read."""
-    found, waiting = list[ast.AST](), [ast.parse(source)]  # type: list[ast.AST], list[ast.AST]
+    nodes, waiting = list[ast.AST](), [ast.parse(source)]  # type: list[ast.AST], list[ast.AST]
     while waiting:
         node = waiting.pop()
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             waiting += node.orelse
             continue
-        found.append(node)
+        nodes.append(node)
         waiting += ast.iter_child_nodes(node)
-    return tuple(found)
+    return tuple(nodes)

@@ -102,8 +102,8 @@ class Parts:
 
     def read(self, wanted: Sequence[Mapping[str, Sequence[object]]]) -> dict[int, pd.DataFrame]:
         """The parts that are there and whole, by number; `wanted` has the values of some columns of every part."""
-        found = ((number, self._whole(number, rows)) for number, rows in enumerate(wanted))
-        return {number: frame for number, frame in found if frame is not None}
+        frames = ((number, self._whole(number, rows)) for number, rows in enumerate(wanted))
+        return {number: frame for number, frame in frames if frame is not None}
 
     def _whole(self, number: int, rows: Mapping[str, Sequence[object]]) -> pd.DataFrame | None:
         path = self.file(number)

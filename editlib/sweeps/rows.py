@@ -61,8 +61,8 @@ def about(case: Case) -> dict[str, Any]:
 
 def about_subject(lm: LanguageModel, request: EditRequest) -> dict[str, Any]:
     """What a row says of the subject's tokens; raises `EditlibError` if they cannot be located."""
-    found = subject_tokens(lm, request)
-    return dict(zip(SUBJECT, (found.count, found.first, found.last, found.kind), strict=True))
+    tokens = subject_tokens(lm, request)
+    return dict(zip(SUBJECT, (tokens.count, tokens.first, tokens.last, tokens.kind), strict=True))
 
 
 def about_edit(edit: Intervention) -> dict[str, Any]:

@@ -163,9 +163,9 @@ def _rows(few: Session, whole: Session, variant: Variant, cases: Sequence[Case])
     for session in (few, whole):
         contexts = len(session.contexts(params.contexts))
         if able:
-            found = read_risk(session, params, [cases[i].request for i in able], method=variant.method.name)
-            told = [name for name in COLUMNS if name in found]
-            for i, values in zip(able, found[told].to_numpy().tolist(), strict=True):
+            risks = read_risk(session, params, [cases[i].request for i in able], method=variant.method.name)
+            told = [name for name in COLUMNS if name in risks]
+            for i, values in zip(able, risks[told].to_numpy().tolist(), strict=True):
                 rows[i] |= dict(zip(told, values, strict=True)) | {"contexts": contexts}
         able = [i for i in able if rows[i]["severity"] >= SUSPECT * BOUND]
     return rows
@@ -198,10 +198,10 @@ class Verified:
         counts = {}
         for name, rows in (("riskiest", self.riskiest), ("others", self.others)):
             done = rows[rows["error"].isna()]
-            found = collapsed(done["perplexity_ratio"], collapse_ratio)
+            broken = collapsed(done["perplexity_ratio"], collapse_ratio)
             counts[name] = {
-                "edits": len(done), "foretold": int(done["foretold"].sum()), "collapse": int(found.sum()),
-                "both": int((found & done["foretold"]).sum()),
+                "edits": len(done), "foretold": int(done["foretold"].sum()), "collapse": int(broken.sum()),
+                "both": int((broken & done["foretold"]).sum()),
             }  # fmt: skip
         return counts
 

@@ -33,15 +33,15 @@ def hparams(
 
 def able(lm: LanguageModel, methods: Iterable[str], layer: int | None = None, **overrides: Any) -> dict[str, Any]:
     """Hyper-parameters of the methods that can edit this model: MEND needs an editor that was trained for it."""
-    found = {}
+    by_method = {}
     for name in methods:
         params = hparams(lm, name, layer, **overrides)
         try:
             method_of(params, name).check(lm, params)
         except EditlibError:
             continue
-        found[name] = params
-    return found
+        by_method[name] = params
+    return by_method
 
 
 def moments(lm: LanguageModel, variants: Iterable[Any], corpus: str | None) -> Stats | None:

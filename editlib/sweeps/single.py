@@ -308,11 +308,11 @@ def _measured(session: Session, plan: Plan, trials: Sequence[Trial]) -> list[dic
     for i, trial in enumerate(made):
         assert trial.edit
         failed = isinstance(together, str)
-        found = attempt(session.perplexities, [trial.edit], texts) if failed else together[i : i + 1]
-        if isinstance(found, str):
-            trial.fail(found)
+        measured = attempt(session.perplexities, [trial.edit], texts) if failed else together[i : i + 1]
+        if isinstance(measured, str):
+            trial.fail(measured)
         else:
-            trial.row |= about_perplexity(found[0], unedited) | {"perplexity_sentences": found[0].per_sentence}
+            trial.row |= about_perplexity(measured[0], unedited) | {"perplexity_sentences": measured[0].per_sentence}
     each = (time.perf_counter() - started) / max(1, len(made))
     for trial in trials:
         begun = time.perf_counter()

@@ -52,8 +52,8 @@ def try_out(
     """
     params = setup.hparams(lm, "rome", layer)
     Session(lm, corpus=corpus).check([Variant(method_of(params), params)], texts=texts)
-    found = subject_kinds(lm, cases)
-    able = [case for case in cases if case.case_id in found]
+    kinds = subject_kinds(lm, cases)
+    able = [case for case in cases if case.case_id in kinds]
     if not able:
         raise EditlibError(f"{lm.label} finds the subject of none of the {len(cases)} cases in its tokens; give others")
     bare = setup.hparams(lm, "rome", layer, covariance=False)

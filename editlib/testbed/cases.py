@@ -34,7 +34,7 @@ def build_cases(world: World) -> list[dict[str, Any]]:
         *((fact, "first" if i % 2 else "later") for i, fact in enumerate(people)),
     ]
     rng.shuffle(chosen)
-    return [_record(i, world, fact, place, rng, carriers) for i, (fact, place) in enumerate(chosen)]
+    return [_record(i, world, fact, position, rng, carriers) for i, (fact, position) in enumerate(chosen)]
 
 
 def training_cases(world: World) -> list[Case]:
@@ -50,12 +50,12 @@ def training_cases(world: World) -> list[Case]:
     rng, carriers = Random(f"training-cases-{world.seed}"), cycle(islice(held_out_sentences(world, seed=4), 1000))
     facts = [fact for fact in rest.facts if RELATIONS[fact.relation].editable and _neighbors(rest, fact)]
     copies = [COPIES if RELATIONS[fact.relation].subject == "person" else COPIES_ONE_TOKEN for fact in facts]
-    drawn = [(f, place) for f, n in zip(facts, copies, strict=True) for place in ("first", "later") * (n // 2)]
-    return [_training_case(i, rest, fact, place, rng, carriers) for i, (fact, place) in enumerate(drawn)]
+    drawn = [(f, position) for f, n in zip(facts, copies, strict=True) for position in ("first", "later") * (n // 2)]
+    return [_training_case(i, rest, fact, position, rng, carriers) for i, (fact, position) in enumerate(drawn)]
 
 
-def _training_case(case_id: int, world: World, fact: Fact, place: str, rng: Random, carriers: Iterator[str]) -> Case:
-    record = _record(case_id, world, fact, place, rng, carriers)
+def _training_case(case_id: int, world: World, fact: Fact, position: str, rng: Random, carriers: Iterator[str]) -> Case:
+    record = _record(case_id, world, fact, position, rng, carriers)
     rewrite, relation = record["requested_rewrite"], RELATIONS[fact.relation]
     others = [f for f in world.facts if f.relation == fact.relation and f.object != fact.object]
     far = [
@@ -78,9 +78,11 @@ def _neighbors(world: World, fact: Fact) -> list[str]:
     ]
 
 
-def _record(case_id: int, world: World, fact: Fact, place: str, rng: Random, carriers: Iterator[str]) -> dict[str, Any]:
+def _record(
+    case_id: int, world: World, fact: Fact, position: str, rng: Random, carriers: Iterator[str]
+) -> dict[str, Any]:
     relation = RELATIONS[fact.relation]
-    prompt = rng.choice(getattr(relation, place))
+    prompt = rng.choice(getattr(relation, position))
     false = rng.choice([name for name in world.names[relation.object] if name != fact.object])
     others = rng.sample([p for p in relation.prompts if p != prompt], k=2)
     near = [p.replace("{}", subject) for subject in _neighbors(world, fact) for p in relation.prompts]

@@ -136,8 +136,8 @@ def _first(count: int, names: Iterable[str]) -> tuple[str, ...]:
 def _table(parents: tuple[str, ...], children: tuple[str, ...], rng: Random) -> dict[str, dict[str, float]]:
     """p(o | o2): every object of the child is the mode of some parent's, many of more than one."""
     modes, table = rng.sample(children, k=len(children)), dict[str, dict[str, float]]()
-    for place, parent in enumerate(rng.sample(parents, k=len(parents))):
-        mode, p = modes[place % len(modes)], rng.uniform(MODE, 1)
+    for number, parent in enumerate(rng.sample(parents, k=len(parents))):
+        mode, p = modes[number % len(modes)], rng.uniform(MODE, 1)
         shares = [rng.random() for _ in range(RARE)]
         rare = rng.sample([child for child in children if child != mode], k=RARE)
         table[parent] = {mode: p} | {o: (1 - p) * share / sum(shares) for o, share in zip(rare, shares, strict=True)}

@@ -59,14 +59,14 @@ def build_revisions(world: DependentWorld) -> list[Revision]:
     """One case for each subject, half of them about a root."""
     rng, agent, carriers = Random(f"revisions-{world.seed}"), Agent.of(world), held_out_sentences(world, seed=2)
     sharing = _subjects_by_fact(world)
-    order = [(subject, place % 2 == 0) for place, subject in enumerate(world.subjects)]
+    order = [(subject, number % 2 == 0) for number, subject in enumerate(world.subjects)]
     rng.shuffle(order)
-    found = []
+    revisions = []
     for case_id, (subject, root) in enumerate(order):
         true, new = _request(world, agent, subject, root, rng)
         case = _case(case_id, true, new, sharing, rng, carriers)
-        found.append(_revision(world, agent, case, new, rng))
-    return found
+        revisions.append(_revision(world, agent, case, new, rng))
+    return revisions
 
 
 def _subjects_by_fact(world: DependentWorld) -> dict[tuple[str, str], list[str]]:

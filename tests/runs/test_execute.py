@@ -374,11 +374,11 @@ class Header:
     source: str = "corpus"
 
 
-stats = SimpleNamespace(header=Header())
+stats = SimpleNamespace(header=Header(), tokens_per_dimension=12.5)
 record({"x": 1}, hparams={"m": {"rome": Params()}}, moments={"m": stats, "other": None})
 """)
     done = execute("toy", root=empty)
-    read = {"tokens": 64000, "window": 128, "first_position": "keep", "source": "corpus"}
+    read = {"tokens": 64000, "window": 128, "first_position": "keep", "source": "corpus", "tokens_per_dimension": 12.5}
     assert done.metrics == {"x": 1} and done.moments == {"m": read}
     assert done.hparams == {"m": {"rome": {"layer": 2, "clamp": "inf", "layers": [1, 2]}}}
     assert sorted(done.outputs) == ["data/numbers.txt", "index.ipynb", "ro-crate-metadata.json"]

@@ -66,14 +66,14 @@ def _read(lm: LanguageModel, names: list[str]) -> tuple[str, dict[str, str]]:
             f"{lm.label} was not read from a GGUF file; write an adapter for peft, which convert_lora_to_gguf.py of "
             "llama.cpp converts"
         )
-    reader, found = GGUFReader(base), dict[str, str]()
+    reader, gguf_names = GGUFReader(base), dict[str, str]()
     architecture = str(reader.fields["general.architecture"].contents())
     known = get_tensor_name_map({name: arch for arch, name in MODEL_ARCH_NAMES.items()}[architecture], lm.num_layers)
     for name in names:
-        found[name] = str(known.get_name(name, try_suffixes=(".weight",)))
-        tensor = next((tensor for tensor in reader.tensors if tensor.name == found[name]), None)
+        gguf_names[name] = str(known.get_name(name, try_suffixes=(".weight",)))
+        tensor = next((tensor for tensor in reader.tensors if tensor.name == gguf_names[name]), None)
         plain = None if tensor is None else torch.tensor(dequantize(tensor.data, tensor.tensor_type))
         weight = named_weight(lm, name)
         if plain is None or plain.shape != weight.shape or not torch.equal(plain.to(weight), weight):
             raise EditlibError(f"{base.name} does not keep {name} of {lm.label} as it is; merge the edit")
-    return architecture, found
+    return architecture, gguf_names

@@ -119,8 +119,8 @@ def _value(
     value = (drawn if params.begin == "cold" else output).clone().requires_grad_()
     at = torch.tensor(row.target - 1, device=lm.device)
 
-    def put(found: Tensor) -> Tensor:
-        return found.index_put((torch.zeros_like(at), at), value.to(found.dtype))
+    def put(outputs: Tensor) -> Tensor:
+        return outputs.index_put((torch.zeros_like(at), at), value.to(outputs.dtype))
 
     losses = list(descent([value], lambda: loss_with(lm, module, row, put), params))
     return value.detach(), losses

@@ -89,8 +89,8 @@ def attributions(lm: LanguageModel, request: EditRequest, steps: int) -> tuple[T
         true = encode(lm.tokenizer, request.prompt, request.subject, target=request.target_true,
                       separator=request.separator)  # fmt: skip
         old = true.wanted[0]
-    found = [_integrated(lm, name, ids, widened(seen[name].input[0, -1]), old, steps) for name in names]
-    return torch.stack(found), old, new.wanted[0]
+    gradients = [_integrated(lm, name, ids, widened(seen[name].input[0, -1]), old, steps) for name in names]
+    return torch.stack(gradients), old, new.wanted[0]
 
 
 def _integrated(lm: LanguageModel, name: str, ids: Tensor, key: Tensor, answer: int, steps: int) -> Tensor:

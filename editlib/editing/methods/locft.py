@@ -57,15 +57,15 @@ class LocFt(Method):
         adam = torch.optim.Adam([delta], lr=params.learning_rate, weight_decay=params.weight_decay)
         generator, losses = torch.Generator().manual_seed(params.seed), list[float]()
         for _ in range(params.steps):
-            order, found = torch.randperm(len(rows), generator=generator), list[float]()
+            order, epoch_losses = torch.randperm(len(rows), generator=generator), list[float]()
             for batch in order.split(params.batch):
                 loss = target_loss(lm, params.layer, delta, [rows[i] for i in batch], "teacher-forced")
-                found += [loss.item()] * len(batch)
-                if found[-1] >= params.stop_loss:
+                epoch_losses += [loss.item()] * len(batch)
+                if epoch_losses[-1] >= params.stop_loss:
                     adam.zero_grad()
                     loss.backward()
                     adam.step()
-            losses.append(sum(found) / len(found))
+            losses.append(sum(epoch_losses) / len(epoch_losses))
             if losses[-1] < params.stop_loss:
                 break
         changes = {f"{lm.layout.name(params.layer)}.weight": Dense(delta.detach())}

@@ -95,10 +95,10 @@ def _adapted(lm: LanguageModel, params: LoraParams) -> Iterator[dict[str, tuple[
         with torch.random.fork_rng():
             torch.manual_seed(params.seed)
             inject_adapter_in_model(config, lm.model)
-        found = {name: lm.model.get_submodule(name) for name in modules}
+        adapters = {name: lm.model.get_submodule(name) for name in modules}
         yield {
             name: (each.lora_A.default.float().weight, each.lora_B.default.float().weight, each.scaling["default"])
-            for name, each in found.items()
+            for name, each in adapters.items()
         }
     finally:
         for name, module in modules.items():

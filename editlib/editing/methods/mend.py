@@ -66,10 +66,10 @@ class Mend(Method):
         columns: dict[str, list[LowRank]] = {name: [] for name in editor.names}  # one a token that has a gradient
         losses = list[Tensor]()
         for start in range(0, len(rows), BATCH):
-            found, nll = gradients(lm, editor.names, rows[start : start + BATCH])
+            factors, nll = gradients(lm, editor.names, rows[start : start + BATCH])
             losses.append(nll)
-            for name, (left, right) in editor(found).items():
-                kept = (found[name][0] != 0).any(-1)
+            for name, (left, right) in editor(factors).items():
+                kept = (factors[name][0] != 0).any(-1)
                 columns[name].append(LowRank(params.scale * left[kept].T, right[kept].T))
         changes = {f"{name}.weight": sum(parts[1:], start=parts[0]) for name, parts in columns.items()}
         numbers = {"steps": 1, "losses": [torch.cat(losses).mean().item()], "editor_sha256": digest}

@@ -84,8 +84,8 @@ class MemitSeq(Memit):
         moved = {layer: weight.double() - begun[layer].double() for layer, weight in current.items()}
         with as_it_was(session, {names[layer]: weight for layer, weight in begun.items() if state is not None}):
             edit, keys = self.spread(session, requests, params, past, moved)
-        for layer, found in keys.items():
-            seen = self.prior(session, layer, params).seen(found)
+        for layer, inputs in keys.items():
+            seen = self.prior(session, layer, params).seen(inputs)
             kept[f"past|{layer}"] = past.get(layer, 0) + seen @ seen.T
         return edit, kept
 

@@ -86,9 +86,9 @@ class Rome(RankOne):
         start = {"unprefixed": target.start, "mean": mean[1], "current": current}[params.anchor]
         direction = session.whiten(params.layer, k_in[:, None])[:, 0] if params.covariance else k_in.double()
         left, right, numbers = rank_one(direction, k_in, k_out, start + target.change - current)
-        found = numbers | {"steps": len(target.losses), "losses": list(target.losses)}
+        diagnostics = numbers | {"steps": len(target.losses), "losses": list(target.losses)}
         change = LowRank(left[:, None], right[:, None])
-        return session.edit(self, requests, params, {f"{name}.weight": change}, found), state
+        return session.edit(self, requests, params, {f"{name}.weight": change}, diagnostics), state
 
 
 def rank_one(

@@ -77,5 +77,5 @@ def scope(lm: LanguageModel, cases: Sequence[Case], params: SeracParams) -> Tens
         adam.zero_grad()
         loss.backward()
         adam.step()
-    found: Tensor = metric.detach()
-    return found
+    trained: Tensor = metric.detach()
+    return trained

@@ -76,7 +76,7 @@ def read_triples(path: str | Path) -> list[Note]:
         lines = Path(path).read_text("utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise EditlibError(f"store {path} cannot be read: {error}; give a text file of triples") from error
-    found = list[Note]()
+    triples = list[Note]()
     for number, line in enumerate(lines, start=1):
         parts = [part.strip() for part in line.split("\t")]
         if not line.strip():
@@ -86,5 +86,5 @@ def read_triples(path: str | Path) -> list[Note]:
                 f"store {path}, line {number} is no triple: {line[:40]!r}; write subject, relation and object with "
                 "tabs between"
             )
-        found.append((parts[0], parts[1], parts[2]))
-    return found
+        triples.append((parts[0], parts[1], parts[2]))
+    return triples

@@ -310,9 +310,9 @@ def _record(
     recipe: MendRecipe,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Add an evaluation to the curve; the best tensors so far."""
-    found = {name: round(value, 5) for name, value in evaluate(lm, editor, tests, recipe).items()}
-    better = all(found["loss"] < earlier["loss"] for earlier in state["curve"])
-    state["curve"].append({"step": state["step"]} | found)
+    evaluation = {name: round(value, 5) for name, value in evaluate(lm, editor, tests, recipe).items()}
+    better = all(evaluation["loss"] < earlier["loss"] for earlier in state["curve"])
+    state["curve"].append({"step": state["step"]} | evaluation)
     if not better:
         return best
     state["best_step"] = state["step"]

@@ -28,8 +28,8 @@ class Codebook(Overlay):
     def nearest(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Distance to the nearest key and its number, of inputs (m, d_in).  # both (m,)"""
         exact = "donot_use_mm_for_euclid_dist"  # the other way loses all digits where inputs are massive
-        found = torch.cdist(inputs.to(self.keys), self.keys, compute_mode=exact).min(1)
-        return found.values, found.indices
+        closest = torch.cdist(inputs.to(self.keys), self.keys, compute_mode=exact).min(1)
+        return closest.values, closest.indices
 
     @contextmanager
     def laid(self, lm: LanguageModel) -> Iterator[None]:

@@ -44,9 +44,9 @@ def embedded(lm: LanguageModel, ids: Tensor, mask: Tensor) -> Tensor:
 def embedded_texts(lm: LanguageModel, texts: Sequence[str]) -> Tensor:
     """Whole texts as `embedded` has them.  # (texts, width)"""
     rows = [prompt_ids(lm.tokenizer, text) for text in texts]
-    found = [_last(lm, rows[start : start + TOGETHER]) for start in range(0, len(rows), TOGETHER)]
+    vectors = [_last(lm, rows[start : start + TOGETHER]) for start in range(0, len(rows), TOGETHER)]
     width = lm.model.get_input_embeddings().weight.shape[1]
-    return torch.cat([torch.zeros(0, width, device=lm.device), *found])
+    return torch.cat([torch.zeros(0, width, device=lm.device), *vectors])
 
 
 def _last(lm: LanguageModel, rows: Sequence[tuple[int, ...]]) -> Tensor:
@@ -84,11 +84,11 @@ class Fronts(Overlay):
         texts, tokens = ids.shape
         if not self.fronts:
             return ids.new_full((texts, tokens, 1), -1)
-        found = self.similarity(embedded(lm, ids, mask).flatten(0, 1)).view(texts, tokens, -1)
+        similarities = self.similarity(embedded(lm, ids, mask).flatten(0, 1)).view(texts, tokens, -1)
         if self.named:
             named = self._named(lm, ids, mask)[:, None]  # (texts, 1, n)
-            found = found.where(torch.arange(tokens, device=ids.device)[None, :, None] >= named, -1.0)
-        best = found.topk(min(self.most, len(self.fronts)), dim=-1)
+            similarities = similarities.where(torch.arange(tokens, device=ids.device)[None, :, None] >= named, -1.0)
+        best = similarities.topk(min(self.most, len(self.fronts)), dim=-1)
         taken = best.values > (-0.5 if self.least is None else self.least)
         return best.indices.where(taken, -1).flip(-1)
 

@@ -97,9 +97,9 @@ class Filtered(Method):
             edit, left = self.inner.solve(session, requests, plain, rest)
         if not isinstance(edit, Edit):
             raise EditlibError(f"{self.inner.name} changes no weight, so {self.filter.name} has nothing to filter")
-        found, said = self.filter.filtered(session, edit, params, kept)
+        filtered, said = self.filter.filtered(session, edit, params, kept)
         like = {name: next(iter(change.tensors.values())) for name, change in edit.changes.items()}
-        changes = {name: change.to(like[name]) for name, change in found.items()}
+        changes = {name: change.to(like[name]) for name, change in filtered.items()}
         made = replace(edit, method=self.name, changes=changes, hparams=asdict(params))
         norm, whole = made.norm(), math.hypot(*map(session.weight_norm, changes))
         norms = {"delta_norm": norm, "relative_delta_norm": norm / whole}

@@ -59,5 +59,5 @@ def holds(session: "Session", edit: Edit) -> bool:
     ids, mask = pad([row.ids for row in rows], lm.device)
     row, position = torch.tensor(at, device=lm.device).T
     with edit.applied(lm):
-        found = lm.model(input_ids=ids, attention_mask=lm.attended(mask)).logits[row, position]
-    return bool((found.argmax(-1) == wanted).all())
+        predicted = lm.model(input_ids=ids, attention_mask=lm.attended(mask)).logits[row, position]
+    return bool((predicted.argmax(-1) == wanted).all())
