@@ -158,7 +158,7 @@ CASE = ("case_id", "Case (its number in the set)")
 OVER = ("denominator_ratio", "Denominator over the consistent one")
 LOOKS = (
     ("#d55e00", "^"), ("#0072b2", "o"), ("#cc79a7", "s"), ("#009e73", "D"), ("#8c8c8c", "v"), ("#56b4e9", "P"),
-    ("#e69f00", "o"), ("#000000", "s"),
+    ("#e69f00", "o"), ("#000000", "s"), ("#0072b2", "^"),
 )  # fmt: skip
 BROKEN: Marks = {"collapse": ("#d55e00", "^", 7), "sound": ("#0072b2", "o", 6)}
 MAP = ("maps", "x", "y", "panel", "group", ("Across the map (no unit)", "Up the map (no unit)"))

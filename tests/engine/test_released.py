@@ -95,7 +95,7 @@ def test_edits_of_a_real_model_are_those_of_the_released_codes(
         )
         assert params.kl_position == "subject" and not params.covariance
         said, (denominator, norm) = solve(session, method, [ask], params).diagnostics, expected[method]
-        assert abs(said["denominator"]) == pytest.approx(denominator, rel=1e-5)
+        assert abs(said["denominator"]) == pytest.approx(denominator, rel=2e-5)  # five digits are known of some
         assert said["delta_norm"] == pytest.approx(norm, rel=2e-4)
         if method == "rome":
             assert said["numerator"] == pytest.approx(expected["value"], rel=2e-4)
