@@ -78,7 +78,9 @@ def perplexity(
     Raises `EditlibError` for no texts, a text of fewer than two tokens, or one longer than the model's context.
     """
     lm.require_causal()
-    passes, protocol = Passes.of(lm, plain=True), Protocol(bos, stride)
+    protocol = Protocol(bos, stride)
+    cut(lm, texts, protocol)  # what is wrong with texts is told before a pass
+    passes = Passes.of(lm, plain=True)
     corpus = run_texts(passes, Site(0), texts, protocol=protocol, batch_tokens=batch_tokens)
     return perplexity_above(passes, corpus, tokens=tokens)
 
@@ -126,8 +128,7 @@ def run_texts(
 ) -> Corpus:
     """Run texts up to a site; with `layer`, keep its keys too. Raises `EditlibError` as `perplexity` does."""
     lm, out, into = passes.lm, *passes.lm.weight(0).shape
-    rows = encode_texts(lm, texts, bos=protocol.bos, whole=protocol.stride is None)
-    windows = [(i, *window) for i, row in enumerate(rows) for window in _windows(lm, row, protocol.stride)]
+    windows = cut(lm, texts, protocol)
     most = min(batch_tokens, most_logits(lm.device) // passes.vocabulary)
     groups = alike([len(ids) for _, ids, _ in windows], waste=0.05, most=most)
     buckets = [_bucket(lm, [windows[i] for i in group]) for group in groups]
@@ -139,17 +140,19 @@ def run_texts(
     return Corpus(site, layer, counts.astype(int), protocol, tuple(filled if kept else buckets), kept)
 
 
-def _windows(lm: LanguageModel, ids: list[int], stride: int | None) -> Iterator[tuple[list[int], int]]:
-    """A text's windows with the first column that predicts a token to be scored."""
-    size = lm.max_length or len(ids)
-    if stride is not None and not 1 <= stride <= size:
-        raise EditlibError(f"stride={stride} is out of range; windows of {lm.label} begin 1 to {size} tokens apart")
-    seen = 0
-    for begin in range(0, len(ids), stride or size):
-        window, column = ids[begin : begin + size], max(seen - begin - 1, 0)
-        if len(window) - 1 > column:
-            yield window, column
-        seen = begin + len(window)
+def cut(lm: LanguageModel, texts: Sequence[str], protocol: Protocol) -> list[tuple[int, list[int], int]]:
+    """All texts' windows: text, ids, and the first column that predicts a token to be scored."""
+    windows, stride = list[tuple[int, list[int], int]](), protocol.stride
+    for text, ids in enumerate(encode_texts(lm, texts, bos=protocol.bos, whole=stride is None)):
+        size, seen = lm.max_length or len(ids), 0
+        if stride is not None and not 1 <= stride <= size:
+            raise EditlibError(f"stride={stride} is out of range; windows of {lm.label} begin 1 to {size} tokens apart")
+        for begin in range(0, len(ids), stride or size):
+            window, column = ids[begin : begin + size], max(seen - begin - 1, 0)
+            if len(window) - 1 > column:
+                windows.append((text, window, column))
+            seen = begin + len(window)
+    return windows
 
 
 def _bucket(lm: LanguageModel, windows: Sequence[tuple[int, list[int], int]]) -> Bucket:

@@ -7,7 +7,7 @@ import re
 import unicodedata
 from pathlib import Path
 from random import Random
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -27,6 +27,7 @@ OPENERS: dict[Flavour, tuple[str, ...]] = {  # what the released codes let the m
 }
 OPENERS["text-start"] = OPENERS["yang-2024"]  # behind the token that begins a text: position 0 may not tell its word
 LENGTHS = (5, 10)  # tokens with the opener, as in the released codes; ten contexts of each
+SAMPLED = 10 * len(LENGTHS)
 RULE = 2  # how contexts are sampled: 1 added as many tokens to the opener, and kept line breaks and ligatures
 
 
@@ -57,18 +58,19 @@ def test_prefixes(lm: LanguageModel, source: Source, *, n: int, seed: int, flavo
     others of the same making: sampled from the unedited model with seed 1 and stored the first time. Raises
     `EditlibError` if there are fewer than `n`.
     """
-    editing = prefix_contexts(lm, flavour=flavour)
-    if source == "editing":
-        pool = editing[1:]
-    elif source == "held-out":
-        others = _stored(lm, _cached(lm, flavour, "held-out"), seed=1, flavour=flavour)
-        pool = [context for context in others if context not in editing]
-    else:
+    if source not in get_args(Source):
         raise EditlibError(f"prefix source {source!r} is unknown; use 'held-out' or 'editing'")
-    if not 1 <= n <= len(pool):
-        raise EditlibError(
-            f"n={n} is out of range; there are {len(pool)} {source} prefixes, so choose 1 to {len(pool)}"
-        )
+
+    def require(most: int) -> None:
+        if not 1 <= n <= most:
+            raise EditlibError(f"n={n} is out of range; there are {most} {source} prefixes, so choose 1 to {most}")
+
+    if source == "held-out" or not are_stored(lm, flavour):
+        require(SAMPLED)  # told before any is sampled
+    editing = prefix_contexts(lm, flavour=flavour)
+    others = _stored(lm, _cached(lm, flavour, "held-out"), seed=1, flavour=flavour) if source == "held-out" else []
+    pool = [context for context in others if context not in editing] if others else editing[1:]
+    require(len(pool))
     return Random(seed).sample(pool, n)
 
 

@@ -13,7 +13,9 @@ from editlib.editing.methods import compute, hparams_for, variants_of
 from editlib.editing.methods.rome import RomeParams
 from editlib.editing.session import Session
 from editlib.editing.stats import MomentOptions, Stats
+from editlib.engine.perplexity import perplexity
 from editlib.engine.prefixes import prefix_contexts
+from editlib.engine.prefixes import test_prefixes as drawn
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
 from editlib.sweeps.sequential import sequence
@@ -147,6 +149,27 @@ def test_a_bad_prefix_is_told_at_once(gpt2: LanguageModel, passes: list[int], pr
     case = {"prompt": "{} is located in", "subject": "Zen", "target_new": "Ostrel"}
     with pytest.raises(EditlibError, match=r"^prefixes must be a list of templates with one \{\} each"):
         sweep(gpt2, case, methods={"rome": BARE}, texts=TEXTS, prefixes=prefixes, progress=False)
+    assert not passes
+
+
+READINGS: dict[str, tuple[Callable[[LanguageModel], object], str]] = {
+    "no texts": (lambda lm: perplexity(lm, []), "^no texts to measure perplexity on"),
+    "a text too short": (lambda lm: perplexity(lm, [*TEXTS, "Zen"]), "^text 'Zen' has fewer than two tokens"),
+    "a text too long": (lambda lm: perplexity(lm, ["Zen is located in Daslo " * 60]), "takes at most 128; shorten it$"),
+    "windows with gaps": (lambda lm: perplexity(lm, TEXTS, stride=0), "^stride=0 is out of range"),
+    "a source that is none": (lambda lm: drawn(lm, "train", n=1, seed=0), "^prefix source 'train' is unknown"),  # type: ignore[arg-type]
+    "no prefix": (lambda lm: drawn(lm, "held-out", n=0, seed=0), "^n=0 is out of range; there are 20 held-out"),
+    "too many prefixes": (lambda lm: drawn(lm, "editing", n=21, seed=0), "^n=21 is out of range; there are 20 editing"),
+}
+
+
+@pytest.mark.parametrize("mistake", READINGS)
+def test_reading_a_model_runs_nothing_before_a_mistake_is_told(
+    gpt2: LanguageModel, passes: list[int], mistake: str
+) -> None:
+    read, said = READINGS[mistake]
+    with pytest.raises(EditlibError, match=said):
+        read(gpt2)
     assert not passes
 
 
