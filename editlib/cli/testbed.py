@@ -12,7 +12,7 @@ import typer
 from editlib.cli.options import Device, Json, check_new
 from editlib.cli.output import emit
 from editlib.errors import EditlibError, unknown
-from editlib.files import TESTBED
+from editlib.files import TESTBED, new_folder
 from editlib.text import table
 
 app = typer.Typer(help="The small models shipped with editlib.", rich_markup_mode=None)
@@ -42,6 +42,22 @@ def train_twin(
     recipe = replace(RECIPES[name], seed=seed)
     recipe = recipe if steps is None else replace(recipe, steps=steps)
     typer.echo(str(train(recipe, out.absolute(), name=f"testbed/{name}", device=require_device(device))))
+
+
+@app.command("cases")
+def cases_of_a_world(
+    out: Annotated[Path | None, typer.Option(help="New folder.  [default: worlds/SEED]")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the world.")] = 0,
+) -> None:
+    """Write the edit cases and texts of a world, for the models trained on its prose.
+
+    Example: editlib testbed cases --seed 1
+    """
+    from editlib.testbed.cases import write_assets
+
+    with new_folder(out := out or Path("worlds") / str(seed)) as folder:
+        write_assets(folder, seed=seed)
+    typer.echo(f"{len(list(out.iterdir()))} files in {out}: edit cases, and texts to measure perplexity on")
 
 
 @app.command("info")

@@ -17,6 +17,7 @@ from places import ROOT as REPOSITORY
 
 import editlib
 from editlib.cli import output, run_app
+from editlib.data.sources import SHIPPED
 from editlib.editing import methods
 from editlib.editing.methods import FLAVOURS as FLAVOURS_BY_NAME
 from editlib.editing.names import FILTERS, FLAVOURS, METHODS
@@ -29,7 +30,7 @@ Mistake = Callable[..., str]
 # -- help ----------------------------------------------------------------------------------------------
 
 ABOUT_RUNS = ["run", "runs", "show", "verify", "cite", "compare", "publish"]
-COMMANDS = ["edit", "apply", "init", *ABOUT_RUNS, "testbed train", "testbed info"]
+COMMANDS = ["edit", "apply", "init", *ABOUT_RUNS, "testbed train", "testbed cases", "testbed info"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -243,6 +244,13 @@ def test_what_a_notebook_calls_a_mistake_is_one(project: Path, mistake: Mistake)
 
 def test_an_unknown_twin_is_named(tmp_path: Path, mistake: Mistake) -> None:
     assert "'twin' is unknown; use one of anchored" in mistake("testbed", "train", "twin", "--out", tmp_path / "twin")
+
+
+def test_cases_of_a_world_are_written_once(tmp_path: Path, mistake: Mistake) -> None:
+    out = tmp_path / "worlds/0"
+    assert run_app(["testbed", "cases", "--out", str(out)]) == 0
+    assert (out / "testbed.json").read_bytes() == SHIPPED["testbed"].read_bytes()
+    assert f"{out} exists already; choose another" in mistake("testbed", "cases", "--out", out)
 
 
 def test_info_checks_files_against_cards(
