@@ -167,7 +167,7 @@ Markdown(
 
 
 # %% tags=["hide-input"]
-def screening(part: workload.Work, meter: measure.Meter) -> list[measure.Outcome]:
+def screening(part: workload.Work, meter: measure.Meter) -> list[measure.PathResult]:
     with meter("keys"):
         tables.append(screen(lm, part.requests, hparams=part.params, progress=False))
     return []

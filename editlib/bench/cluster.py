@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from editlib.bench.measure import Meter, engine, floor_of
 from editlib.bench.work import SHAPES, TESTBED, Work, work
-from editlib.cluster.driver import Task, share
+from editlib.cluster.driver import Assignment, share
 from editlib.cluster.progress import Progress
 from editlib.cluster.workers import Workers
 from editlib.data import datasets as data
@@ -82,7 +82,7 @@ def driver_load(parts: int, folder: Path, workers: Workers) -> Load:
     """Have so many parts of synthetic rows made by workers that do nothing for them, and write them as a sweep does."""
     rows, into = synthetic(), Discarding(folder)
     told = Progress(parts * PART, workers, shown=False)
-    tasks = [Task((number, tuple(range(PART)))) for number in range(parts)]
+    tasks = [Assignment((number, tuple(range(PART)))) for number in range(parts)]
     with into.parts.working():
         ready = Ready(Filling(into, told))
         share(Echo(rows), tasks, ready, workers, told)
@@ -98,7 +98,7 @@ class Ready:
         self.filling, self.lost = filling, filling.lost
         self.began = self.cpu = 0.0
 
-    def done(self, what: tuple[int, tuple[int, ...]], result: pd.DataFrame) -> list[Task]:
+    def done(self, what: tuple[int, tuple[int, ...]], result: pd.DataFrame) -> list[Assignment]:
         """Take a result."""
         following = self.filling.done(what, result)
         if not self.began:

@@ -50,7 +50,7 @@ def _weights(modules: Iterable[nn.Module]) -> int:
 
 
 @dataclass(frozen=True)
-class Span:
+class SearchText:
     """A text of a search: tokens known from its prefix, index of the subject's last, tokens run, positions scored."""
 
     known: int
@@ -59,15 +59,15 @@ class Span:
     scored: int
 
 
-def spans(lm: LanguageModel, request: EditRequest, contexts: Sequence[str]) -> list[Span]:
+def spans(lm: LanguageModel, request: EditRequest, contexts: Sequence[str]) -> list[SearchText]:
     """The texts of a request's search: behind every context, then "{subject} is a"."""
     rows = encode_contexts(lm, request, contexts, target=request.target_new)
     drift = encode(lm.tokenizer, "{} is a", request.subject)
     known = [_common(row.ids[: row.last], ids) for row, ids in zip(rows, beginnings(lm, contexts), strict=True)]
     in_contexts = [
-        Span(n, row.last, len(row.ids) - 1, len(row.ids) - row.target) for n, row in zip(known, rows, strict=True)
+        SearchText(n, row.last, len(row.ids) - 1, len(row.ids) - row.target) for n, row in zip(known, rows, strict=True)
     ]
-    return [*in_contexts, Span(0, drift.last, len(drift.ids), 1)]
+    return [*in_contexts, SearchText(0, drift.last, len(drift.ids), 1)]
 
 
 def beginnings(lm: LanguageModel, contexts: Sequence[str]) -> list[list[int]]:
@@ -84,7 +84,7 @@ def floor(
     shape: Shape,
     layer: int,
     *,
-    searches: Sequence[Sequence[Span]],
+    searches: Sequence[Sequence[SearchText]],
     contexts: Sequence[int],
     texts: Sequence[int],
     steps: int,

@@ -60,7 +60,7 @@ class Meter:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PathResult:
     """What a path gives for one request."""
 
     target: Target
@@ -69,10 +69,10 @@ class Outcome:
 
 
 T = TypeVar("T")
-Route = Callable[[Work, Meter], list[Outcome]]
+Route = Callable[[Work, Meter], list[PathResult]]
 
 
-def engine(work: Work, meter: Meter) -> list[Outcome]:
+def engine(work: Work, meter: Meter) -> list[PathResult]:
     """All requests at once, by a session that knows nothing yet."""
     space, params = Session(work.lm, reuse=False), work.params
     with meter("shared"):
@@ -85,15 +85,15 @@ def engine(work: Work, meter: Meter) -> list[Outcome]:
     with meter("perplexity"):
         perplexities = space.perplexities(edits, work.texts)
     targets = space.targets(work.name, work.requests, params)
-    return [Outcome(*each) for each in zip(targets, edits, perplexities, strict=True)]
+    return [PathResult(*each) for each in zip(targets, edits, perplexities, strict=True)]
 
 
-def plain(work: Work, meter: Meter) -> list[Outcome]:
+def plain(work: Work, meter: Meter) -> list[PathResult]:
     """One request after the other, the weight written and restored."""
     return [_plain_edit(work, request, meter) for request in work.requests]
 
 
-def _plain_edit(work: Work, request: EditRequest, meter: Meter) -> Outcome:
+def _plain_edit(work: Work, request: EditRequest, meter: Meter) -> PathResult:
     lm, params = work.lm, work.params
     with meter("keys"):
         keys = plainpath.keys(lm, params.layer, request, work.contexts)
@@ -105,7 +105,7 @@ def _plain_edit(work: Work, request: EditRequest, meter: Meter) -> Outcome:
         edit = solve(space, "rome", [request], params)
     with meter("perplexity"), edit.applied(lm):
         perplexity = plainpath.perplexity(lm, work.texts)
-    return Outcome(target, edit, perplexity)
+    return PathResult(target, edit, perplexity)
 
 
 def floor_of(work: Work) -> dict[str, float]:
@@ -139,7 +139,7 @@ class Timed:
 
     stages: dict[str, float]
     peak: int | None  # bytes; None where the system does not tell
-    outcomes: list[Outcome]
+    outcomes: list[PathResult]
 
     @property
     def seconds(self) -> float:

@@ -16,7 +16,7 @@ from editlib.text import short, table
 
 
 @dataclass(frozen=True)
-class Report:
+class BenchReport:
     """Both paths side by side; seconds and operations are per edit, seconds medians over all goes."""
 
     work: Work
@@ -109,7 +109,7 @@ def check(plain_edits: int, edits: int) -> None:
         raise EditlibError(f"plain_edits={plain_edits} is out of range; there are {edits} edits")
 
 
-def bench(work: Work, *, plain_edits: int = 2, rounds: int = 1, progress: bool = False) -> Report:
+def bench(work: Work, *, plain_edits: int = 2, rounds: int = 1, progress: bool = False) -> BenchReport:
     """Go along both paths in turn, `rounds` times: some edits alone, then all side by side; before that, once along
     each to count operations (plain: those of an edit of median length), which also warms up.
 
@@ -128,7 +128,7 @@ def bench(work: Work, *, plain_edits: int = 2, rounds: int = 1, progress: bool =
         for _ in range(rounds):
             slow += [done(timed(plain, part)) for part in alone]
             fast += [done(timed(engine, work))]
-    return Report(work, slow, fast, *operations, floor_of(work), matmul_rate(work))
+    return BenchReport(work, slow, fast, *operations, floor_of(work), matmul_rate(work))
 
 
 def _about(work: Work) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import psutil
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, LlamaConfig, PreTrainedConfig
 
-from editlib.bench.floor import Span, spans
+from editlib.bench.floor import SearchText, spans
 from editlib.data import datasets as data
 from editlib.data.datasets import Case
 from editlib.data.request import EditRequest
@@ -108,7 +108,7 @@ class Work:
         return prefix_contexts(self.lm, flavour=self.params.contexts)
 
     @cached_property
-    def searches(self) -> list[list["Span"]]:
+    def searches(self) -> list[list["SearchText"]]:
         """The texts of every request's search."""
         return [spans(self.lm, request, self.contexts) for request in self.requests]
 

@@ -16,8 +16,8 @@ from editlib.text import duration, table
 
 if TYPE_CHECKING:
     from editlib.runs.manifest import Manifest
-    from editlib.runs.plan import Plan
-    from editlib.sweeps.trial import Trial
+    from editlib.runs.plan import RunPlan
+    from editlib.sweeps.trial import CostTrial
 
 MAIN = (  # the experiments of both papers
     "pilot", "single-edits", "weight-change", "surrogate", "sequential", "hardedit", "denominator", "key-geometry",
@@ -107,7 +107,7 @@ def _parameters(names: Sequence[str], root: Path, given: dict[str, str]) -> dict
 
 def _plans(
     chosen: dict[str, dict[str, object]], root: Path, profile: str
-) -> tuple[dict[str, "Plan"], dict[str, "Manifest"]]:
+) -> tuple[dict[str, "RunPlan"], dict[str, "Manifest"]]:
     """What each analysis is asked, checked; and the runs that were asked the same."""
     from editlib.runs.folders import find_runs
     from editlib.runs.plan import plan
@@ -117,7 +117,7 @@ def _plans(
     return plans, {name: runs[name, asked.spec] for name, asked in plans.items() if (name, asked.spec) in runs}
 
 
-def _trial(model: str, given: dict[str, str], *, quiet: bool) -> "Trial":
+def _trial(model: str, given: dict[str, str], *, quiet: bool) -> "CostTrial":
     """The model, seen to work with its data, and what that takes."""
     cases, texts = cases_for(model, given.get("cases")), texts_for(model, given.get("texts"))
     corpus, layer = texts_of(given.get("corpus")), given.get("layer")
@@ -129,7 +129,9 @@ def _trial(model: str, given: dict[str, str], *, quiet: bool) -> "Trial":
         return try_out(lm, cases, texts, layer=int(layer) if layer else None, corpus=corpus)
 
 
-def _steps(model: str, plans: dict[str, "Plan"], done: dict[str, "Manifest"], trial: "Trial", root: Path) -> list[Step]:
+def _steps(
+    model: str, plans: dict[str, "RunPlan"], done: dict[str, "Manifest"], trial: "CostTrial", root: Path
+) -> list[Step]:
     """Every step with its seconds on this machine."""
     from editlib.runs.cost import edits_worth
     from editlib.runs.folders import find_runs

@@ -25,7 +25,7 @@ SLACK, LEAST = 20, 600.0  # a task hangs that takes so many times the longest on
 
 
 @dataclass(eq=False)
-class Task:
+class Assignment:
     """What a worker is sent, and how many workers that may cost."""
 
     what: Any
@@ -36,10 +36,10 @@ class Task:
 class Ledger(Protocol):
     """Where results go: the driver alone writes. Each answer is what is to be done next, before all that waits."""
 
-    def done(self, what: Any, result: Any) -> Iterable[Task]:
+    def done(self, what: Any, result: Any) -> Iterable[Assignment]:
         """Take a result."""
 
-    def lost(self, what: Any, why: str) -> Iterable[Task]:
+    def lost(self, what: Any, why: str) -> Iterable[Assignment]:
         """A task has cost as many workers as it may."""
 
 
@@ -55,7 +55,7 @@ class Held:
     """A worker whose answer is waited for."""
 
     actor: Any
-    task: Task | None = None  # None while it gets ready
+    task: Assignment | None = None  # None while it gets ready
     since: float = field(default_factory=time.monotonic)
 
 
@@ -87,7 +87,7 @@ class Crew:
             actor = self.kind.remote()
             self.waiting[actor.begin.remote(self.job, self.versions)] = Held(actor)
 
-    def give(self, task: Task) -> None:
+    def give(self, task: Assignment) -> None:
         """Let an idle worker do a task."""
         actor = self.idle.pop()
         self.waiting[actor.do.remote(task.what)] = Held(actor, task)
@@ -160,7 +160,7 @@ def told(error: Exception) -> EditlibError:
     )
 
 
-def share(job: Job, tasks: Sequence[Task], ledger: Ledger, workers: Workers, progress: Progress) -> None:
+def share(job: Job, tasks: Sequence[Assignment], ledger: Ledger, workers: Workers, progress: Progress) -> None:
     """Have tasks done by workers, in any order, and enter each result in the ledger as it comes.
 
     A worker that dies, hangs or raises is replaced, and its task given to another one as often as the task allows.
@@ -193,7 +193,7 @@ def share(job: Job, tasks: Sequence[Task], ledger: Ledger, workers: Workers, pro
             crew.dismiss()
 
 
-def _entered(crew: Crew, held: Held, said: Any, ledger: Ledger, progress: Progress) -> Iterable[Task]:
+def _entered(crew: Crew, held: Held, said: Any, ledger: Ledger, progress: Progress) -> Iterable[Assignment]:
     """What is to be done next after an answer."""
     task = held.task
     if task is None:

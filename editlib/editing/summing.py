@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from editlib.cluster.driver import Task, share
+from editlib.cluster.driver import Assignment, share
 from editlib.cluster.progress import Progress
 from editlib.cluster.workers import Workers
 from editlib.errors import EditlibError
@@ -48,7 +48,7 @@ def summed(lm: LanguageModel, layers: Sequence[int], first: int, windows: Tensor
     lm.require_untouched("its second moments")
     job = Summing(Reference.of(lm, gpus=workers.gpus, threads=workers.cpus), tuple(layers), first)
     total.progress = Progress(len(windows), workers, unit="window", name="second moments")
-    share(job, [Task(each) for each in enumerate(chunks)], total, workers, total.progress)
+    share(job, [Assignment(each) for each in enumerate(chunks)], total, workers, total.progress)
     return total.sums
 
 
@@ -61,7 +61,7 @@ class Total:
         self.number = 0  # of the next to be added
         self.progress: Progress | None = None
 
-    def done(self, what: tuple[int, Tensor], result: By) -> Sequence[Task]:
+    def done(self, what: tuple[int, Tensor], result: By) -> Sequence[Assignment]:
         """Add what can be added."""
         self.early[what[0]] = result
         while self.number in self.early:
@@ -72,7 +72,7 @@ class Total:
             self.progress.update(len(what[1]))
         return []
 
-    def lost(self, what: tuple[int, Tensor], why: str) -> Sequence[Task]:
+    def lost(self, what: tuple[int, Tensor], why: str) -> Sequence[Assignment]:
         """There is no mean without every window."""
         raise EditlibError(f"second moments: workers were lost over chunk {what[0]} of the corpus: {why}")
 

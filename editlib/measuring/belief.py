@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from editlib.errors import EditlibError
-from editlib.measuring.scores import Answer, answer_to, heard, plain_logits
+from editlib.measuring.scores import AnswerIds, answer_to, heard, plain_logits
 from editlib.models.language_model import LanguageModel
 
 Beliefs = NDArray[np.float64]
@@ -34,7 +34,7 @@ def believed(lm: LanguageModel, questions: Sequence[tuple[str, Sequence[str]]]) 
     `EditlibError` for a question without options, or longer than the model's context.
     """
     lm.require_causal()
-    answers = list[list[Answer]]()
+    answers = list[list[AnswerIds]]()
     for prompt, options in questions:
         if not options:
             raise EditlibError(f"question {prompt[:40]!r} has no options; give at least one")

@@ -15,7 +15,7 @@ from editlib.errors import EditlibError
 Record = dict[str, Any]
 
 
-class Question(NamedTuple):
+class TaskQuestion(NamedTuple):
     """A question's fields as the harness's task has them, and the line of the file that its record starts on."""
 
     line: int
@@ -181,7 +181,7 @@ FORMS = {
 }  # fmt: skip
 
 
-def questions(task: str, path: Path, *, limit: int | None = None) -> list[Question]:
+def questions(task: str, path: Path, *, limit: int | None = None) -> list[TaskQuestion]:
     """The first questions of a task's local file.
 
     Raises `EditlibError` with file, line and the form wanted for a question that cannot be asked or scored.
@@ -194,14 +194,14 @@ def questions(task: str, path: Path, *, limit: int | None = None) -> list[Questi
     return checked
 
 
-def _checked(task: str, path: Path) -> Iterator[Question]:
+def _checked(task: str, path: Path) -> Iterator[TaskQuestion]:
     form = FORMS[task]
     for line, record in form.records(path):
         try:
             if not isinstance(record, dict):
                 raise TypeError(record if isinstance(record, EditlibError) else "it is no record")
             for fields in form.questions(record):
-                yield Question(line, form.question.model_validate(fields).model_dump())
+                yield TaskQuestion(line, form.question.model_validate(fields).model_dump())
         except ValidationError as error:
             first = error.errors()[0]
             reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

@@ -32,7 +32,7 @@ NONE = -1  # the likeliest token where the largest logit is not finite
 
 
 @dataclass(frozen=True)
-class Answer:
+class AnswerIds:
     """Token ids of an answer and of the prompt before it."""
 
     prompt: tuple[int, ...]
@@ -49,8 +49,8 @@ class Question:
     """A test prompt of one score: the answer asked for, and the one it competes with where there is one."""
 
     score: Score
-    answer: Answer
-    rival: Answer | None
+    answer: AnswerIds
+    rival: AnswerIds | None
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Reading:
+class Replies:
     """A model's replies to a case's questions, in their order."""
 
     prompts: Prompts
@@ -134,9 +134,9 @@ def _asked(case: Case) -> Iterator[tuple[Score, str, str, str | None]]:
             yield "locality", text, answer, new
 
 
-def answer_to(lm: LanguageModel, separator: str | None, prefix: str, prompt: str, target: str) -> Answer:
+def answer_to(lm: LanguageModel, separator: str | None, prefix: str, prompt: str, target: str) -> AnswerIds:
     """An answer to a prompt behind a prefix; raises `EditlibError` if both are longer than the model's context."""
-    answer = Answer(*encode_text(lm.tokenizer, prefix.replace("{}", prompt, 1), target, separator=separator))
+    answer = AnswerIds(*encode_text(lm.tokenizer, prefix.replace("{}", prompt, 1), target, separator=separator))
     if lm.max_length is not None and len(answer.fed) > lm.max_length:
         raise EditlibError(
             f"prompt {prompt[:40]!r}... has {len(answer.fed)} tokens with prefix and target, "
@@ -152,7 +152,7 @@ def read(
     prefixes: Sequence[str] = ("{}",),
     prefixed: Prefixed = "efficacy",
     logits: Logits | None = None,
-) -> Reading:
+) -> Replies:
     """Ask a model, edited or not, everything the scores of a case need; `prompts` already made are taken as they are.
 
     `logits` are another way to the model's, such as `Session.logits` of an edit that is not applied.
@@ -165,13 +165,13 @@ def read(
     asked = case if isinstance(case, Prompts) else prompts(lm, case, prefixes=prefixes, prefixed=prefixed)
     logits = logits or partial(plain_logits, lm)
     by_answer = heard(lm, logits, {a for q in asked.questions for a in (q.answer, q.rival) if a})
-    said = dict[Answer, tuple[int, ...]]()
+    said = dict[AnswerIds, tuple[int, ...]]()
     for answer, (_, picks) in by_answer.items():  # up to the first wrong one, greedy decoding sees what forcing does
         wrong = (i for i, (pick, token) in enumerate(zip(picks, answer.tokens, strict=True)) if pick != token)
         said[answer] = picks[: next(wrong, len(picks)) + 1]
     said |= _continued(lm, logits, {q.answer: said[q.answer] for q in asked.questions if q.score == "locality"})
     means = {answer: sum(each) / len(each) for answer, (each, _) in by_answer.items()}
-    return Reading(
+    return Replies(
         asked,
         tuple(
             Reply(by_answer[q.answer][1], said[q.answer], means[q.answer], means[q.rival] if q.rival else torch.nan)
@@ -183,7 +183,7 @@ def read(
 Heard = tuple[tuple[float, ...], tuple[int, ...]]  # log-probabilities and picks, one of each for every token
 
 
-def heard(lm: LanguageModel, logits: Logits, answers: Iterable[Answer]) -> dict[Answer, Heard]:
+def heard(lm: LanguageModel, logits: Logits, answers: Iterable[AnswerIds]) -> dict[AnswerIds, Heard]:
     """What every answer gets; answers of like length share a pass, equal prompts a row."""
     ordered = sorted(answers, key=lambda answer: (len(answer.fed), answer.fed))
     batches = [ordered[start : start + PASS_ROWS] for start in range(0, len(ordered), PASS_ROWS)]
@@ -191,7 +191,7 @@ def heard(lm: LanguageModel, logits: Logits, answers: Iterable[Answer]) -> dict[
 
 
 @torch.no_grad()
-def _forced(lm: LanguageModel, logits: Logits, answers: Sequence[Answer]) -> list[Heard]:
+def _forced(lm: LanguageModel, logits: Logits, answers: Sequence[AnswerIds]) -> list[Heard]:
     """What every answer gets, in one pass."""
     rows = list(dict.fromkeys(answer.fed for answer in answers))
     at = [(rows.index(a.fed), column) for a in answers for column in range(len(a.prompt) - 1, len(a.fed))]
@@ -219,7 +219,9 @@ def _picks(logits: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _continued(lm: LanguageModel, logits: Logits, said: dict[Answer, tuple[int, ...]]) -> dict[Answer, tuple[int, ...]]:
+def _continued(
+    lm: LanguageModel, logits: Logits, said: dict[AnswerIds, tuple[int, ...]]
+) -> dict[AnswerIds, tuple[int, ...]]:
     """Continuations made as long as their answers, or up to the end of text; one pass a token."""
     said, ends = dict(said), (NONE, lm.tokenizer.eos_token_id)
     while short := [a for a, so_far in said.items() if len(so_far) < len(a.tokens) and so_far[-1] not in ends]:
@@ -229,7 +231,7 @@ def _continued(lm: LanguageModel, logits: Logits, said: dict[Answer, tuple[int, 
     return said
 
 
-def score(case: Case, before: Reading, after: Reading) -> dict[str, float]:
+def score(case: Case, before: Replies, after: Replies) -> dict[str, float]:
     """Scores of one edit by name, `efficacy_es` to `locality_em_ar`: means over prompts and prefixes, 0 to 1.
 
     Locality by `em_tf` and `em_ar` compares with the unedited model, not with the truth. A score is nan where the
@@ -280,7 +282,7 @@ def target_logprobs(
     Raises `EditlibError` if they cannot be located, or are more than the model takes.
     """
     row = encode(lm.tokenizer, request.prompt, request.subject, target=target, separator=request.separator)
-    answer = Answer(row.ids[: row.target], row.wanted)
+    answer = AnswerIds(row.ids[: row.target], row.wanted)
     check_length(lm, [request.text], [answer.fed])
     ((logprobs, _),) = _forced(lm, logits or partial(plain_logits, lm), [answer])
     return logprobs

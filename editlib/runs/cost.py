@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from editlib.runs.manifest import Manifest
-from editlib.runs.plan import Plan
+from editlib.runs.plan import RunPlan
 
 
-def edits_worth(asked: Plan, runs: Sequence[Manifest]) -> float | None:
+def edits_worth(asked: RunPlan, runs: Sequence[Manifest]) -> float | None:
     """How many edits take as long as an analysis: those of its newest run that tells what one took, scaled by how many
     cases are drawn; None if no run tells."""
     for run in reversed([run for run in runs if run.analysis == asked.analysis.name]):
@@ -30,7 +30,7 @@ def _seconds_of_an_edit(folder: Path) -> float | None:
     return float(table["seconds"].median())
 
 
-def _scale(asked: Plan, run: Manifest) -> float:
+def _scale(asked: RunPlan, run: Manifest) -> float:
     """The first whole number but for the seed that differs, over what it was: notebooks declare how many cases are
     drawn before what is done with them."""
     pairs = [(value, run.parameters.get(name)) for name, value in asked.parameters.items() if name != "seed"]

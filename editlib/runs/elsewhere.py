@@ -8,7 +8,7 @@ from pathlib import Path
 from socket import gethostname
 from typing import Any
 
-from editlib.cluster.driver import Task, share
+from editlib.cluster.driver import Assignment, share
 from editlib.cluster.progress import Progress
 from editlib.cluster.workers import Workers
 from editlib.errors import EditlibError
@@ -45,13 +45,13 @@ class Outcomes:
     told: Progress
     found: dict[str, Any] = field(default_factory=dict)  # a word why for one that cost workers
 
-    def done(self, what: str, result: Any) -> Sequence[Task]:
+    def done(self, what: str, result: Any) -> Sequence[Assignment]:
         """Take one."""
         self.found[what] = result
         self.told.update(1)
         return []
 
-    def lost(self, what: str, why: str) -> Sequence[Task]:
+    def lost(self, what: str, why: str) -> Sequence[Assignment]:
         """The others go on."""
         return self.done(what, why)
 
@@ -64,5 +64,5 @@ def executed(
     job = Executing(execute, root.resolve(), workers.cpus, options)
     patient = replace(workers, timeout=workers.timeout or math.inf)  # one may take a hundred times as long as another
     outcomes = Outcomes(told)
-    share(job, [Task(name) for name in names], outcomes, patient, told)
+    share(job, [Assignment(name) for name in names], outcomes, patient, told)
     return outcomes.found

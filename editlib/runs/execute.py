@@ -31,8 +31,8 @@ from editlib.runs.elsewhere import executed
 from editlib.runs.folders import find_runs
 from editlib.runs.manifest import SCHEMA, Manifest, hash_files, write
 from editlib.runs.notebook import RunFailed, clean, parts_of, run_notebook
-from editlib.runs.plan import Plan, plan
-from editlib.runs.progress import Event, Progress, Tell
+from editlib.runs.plan import RunPlan, plan
+from editlib.runs.progress import Event, RunProgress, Tell
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,12 @@ def execute_all(
     expected = {run.analysis: run.seconds for run in same}  # of the newest
     if jobs == 1:
         queue = Queue[Event | None]()
-        with Progress(queue, names, jobs=1, expected=expected):
+        with RunProgress(queue, names, jobs=1, expected=expected):
             return [_attempt(name, root=root, tell=queue.put, **options) for name in names]
     threads, context = max(1, (os.cpu_count() or 1) // jobs), get_context("spawn")
     with (
         context.Manager() as manager,
-        Progress(events := manager.Queue(), names, jobs=jobs, expected=expected),
+        RunProgress(events := manager.Queue(), names, jobs=jobs, expected=expected),
         ProcessPoolExecutor(jobs, context, initializer=_limit_threads, initargs=(threads,)) as pool,
     ):
         return list(pool.map(partial(_attempt, root=root, tell=events.put, **options), names))
@@ -164,7 +164,7 @@ def _writable(folder: Path) -> Iterator[None]:
         raise EditlibError(reason) from error
 
 
-def _record(asked: Plan, stage: Path, root: Path) -> dict[str, Any]:
+def _record(asked: RunPlan, stage: Path, root: Path) -> dict[str, Any]:
     """The manifest but for what is measured, and the run's id."""
     cells = json.loads((stage / "index.ipynb").read_text("utf-8"))["cells"]
     times = [cell["metadata"].get("papermill", {}).get("duration") for cell in cells if cell["cell_type"] == "code"]

@@ -17,7 +17,7 @@ from typing import Any
 from editlib.errors import EditlibError
 from editlib.machine import without_paths
 from editlib.runs.manifest import symbolic_link
-from editlib.runs.plan import Plan
+from editlib.runs.plan import RunPlan
 from editlib.runs.recording import take
 from editlib.runs.resuming import VARIABLE
 
@@ -33,12 +33,12 @@ class RunFailed(RuntimeError):
     """A notebook failed, not through a user's mistake; the message is one line naming the kept notebook."""
 
 
-def parts_of(asked: Plan, root: Path) -> Path:
+def parts_of(asked: RunPlan, root: Path) -> Path:
     """Where sweeps of a run keep their parts until it is whole."""
     return root.resolve() / "_build" / "parts" / f"{asked.analysis.name}-{asked.spec}"
 
 
-def run_notebook(asked: Plan, stage: Path, *, root: Path, timeout: int | None, seen: Seen) -> None:
+def run_notebook(asked: RunPlan, stage: Path, *, root: Path, timeout: int | None, seen: Seen) -> None:
     """Execute in `stage`; raises `EditlibError` for a mistake that the notebook finds, `RunFailed` for other errors.
 
     The kernel talks over sockets in a private folder, never over TCP.
@@ -60,7 +60,7 @@ def run_notebook(asked: Plan, stage: Path, *, root: Path, timeout: int | None, s
         raise RunFailed(_failure(asked, stage, root, reason)) from error
 
 
-def _execute(asked: Plan, stage: Path, parts: Path, timeout: int | None, seen: Seen) -> None:
+def _execute(asked: RunPlan, stage: Path, parts: Path, timeout: int | None, seen: Seen) -> None:
     import papermill
     from nbclient.exceptions import CellTimeoutError
     from papermill.clientwrap import PapermillNotebookClient
@@ -109,7 +109,7 @@ def _execute(asked: Plan, stage: Path, parts: Path, timeout: int | None, seen: S
 
 
 @contextmanager
-def _by_shown_names(asked: Plan, stage: Path) -> Iterator[dict[str, Any]]:
+def _by_shown_names(asked: RunPlan, stage: Path) -> Iterator[dict[str, Any]]:
     """The parameters with local models and data under the names that others see, links in the stage inside the block:
     a path in a picture could not be taken out."""
     given, links = dict(asked.parameters), list[Path]()
@@ -130,7 +130,7 @@ def _by_shown_names(asked: Plan, stage: Path) -> Iterator[dict[str, Any]]:
                 folder.rmdir()
 
 
-def _prepared(asked: Plan) -> Any:
+def _prepared(asked: RunPlan) -> Any:
     """The notebook to execute: its heading tells runs apart, this run's parameters replace the defaults."""
     notebook = deepcopy(asked.analysis.notebook)
     notebook.metadata["kernelspec"] = KERNEL  # whatever environment its author had
@@ -145,7 +145,7 @@ def _prepared(asked: Plan) -> Any:
     return notebook
 
 
-def _failure(asked: Plan, stage: Path, root: Path, reason: str) -> str:
+def _failure(asked: RunPlan, stage: Path, root: Path, reason: str) -> str:
     """Keep what was executed and say where it is."""
     told = f"analysis {asked.analysis.name} failed ({reason})"
     if not (stage / "index.ipynb").is_file():
@@ -188,7 +188,7 @@ def unshowable(path: Path) -> str | None:
     return None
 
 
-def clean(asked: Plan, stage: Path, root: Path) -> dict[str, Any]:
+def clean(asked: RunPlan, stage: Path, root: Path) -> dict[str, Any]:
     """Take this machine's paths out of all that the notebook wrote; returns what it told for the manifest."""
     shorten = partial(without_paths, folders=(stage, root), called=asked.called)
     _clean_notebook(stage / "index.ipynb", shorten)

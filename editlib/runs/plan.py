@@ -17,7 +17,7 @@ from editlib.runs.reach import PACKAGE, PRESETS, code_hash, files_of
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """What one run is asked to do; `parameters` may hold local paths, `shown` and `inputs` their names in `called`."""
 
     analysis: Analysis
@@ -29,7 +29,7 @@ class Plan:
     spec: str
 
 
-def plan(name: str, *, root: Path, profile: str = "quick", parameters: Mapping[str, object] | None = None) -> Plan:
+def plan(name: str, *, root: Path, profile: str = "quick", parameters: Mapping[str, object] | None = None) -> RunPlan:
     """Resolve and hash all a run depends on; raises `EditlibError` for what is unknown or of a wrong type."""
     chosen = read(name, root)
     resolved = chosen.resolve(profile, _own(chosen, profile, parameters or {}) | dict(parameters or {}))
@@ -52,7 +52,7 @@ def plan(name: str, *, root: Path, profile: str = "quick", parameters: Mapping[s
     called = _names_of_paths([Path(path) for path in named if Path(path).is_absolute()], root)
     shown, inputs = without_paths((values, inputs), folders=[root], called=called)
     spec = short_hash({"schema": SCHEMA, "analysis": name, "parameters": shown, **inputs})
-    return Plan(chosen, profile, values, shown, called, inputs, spec)
+    return RunPlan(chosen, profile, values, shown, called, inputs, spec)
 
 
 def _own(chosen: Analysis, profile: str, given: Mapping[str, object]) -> dict[str, object]:

@@ -26,7 +26,7 @@ class Event:
 Tell = Callable[[Event], object]
 
 
-class Progress:
+class RunProgress:
     """Tells on stderr what `events`, a queue, says; to be used as a context, at whose end all of them are told.
 
     `names` are the analyses, `jobs` of them at a time; `expected` has the seconds that some took before. `every` is
@@ -41,7 +41,7 @@ class Progress:
         self.stream: TextIO = sys.stderr
         self.thread = Thread(target=self._tell_all, daemon=True)
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "RunProgress":
         self.thread.start()
         return self
 

@@ -20,13 +20,13 @@ from editlib.measuring import scores as scoring
 from editlib.sweeps.rows import about_answer, about_edit, about_subject
 
 if TYPE_CHECKING:
-    from editlib.sweeps.sequential import Plan
+    from editlib.sweeps.sequential import SequencePlan
 
 
 class Chain:
     """A model that gets edit upon edit by one method inside a block, and is as it was after it."""
 
-    def __init__(self, session: Session, plan: "Plan", name: str) -> None:
+    def __init__(self, session: Session, plan: "SequencePlan", name: str) -> None:
         self.session, self.plan, self.name, self.variant = session, plan, name, plan.variants[name]
         self.state: State | None = None  # what the method remembers
         self.kept = dict[str, Tensor]()  # the unedited weights that were changed

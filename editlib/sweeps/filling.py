@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import pandas as pd
 
-from editlib.cluster.driver import Task, share
+from editlib.cluster.driver import Assignment, share
 from editlib.cluster.progress import Progress
 from editlib.cluster.workers import Workers
 from editlib.editing.stats import MomentOptions, Stats, second_moments_of
@@ -59,7 +59,7 @@ def fill(
         return
     job = Making(Reference.of(lm, gpus=workers.gpus, threads=workers.cpus), there())
     told = Progress(total, workers, done=done, name=lm.name, shown=progress)
-    share(job, [Task(each) for each in tasks], Filling(into, told), workers, told)
+    share(job, [Assignment(each) for each in tasks], Filling(into, told), workers, told)
 
 
 Begin = Callable[[LanguageModel], Make]
@@ -118,7 +118,7 @@ class Filling:
     def __init__(self, into: Filled, told: Progress) -> None:
         self.into, self.told, self.apart = into, told, dict[int, Apart]()
 
-    def done(self, what: tuple[int, tuple[int, ...]], result: pd.DataFrame) -> list[Task]:
+    def done(self, what: tuple[int, tuple[int, ...]], result: pd.DataFrame) -> list[Assignment]:
         """Keep a part that is whole; else see what is left of it to do."""
         number, cases = what
         apart = self.apart.get(number)
@@ -129,7 +129,7 @@ class Filling:
         apart.rows |= {case: result.iloc[i * width : (i + 1) * width] for i, case in enumerate(cases)}
         return self._rest(number, apart)
 
-    def lost(self, what: tuple[int, tuple[int, ...]], why: str) -> list[Task]:
+    def lost(self, what: tuple[int, tuple[int, ...]], why: str) -> list[Assignment]:
         """Take a part apart; a single case that costs workers is a row that says so."""
         number, cases = what
         apart = self.apart.setdefault(number, Apart(cases))
@@ -143,16 +143,16 @@ class Filling:
             return self._rest(number, apart)
         half = len(cases) // 2
         halves = cases[:half], cases[half:]
-        return [Task((number, piece), lives=2 if len(piece) == 1 else 1) for piece in halves]
+        return [Assignment((number, piece), lives=2 if len(piece) == 1 else 1) for piece in halves]
 
-    def _rest(self, number: int, apart: Apart) -> list[Task]:
+    def _rest(self, number: int, apart: Apart) -> list[Assignment]:
         """Once every case is known to be harmless or not: the harmless ones together, and then all that there is."""
         left = tuple(case for case in apart.cases if case not in apart.deadly)
         if len(apart.rows) < len(apart.cases):
             return []
         if left and not apart.last:
             apart.last = True
-            return [Task((number, left))]
+            return [Assignment((number, left))]
         rows = pd.concat([apart.rows[case] for case in apart.cases], ignore_index=True)
         self.told.update(self.into.write(number, apart.cases, rows))
         return []

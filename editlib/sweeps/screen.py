@@ -82,8 +82,8 @@ def screen(
     session.check(variants.values())
     groups = [tuple(chosen[i : i + PART]) for i in range(0, len(chosen), PART)]
     record = described(session, chosen, variants, ()) | {"part": PART, "parts": len(groups), "bound": BOUND}
-    parts, plan = Parts.of(out, record, COLUMNS, resume=resume), Plan(tuple(groups), variants, record)
-    into = Table(plan, parts, parts.read([{"case_id": [case.case_id for case in group]} for group in groups]))
+    parts, plan = Parts.of(out, record, COLUMNS, resume=resume), ScreenPlan(tuple(groups), variants, record)
+    into = ScreenTable(plan, parts, parts.read([{"case_id": [case.case_id for case in group]} for group in groups]))
     todo, layers = [n for n in range(len(groups)) if n not in into.frames], moments_of(variants.values())
     known: dict[str, Any] = {"stats": stats, "corpus": corpus, "options": None, "workers": crew}
     with parts.working():
@@ -107,7 +107,7 @@ def screen(
 
 
 @dataclass(frozen=True)
-class Plan:
+class ScreenPlan:
     """What is screened for whom, in parts; it can be sent to other processes."""
 
     groups: tuple[tuple[Case, ...], ...]
@@ -116,10 +116,10 @@ class Plan:
 
 
 @dataclass
-class Table:
+class ScreenTable:
     """The parts of a screening that there are."""
 
-    plan: Plan
+    plan: ScreenPlan
     parts: Parts
     frames: dict[int, pd.DataFrame]
 
@@ -134,7 +134,7 @@ class Table:
         return frame([about(self.plan.groups[number][case]) | {"collapse": False, "error": reason}], COLUMNS)
 
 
-def _reader(plan: Plan, whole: Session, few: Session) -> Make:
+def _reader(plan: ScreenPlan, whole: Session, few: Session) -> Make:
     """What makes rows, from a session and one that knows only few contexts."""
     (variant,) = plan.variants.values()
     some = whole.contexts(variant.params.contexts)[:FEW]
@@ -142,7 +142,7 @@ def _reader(plan: Plan, whole: Session, few: Session) -> Make:
     return lambda number, cases: frame(_rows(few, whole, variant, [plan.groups[number][i] for i in cases]), COLUMNS)
 
 
-def _begin(plan: Plan, stats: Stats | None, lm: LanguageModel) -> Make:
+def _begin(plan: ScreenPlan, stats: Stats | None, lm: LanguageModel) -> Make:
     """The same in a worker."""
     whole = Session(lm, stats=stats)
     require_same(described(whole, [*chain.from_iterable(plan.groups)], plan.variants, ()), plan.record)

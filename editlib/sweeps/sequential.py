@@ -49,7 +49,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SequencePlan:
     """What sequences of edits do to a model, in parts."""
 
     cases: tuple[Case, ...]
@@ -87,7 +87,7 @@ def plan_sequence(
     retest: bool = False,
     answers: bool = False,
     guard: SequenceGuard = "off",
-) -> Plan:
+) -> SequencePlan:
     """The plan of sequences, with options as for `sequence`; raises its `EditlibError`s before the model is run."""
     if every < 1:
         raise EditlibError(f"every={every} is out of range; measure after every 1 edit or more")
@@ -103,7 +103,7 @@ def plan_sequence(
         "sweep": "sequential edits", **described(session, chosen, variants, sentences), "every": every,
         "retest": retest, "answers": answers, "guard": guard, "part": PART, "parts": len(spans),
     }  # fmt: skip
-    return Plan(chosen, variants, sentences, every, retest, answers, guard, tuple(spans), record)
+    return SequencePlan(chosen, variants, sentences, every, retest, answers, guard, tuple(spans), record)
 
 
 def sequence(
@@ -180,7 +180,7 @@ def sequence(
 
 def _sequence(
     session: Session,
-    plan: Plan,
+    plan: SequencePlan,
     name: str,
     numbers: Sequence[int],
     kept: Kept,

@@ -57,7 +57,7 @@ HELD = 2**26  # numbers of edits' changes held at once: all of a part at rank on
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """What a sweep does to a model, in parts of `part` cases; it can be sent to other processes."""
 
     cases: tuple[Case, ...]
@@ -116,7 +116,7 @@ def plan_sweep(
     per_sentence: bool = False,
     answers: bool = False,
     prefixes: Sequence[str] = ("{}",),
-) -> Plan:
+) -> SweepPlan:
     """The plan of a sweep, with options as for `sweep`; raises its `EditlibError`s before the model is run."""
     chosen, variants, sentences = checked(session, cases, methods, texts)
     scoring.require_templates(prefixes)
@@ -126,7 +126,7 @@ def plan_sweep(
         "sentences": per_sentence, "answers": answers, "prefixes": list(prefixes), "part": part,
         "parts": -(-len(chosen) // part),
     }  # fmt: skip
-    return Plan(chosen, variants, sentences, tuple(prefixes), scores, per_sentence, answers, part, record)
+    return SweepPlan(chosen, variants, sentences, tuple(prefixes), scores, per_sentence, answers, part, record)
 
 
 def sweep(
@@ -167,7 +167,7 @@ def sweep(
     options: dict[str, Any] = {"scores": scores, "per_sentence": per_sentence, "answers": answers}
     plan = plan_sweep(session, cases, methods=methods, texts=texts, prefixes=prefixes, **options)
     parts = Parts.of(out, plan.record, plan.columns, resume=resume)
-    table = Table(plan, parts, parts.read(plan.rows))
+    table = SweepTable(plan, parts, parts.read(plan.rows))
     again = {n for n, made in table.frames.items() if made["error"].notna().any()} if retry_failed else set()
     todo = sorted(set(range(len(plan.groups))) - set(table.frames) | again)
     if todo:
@@ -189,10 +189,10 @@ def sweep(
 
 
 @dataclass
-class Table:
+class SweepTable:
     """The parts of a sweep that there are."""
 
-    plan: Plan
+    plan: SweepPlan
     parts: Parts
     frames: dict[int, pd.DataFrame]
 
@@ -209,20 +209,20 @@ class Table:
         return frame([row | {"method": name} for name in self.plan.variants], self.plan.columns)
 
 
-def rows_by(session: Session, plan: Plan) -> Make:
+def rows_by(session: Session, plan: SweepPlan) -> Make:
     """What makes rows of a plan's cases."""
     session.load_moments(moments_of(plan.variants.values()))
     return lambda number, cases: frame(_rows(session, plan, [plan.groups[number][i] for i in cases]), plan.columns)
 
 
-def _begin(plan: Plan, stats: Stats | None, lm: LanguageModel) -> Make:
+def _begin(plan: SweepPlan, stats: Stats | None, lm: LanguageModel) -> Make:
     """The same in a worker."""
     session = Session(lm, stats=stats)
     require_same(described(session, plan.cases, plan.variants, plan.texts), plan.record)
     return rows_by(session, plan)
 
 
-def run_part(session: Session, plan: Plan, number: int, *, earlier: pd.DataFrame | None = None) -> pd.DataFrame:
+def run_part(session: Session, plan: SweepPlan, number: int, *, earlier: pd.DataFrame | None = None) -> pd.DataFrame:
     """The rows of one part; of an `earlier` one, those that failed are made again, and the others taken over."""
     cases = plan.missing(number, earlier)
     return plan.whole(rows_by(session, plan)(number, cases), cases, earlier)
@@ -234,7 +234,7 @@ class Trial:
 
     case: Case
     row: dict[str, Any]
-    before: scoring.Reading | None = None  # the unedited model's replies, if they are scored
+    before: scoring.Replies | None = None  # the unedited model's replies, if they are scored
     edit: Intervention | None = None
     measured: Perplexity | None = None
     seconds: float = 0.0
@@ -245,7 +245,7 @@ class Trial:
         self.edit = None
 
 
-def _rows(session: Session, plan: Plan, cases: Sequence[Case]) -> list[dict[str, Any]]:
+def _rows(session: Session, plan: SweepPlan, cases: Sequence[Case]) -> list[dict[str, Any]]:
     """Rows of some cases by all methods, in their order."""
     started, rows = time.perf_counter(), list[dict[str, Any]]()
     session.forget_requests()
@@ -270,7 +270,7 @@ def _rows(session: Session, plan: Plan, cases: Sequence[Case]) -> list[dict[str,
     return rows + _measured(session, plan, batch)
 
 
-def _look(session: Session, plan: Plan, case: Case) -> Trial:
+def _look(session: Session, plan: SweepPlan, case: Case) -> Trial:
     """A case before any edit: what its row says of it and the unedited model replies, or why it cannot be edited."""
     trial, lm = Trial(case, about(case)), session.lm
 
@@ -299,7 +299,7 @@ def _edit(session: Session, variant: Variant, trial: Trial) -> None:
     trial.seconds += time.perf_counter() - started
 
 
-def _measured(session: Session, plan: Plan, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+def _measured(session: Session, plan: SweepPlan, trials: Sequence[Trial]) -> list[dict[str, Any]]:
     """Rows of edits: perplexities measured side by side, or one by one where that fails, then scores one by one."""
     lm, texts = session.lm, plan.texts
     unedited = session.once(("unedited", texts), lambda: perplexity(lm, texts).mean)
@@ -322,7 +322,7 @@ def _measured(session: Session, plan: Plan, trials: Sequence[Trial]) -> list[dic
     return [trial.row for trial in trials]
 
 
-def _replies(session: Session, plan: Plan, trial: Trial) -> dict[str, Any]:
+def _replies(session: Session, plan: SweepPlan, trial: Trial) -> dict[str, Any]:
     """What the edited model says of the case, and how that scores; the edit is applied only where it must be."""
     assert trial.edit
     lm, request, said = session.lm, trial.case.request, dict[str, Any]()

@@ -18,7 +18,7 @@ from editlib.sweeps.parts import Parts
 from editlib.sweeps.rows import about, about_perplexity, attempt, frame
 
 if TYPE_CHECKING:
-    from editlib.sweeps.sequential import Plan, Span
+    from editlib.sweeps.sequential import SequencePlan, Span
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class Kept:
                 path.unlink(missing_ok=True)
                 self.end(number).unlink(missing_ok=True)  # only the last part has one
 
-    def missing(self, plan: "Plan", name: str, *, end: bool = False) -> list[int]:
+    def missing(self, plan: "SequencePlan", name: str, *, end: bool = False) -> list[int]:
         """The numbers of the parts to be made: from the first missing one on if the weights it begins with are kept,
         else all; none of a whole sequence, unless its `end` is needed and was not kept."""
         numbers = plan.numbers(name)

@@ -26,7 +26,7 @@ TOKENS = 8  # written to be timed
 
 
 @dataclass(frozen=True)
-class Trial:
+class CostTrial:
     """Cases whose subject was found, of all; the layer that ROME edits; seconds of one edit with all that is measured
     of it, and of the second moments of that layer, 0 where they are kept already."""
 
@@ -44,7 +44,7 @@ def try_out(
     *,
     layer: int | None = None,
     corpus: Sequence[str] | None = None,
-) -> Trial:
+) -> CostTrial:
     """See that ROME can edit a model with these cases and texts, and time what it takes.
 
     Raises `EditlibError` before it runs the model for what would fail later: an architecture that is not understood,
@@ -63,7 +63,7 @@ def try_out(
     if made["seconds"].sum() < QUICK:  # what edits share is most of it
         made = sweep(lm, able[:MANY], methods={"rome": bare}, texts=texts, progress=False)
     seconds = float(made["seconds"].mean())
-    return Trial(len(able), len(cases), params.layer, seconds, _seconds_to_moments(lm, params.layer, corpus))
+    return CostTrial(len(able), len(cases), params.layer, seconds, _seconds_to_moments(lm, params.layer, corpus))
 
 
 @torch.no_grad()

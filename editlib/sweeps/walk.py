@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from torch import Tensor
 
-from editlib.cluster.driver import Task, share
+from editlib.cluster.driver import Assignment, share
 from editlib.cluster.progress import Progress
 from editlib.cluster.workers import Workers
 from editlib.editing.method import moments_of
@@ -23,14 +23,14 @@ from editlib.sweeps.plan import described
 from editlib.sweeps.steps import Kept, part_of
 
 if TYPE_CHECKING:
-    from editlib.sweeps.sequential import Plan
+    from editlib.sweeps.sequential import SequencePlan
 
 What = tuple[int, Mapping[str, Tensor] | None]  # number of a part, and the weights it begins with
 
 
 def walk(
     lm: LanguageModel,
-    plan: "Plan",
+    plan: "SequencePlan",
     stats: Stats | None,
     todo: Mapping[str, Sequence[int]],
     kept: Kept,
@@ -41,7 +41,11 @@ def walk(
     steps = Steps(plan, todo, kept, told)
     job = Walking(Reference.of(lm, gpus=workers.gpus, threads=workers.cpus), plan, stats)
     share(
-        job, [Task((numbers[0], kept.begins(numbers[0]))) for numbers in todo.values() if numbers], steps, workers, told
+        job,
+        [Assignment((numbers[0], kept.begins(numbers[0]))) for numbers in todo.values() if numbers],
+        steps,
+        workers,
+        told,
     )
     if steps.stuck:
         raise EditlibError("; ".join(steps.stuck))
@@ -51,21 +55,21 @@ def walk(
 class Steps:
     """A ledger of parts, each of which is behind the one before."""
 
-    plan: "Plan"
+    plan: "SequencePlan"
     todo: Mapping[str, Sequence[int]]
     kept: Kept
     told: Progress
     stuck: list[str] = field(default_factory=list)
 
-    def done(self, what: What, result: tuple[pd.DataFrame, Mapping[str, Tensor] | None]) -> list[Task]:
+    def done(self, what: What, result: tuple[pd.DataFrame, Mapping[str, Tensor] | None]) -> list[Assignment]:
         """Keep a part; the next one begins with what it left."""
         number, (made, after) = what[0], result
         span = self.plan.spans[number]
         self.kept.write(number, made, after)
         self.told.update(0 if span.retest else sum(step > 0 for step in span.steps))
-        return [Task((number + 1, after))] if number + 1 in self.todo[span.method] else []
+        return [Assignment((number + 1, after))] if number + 1 in self.todo[span.method] else []
 
-    def lost(self, what: What, why: str) -> list[Task]:
+    def lost(self, what: What, why: str) -> list[Assignment]:
         """No step can be left out: the sequence ends here."""
         span = self.plan.spans[what[0]]
         at = f"steps {span.steps[0]} to {span.steps[-1]}"
@@ -78,7 +82,7 @@ class Walking:
     """What workers do for sequences."""
 
     model: Reference
-    plan: "Plan"
+    plan: "SequencePlan"
     stats: Stats | None
 
     def begin(self) -> Callable[[What], Any]:
@@ -92,7 +96,7 @@ class Walking:
 class Walker:
     """Goes on with a sequence if it is there already, and takes it up otherwise."""
 
-    def __init__(self, session: Session, plan: "Plan") -> None:
+    def __init__(self, session: Session, plan: "SequencePlan") -> None:
         self.session, self.plan = session, plan
         self.chain: Chain | None = None
         self.open, self.unedited, self.next = ExitStack(), 0.0, -1

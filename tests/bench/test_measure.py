@@ -15,7 +15,7 @@ from editlib.bench import measure
 from editlib.bench import plain as plainpath
 from editlib.bench import report as both_paths
 from editlib.bench import work as workload
-from editlib.bench.floor import Shape, Span, floor, spans
+from editlib.bench.floor import SearchText, Shape, floor, spans
 from editlib.bench.work import Work
 from editlib.data import datasets as data
 from editlib.data.request import EditRequest
@@ -221,7 +221,7 @@ def test_a_block_is_counted_by_hand() -> None:
 
 def test_the_floor_is_counted_by_hand() -> None:
     shape = Shape(blocks=3, linear=100, mlp=60, attention=0, head=1000)
-    searches = [[Span(known=2, last=5, end=7, scored=1)], [Span(known=0, last=0, end=1, scored=1)]]
+    searches = [[SearchText(known=2, last=5, end=7, scored=1)], [SearchText(known=0, last=0, end=1, scored=1)]]
     found = floor(shape, 1, searches=searches, contexts=[4], texts=[3, 2], steps=2)
     context = 200 * 3 * 4 - 120 * 4  # three blocks on four tokens; the last MLP serves nothing
     shared = context + 200 * 2 * (2 + 1)  # two blocks on all but the last token of the texts
@@ -240,7 +240,7 @@ def test_a_search_is_known_up_to_the_end_of_its_prefix(double: Work) -> None:
     prompt, subject, target = (len(lm.tokenizer(text)["input_ids"]) for text in (" The town of", " Brast Nolva", " is"))
     request = EditRequest(prompt="The town of {}", subject="Brast Nolva", target_new="is")
     rows = spans(lm, request, ["{}", "Because the long winter. {}"])
-    assert rows[1] == Span(beginning, beginning + prompt + subject - 1, beginning + prompt + subject, target)
+    assert rows[1] == SearchText(beginning, beginning + prompt + subject - 1, beginning + prompt + subject, target)
     assert rows[0].known == rows[2].known == 0 and rows[2].scored == 1 and rows[2].end > rows[2].last
 
 
@@ -299,7 +299,7 @@ def test_the_peak_of_memory_is_that_of_one_go(work: Work) -> None:
     if not measure.PROCESS.joinpath("clear_refs").exists():
         pytest.skip("only Linux tells")
 
-    def heavy(_work: Work, _meter: measure.Meter) -> list[measure.Outcome]:
+    def heavy(_work: Work, _meter: measure.Meter) -> list[measure.PathResult]:
         torch.ones(2**27)  # half a GiB
         return []
 

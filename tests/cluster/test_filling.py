@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from editlib.cluster.driver import Task
+from editlib.cluster.driver import Assignment
 from editlib.cluster.progress import Progress
 from editlib.cluster.workers import Workers
 from editlib.editing.summing import Total
@@ -45,7 +45,7 @@ def test_rows_follow_from_the_deadly_cases_alone(count: int, deadly: set[int], t
     """Tasks are done in many orders, and good ones are lost too, but never twice in a row."""
     folder = Folder()
     filling = Filling(folder, Progress(2 * count, Workers(), shown=False))
-    queue = deque(Task((number, tuple(range(count)))) for number in range(2))
+    queue = deque(Assignment((number, tuple(range(count)))) for number in range(2))
     for steps in range(1000):
         if not queue:
             break

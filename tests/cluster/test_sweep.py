@@ -239,14 +239,14 @@ def test_a_full_disk_leaves_whole_parts_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     nodes(2)
-    asked, out, write = Workers(address=cluster.address), tmp_path / "out", single.Table.write
+    asked, out, write = Workers(address=cluster.address), tmp_path / "out", single.SweepTable.write
 
     def full(table: Any, *rows: Any) -> int:
         with full_disk() if parts(out) else nullcontext():
             return int(write(table, *rows))
 
     with monkeypatch.context() as patch, pytest.raises(EditlibError, match=r"part-0000\d.parquet cannot be written"):
-        patch.setattr(single.Table, "write", full)
+        patch.setattr(single.SweepTable, "write", full)
         el.sweep(gpt2, cases, workers=asked, out=out, **options)
     assert parts(out) == 1 and not list(out.glob(".*.writing"))
     assert bytes_of(el.sweep(gpt2, cases, workers=asked, out=out, resume=True, **options)) == alone

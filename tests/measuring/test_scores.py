@@ -15,10 +15,10 @@ from editlib.data.datasets import Case
 from editlib.data.request import EditRequest
 from editlib.errors import EditlibError
 from editlib.measuring.scores import (
-    Answer,
+    AnswerIds,
     Prompts,
     Question,
-    Reading,
+    Replies,
     Reply,
     continuation,
     read,
@@ -236,14 +236,14 @@ def test_readings_of_different_prompts_are_refused(lm: LanguageModel, case: Case
         score(replace(case, case_id=8), bare, bare)
 
 
-def readings(case: Case, *rows: tuple[Question, Reply, Reply]) -> tuple[Case, Reading, Reading]:
+def readings(case: Case, *rows: tuple[Question, Reply, Reply]) -> tuple[Case, Replies, Replies]:
     """A case with its questions and the replies before and after an edit."""
     prompts = Prompts(case, tuple(question for question, _, _ in rows))
-    return case, Reading(prompts, tuple(old for _, old, _ in rows)), Reading(prompts, tuple(new for *_, new in rows))
+    return case, Replies(prompts, tuple(old for _, old, _ in rows)), Replies(prompts, tuple(new for *_, new in rows))
 
 
 def about(name: scores.Score, *tokens: int) -> Question:
-    return Question(name, Answer((1,), tokens), Answer((1,), (9,)))
+    return Question(name, AnswerIds((1,), tokens), AnswerIds((1,), (9,)))
 
 
 SILENT = Reply((0, 0), (0, 0), -9.0, -1.0)

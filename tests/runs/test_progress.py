@@ -6,7 +6,7 @@ from queue import Queue
 
 import pytest
 
-from editlib.runs.progress import Event, Progress
+from editlib.runs.progress import Event, RunProgress
 
 
 class Terminal(io.StringIO):
@@ -17,7 +17,7 @@ class Terminal(io.StringIO):
 def told(stream: io.StringIO, names: list[str], *steps: Event | float, every: float = 30) -> str:
     """What is written while the steps are done: an event comes, or seconds go by."""
     events = Queue[Event | None]()
-    progress = Progress(events, names, jobs=2, expected={"slow": 600.0, "later": 100.0}, every=every)
+    progress = RunProgress(events, names, jobs=2, expected={"slow": 600.0, "later": 100.0}, every=every)
     progress.stream = stream
     with progress:
         for step in steps:

@@ -63,7 +63,7 @@ class MendRecipe:
 
 
 @dataclass(frozen=True)
-class Batch:
+class MetaBatch:
     """Edits side by side: what each is made from, and the rows that its change is tried on."""
 
     inner: list[Encoded]  # the edit prompts
@@ -73,7 +73,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Effects:
     """What the edits of a batch did."""
 
     losses: Tensor  # NLL of the target, outer rows
@@ -187,21 +187,21 @@ def make_optimizer(editor: Editor, recipe: MendRecipe) -> torch.optim.Adam:
 # -- batches -------------------------------------------------------------------------------------------
 
 
-def draw(lm: LanguageModel, cases: Sequence[Case], pool: Sequence[Case], texts: int, rng: Random) -> Batch:
+def meta_batch(lm: LanguageModel, cases: Sequence[Case], pool: Sequence[Case], texts: int, rng: Random) -> MetaBatch:
     """Paraphrases and `texts` local texts for each of `cases`: in turn from its own neighborhood and from other
     subjects' cases in `pool`."""
     inner = [_asked(lm, case) for case in cases]
     again = [_text(lm, rng.choice(_paraphrases(case)), case.request.target_new) for case in cases]
     local = [_text(lm, *_elsewhere(case, pool, rng, near=i % 2 == 0)) for case in cases for i in range(texts)]
     every = list(range(len(cases)))
-    return Batch(inner, inner + again, local, [*every, *every, *(i for i in every for _ in range(texts))])
+    return MetaBatch(inner, inner + again, local, [*every, *every, *(i for i in every for _ in range(texts))])
 
 
-def held_out_batches(lm: LanguageModel, held: Sequence[Case], recipe: MendRecipe) -> list[Batch]:
+def held_out_batches(lm: LanguageModel, held: Sequence[Case], recipe: MendRecipe) -> list[MetaBatch]:
     """The batches that every evaluation looks at."""
     rng = Random(recipe.seed)
     drawn = rng.sample(held, min(recipe.evaluate_on, len(held)))
-    return [draw(lm, part, held, 2, rng) for part in _parts(drawn, recipe.batch)]
+    return [meta_batch(lm, part, held, 2, rng) for part in _parts(drawn, recipe.batch)]
 
 
 def _parts(items: Sequence[T], size: int) -> list[Sequence[T]]:
@@ -244,7 +244,7 @@ def _answer(case: Case) -> str:
 # -- steps ---------------------------------------------------------------------------------------------
 
 
-def attempt(lm: LanguageModel, editor: Editor, batch: Batch) -> Outcome:
+def effects(lm: LanguageModel, editor: Editor, batch: MetaBatch) -> Effects:
     """Make every edit of a batch and try each on its own outer and local rows; differentiable in the editor."""
     rows, n = [*batch.outer, *batch.local], len(batch.outer)
     ids, mask = pad([row.ids for row in rows], lm.device)
@@ -258,7 +258,7 @@ def attempt(lm: LanguageModel, editor: Editor, batch: Batch) -> Outcome:
     real, answers = mask[n:].bool(), _answered(batch.local, mask[n:])
     before, after = (widened(logits[real]).log_softmax(-1) for logits in (unedited, edited[n:]))
     kl = kl_div(after, before, log_target=True, reduction="none").sum(-1)
-    return Outcome(losses, exact, kl, (before.argmax(-1) == after.argmax(-1))[answers[real]])
+    return Effects(losses, exact, kl, (before.argmax(-1) == after.argmax(-1))[answers[real]])
 
 
 def _answered(rows: Sequence[Encoded], mask: Tensor) -> Tensor:
@@ -273,7 +273,7 @@ def _train_step(
 ) -> None:
     rng = Random(f"{recipe.seed}-{step}")  # a batch is a function of seed and step, so a resumed run sees the same
     cases = rng.sample(known, min(recipe.batch, len(known)))
-    outcome = attempt(lm, editor, draw(lm, cases, known, recipe.locality_texts, rng))
+    outcome = effects(lm, editor, meta_batch(lm, cases, known, recipe.locality_texts, rng))
     loss = recipe.edit_weight * outcome.losses.mean() + outcome.kl.mean()
     if not loss.isfinite():
         raise EditlibError(f"the loss at step {step} is {loss.item()}; train with a smaller learning rate or step size")
@@ -286,13 +286,13 @@ def _train_step(
 
 
 @torch.no_grad()
-def evaluate(lm: LanguageModel, editor: Editor, batches: Sequence[Batch], recipe: MendRecipe) -> dict[str, float]:
+def validate(lm: LanguageModel, editor: Editor, batches: Sequence[MetaBatch], recipe: MendRecipe) -> dict[str, float]:
     """Losses and shares over held-out edits.
 
     efficacy, generalization: of edit prompts and of paraphrases, those whose target is all most likely (teacher
     forced); locality: of the local answers' tokens, those where the most likely token stayed.
     """
-    tried = [(len(batch.inner), attempt(lm, editor, batch)) for batch in batches]
+    tried = [(len(batch.inner), effects(lm, editor, batch)) for batch in batches]
     edit = torch.cat([o.losses for _, o in tried]).mean().item()
     kl = torch.cat([o.kl for _, o in tried]).mean().item()
     return {
@@ -306,11 +306,11 @@ def evaluate(lm: LanguageModel, editor: Editor, batches: Sequence[Batch], recipe
 
 
 def _record(
-    state: dict[str, Any], best: dict[str, Tensor], lm: LanguageModel, editor: Editor, tests: Sequence[Batch],
+    state: dict[str, Any], best: dict[str, Tensor], lm: LanguageModel, editor: Editor, tests: Sequence[MetaBatch],
     recipe: MendRecipe,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Add an evaluation to the curve; the best tensors so far."""
-    evaluation = {name: round(value, 5) for name, value in evaluate(lm, editor, tests, recipe).items()}
+    evaluation = {name: round(value, 5) for name, value in validate(lm, editor, tests, recipe).items()}
     better = all(evaluation["loss"] < earlier["loss"] for earlier in state["curve"])
     state["curve"].append({"step": state["step"]} | evaluation)
     if not better:

@@ -24,7 +24,7 @@ from editlib.editing.methods import METHODS, hparams_for, solve, training
 from editlib.editing.methods import editor as editor_module
 from editlib.editing.methods.editor import Block, Editor, changed, gradients, load_editor, shapes
 from editlib.editing.methods.mend import MendParams
-from editlib.editing.methods.training import MendRecipe, attempt, digest, draw, initial_editor, split, train
+from editlib.editing.methods.training import MendRecipe, digest, effects, initial_editor, meta_batch, split, train
 from editlib.editing.session import Session
 from editlib.errors import EditlibError
 from editlib.files import TESTBED
@@ -406,11 +406,11 @@ def test_the_best_editor_is_kept_not_the_last(
 ) -> None:
     seen: list[dict[str, Tensor]] = []
 
-    def evaluate(_lm: LanguageModel, editor: Editor, *_: Any) -> dict[str, float]:
+    def validate(_lm: LanguageModel, editor: Editor, *_: Any) -> dict[str, float]:
         seen.append(copy.deepcopy(editor.state_dict()))
         return {"loss": [3.0, 1.0, 2.0][len(seen) - 1], "efficacy": 0.0, "locality": 0.0}
 
-    monkeypatch.setattr(training, "evaluate", evaluate)
+    monkeypatch.setattr(training, "validate", validate)
     best, header = load_editor(train(gpt2, cases, TINY, tmp_path / "editor", progress=False), gpt2)
     assert header.best_step == 3
     assert all(torch.equal(tensor, seen[1][name]) for name, tensor in best.state_dict().items())
@@ -443,18 +443,18 @@ def test_layers_out_of_range_are_refused(gpt2: LanguageModel, cases: list[Case],
 
 
 def test_local_texts_are_never_about_the_edited_subject(lm: LanguageModel, cases: list[Case]) -> None:
-    batch = draw(lm, cases, cases, 4, Random(0))
+    batch = meta_batch(lm, cases, cases, 4, Random(0))
     edits = batch.owners[len(batch.outer) :]
     assert batch.owners[: len(batch.outer)] == [*range(len(cases))] * 2
     assert len(batch.local) == len(edits) == 4 * len(cases)
     for row, owner in zip(batch.local, edits, strict=True):
         assert cases[owner].request.subject not in lm.tokenizer.decode(row.ids)
-    assert draw(lm, cases, cases, 4, Random(0)) == batch
-    assert draw(lm, cases, cases, 4, Random(1)) != batch
+    assert meta_batch(lm, cases, cases, 4, Random(0)) == batch
+    assert meta_batch(lm, cases, cases, 4, Random(1)) != batch
 
 
 def test_rows_end_with_their_targets(lm: LanguageModel, cases: list[Case]) -> None:
-    batch = draw(lm, cases, cases, 1, Random(0))
+    batch = meta_batch(lm, cases, cases, 1, Random(0))
     for i, row in enumerate(batch.outer):
         request = cases[i % len(cases)].request
         assert lm.tokenizer.decode(row.ids[row.target :]) == f" {request.target_new}"
@@ -474,8 +474,8 @@ def test_outcomes_are_those_of_models_whose_weights_were_written(
 ) -> None:
     editor, _ = load_editor(editor_file, lm)
     few = cases[:4]
-    batch = draw(lm, few, cases, 2, Random(0))
-    outcome = attempt(lm, editor, batch)
+    batch = meta_batch(lm, few, cases, 2, Random(0))
+    outcome = effects(lm, editor, batch)
     losses, kl, same = [], [], []
     with torch.no_grad():
         for row, owner in zip([*batch.outer, *batch.local], batch.owners, strict=True):
