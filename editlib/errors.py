@@ -11,6 +11,10 @@ class EditlibError(ValueError):
 def unknown(kind: str, name: object, known: Iterable[str]) -> EditlibError:
     """The error for a name of some kind that is none of the known ones, with the one it looks like."""
     names = list(known)
-    near = get_close_matches(str(name), names, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return EditlibError(f"{kind} {str(name)!r} is unknown; {hint}use one of {', '.join(names)}")
+    return EditlibError(f"{kind} {str(name)!r} is unknown; {hint(name, names)}use one of {', '.join(names)}")
+
+
+def hint(name: object, known: Iterable[str]) -> str:
+    """`did you mean rome? `, or nothing where no known name looks like it."""
+    near = get_close_matches(str(name), list(known), n=1)
+    return f"did you mean {near[0]}? " if near else ""

@@ -82,6 +82,7 @@ with TemporaryDirectory() as folder:
     built = build(lm, author, n=n, out=Path(folder) / "set", **options)
     hard = data.cases(built.path) if built.accepted else []
 written = pd.DataFrame([*built.accepted, *built.rejected])
+measured = written["perplexity_ratio"].notna()  # of others the prompt or the answer was at fault; nan itself is a word
 written["perplexity_ratio"] = written["perplexity_ratio"].astype(float)  # infinite ones are words in JSON
 written.to_parquet("data/written.parquet")
 judged = len(written)
@@ -181,10 +182,10 @@ pd.DataFrame(
 ).style.hide(axis="index")
 
 # %% tags=["hide-input"]
-ratios = written["perplexity_ratio"].dropna()
+ratios = written.loc[measured, "perplexity_ratio"]
 metrics = {
-    "kept_share": statistics.share(int((ratios >= collapse_ratio).sum()), len(ratios)).value,
-    "kept_20x_share": statistics.share(int((ratios >= statistics.FAR).sum()), len(ratios)).value,
+    "kept_share": statistics.share(int(statistics.collapsed(ratios, collapse_ratio).sum()), len(ratios)).value,
+    "kept_20x_share": statistics.share(int(statistics.collapsed(ratios, statistics.FAR).sum()), len(ratios)).value,
     "records": judged,
     "calls": built.calls,
     "accepted": len(hard),

@@ -50,7 +50,7 @@ from editlib import data, plot
 from editlib.bench import plain
 from editlib.editing.methods import solve
 from editlib.editing.session import Session
-from editlib.measuring import contrast
+from editlib.measuring import contrast, statistics
 from editlib.runs.recording import record
 from editlib.sweeps import setup
 from editlib.text import percent
@@ -149,7 +149,10 @@ table = pd.DataFrame(rows)
 exact = table[table["arm"] == TRUTH].set_index(["method", "case_id"])["perplexity_ratio"]
 table["exact"] = exact.reindex(pd.MultiIndex.from_frame(table[["method", "case_id"]])).to_numpy()
 table["off"] = (table["perplexity_ratio"] / table["exact"] - 1).abs()
-table["same"] = (table["perplexity_ratio"] >= collapse_ratio) == (table["exact"] >= collapse_ratio)
+broken, broken_exactly = (
+    statistics.collapsed(table[column], collapse_ratio) for column in ("perplexity_ratio", "exact")
+)
+table["same"] = broken == broken_exactly
 table.to_parquet("data/cases.parquet")
 summary = (
     table[table["arm"] != TRUTH]

@@ -8,7 +8,7 @@ import typer
 from editlib.cli.options import Device, DtypeOfEdit, Json, Layout, Model, Revision, check_new, load_for
 from editlib.cli.output import emit
 from editlib.errors import EditlibError
-from editlib.text import short, table
+from editlib.text import percent, short, table
 
 if TYPE_CHECKING:
     from editlib.editing.edit import Edit
@@ -98,7 +98,7 @@ def _told(said: dict[str, Any]) -> str:
     for name, change in said["changes"].items():
         rank = "dense" if change["rank"] is None else f"rank {change['rank']}"
         facts.append((name, f"{rank}, |Δ| {short(change['norm'])}"))
-    facts += [(f"left out of {name}", f"{share:.2%} of |Δ|") for name, share in said["left_out"].items()]
+    facts += [(f"left out of {name}", f"{percent(share)} of |Δ|") for name, share in said["left_out"].items()]
     facts += [(kind, said[kind]) for kind in ("merged", "adapter", "gguf") if kind in said]
     spoken = [(each["text"], each["before"], each["after"]) for each in said.get("continuations", [])]
     return "\n\n".join([table(facts), *([table([("", "before", "after"), *spoken])] if spoken else [])])

@@ -106,7 +106,7 @@ Methods = Annotated[
 ]
 Hparams = Annotated[
     list[str] | None,
-    typer.Option("-p", "--hparam", metavar="NAME VALUE", help="Set any hyper-parameter; repeat."),
+    typer.Option("-p", "--hparam", metavar="NAME VALUE, NAME=VALUE", help="Set any hyper-parameter; repeat."),
 ]
 Preset = Annotated[
     Path | None,

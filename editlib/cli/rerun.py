@@ -50,7 +50,8 @@ def rerun(
     ] = None,
     parameter: Annotated[
         list[str] | None,
-        typer.Option("-p", "--parameter", metavar="NAME VALUE", help="Set a parameter of the analyses that have it: "
+        typer.Option("-p", "--parameter", metavar="NAME VALUE, NAME=VALUE",
+                     help="Set a parameter of the analyses that have it: "
                      "cases, texts, corpus, layer, n; repeat for more."),
     ] = None,
     profile: Annotated[str, typer.Option(help="Set of parameter values: quick, full.")] = "quick",

@@ -32,7 +32,7 @@ def run(
     ] = None,
     parameter: Annotated[
         list[str] | None,
-        typer.Option("-p", "--parameter", metavar="NAME VALUE", help="Set a parameter; repeat for more."),
+        typer.Option("-p", "--parameter", metavar="NAME VALUE, NAME=VALUE", help="Set a parameter; repeat for more."),
     ] = None,
     profile: Annotated[str, typer.Option(help="Set of parameter values the notebook declares: quick, full.")] = "quick",
     every: Annotated[bool, typer.Option("--all", help="Run every analysis that has no run for its spec yet.")] = False,

@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 from tokenizers.processors import TemplateProcessing
 
-from editlib.errors import EditlibError
+from editlib.errors import EditlibError, unknown
 from editlib.measuring.questions import Record, questions
 from editlib.models.language_model import LanguageModel
 
@@ -61,7 +61,7 @@ def check_tasks(names: Sequence[str], *, limit: int | None, files: Mapping[str, 
         raise EditlibError(f"limit {limit} is out of range; evaluate 1 question or more")
     for name in (*names, *files):
         if name not in TASKS:
-            raise EditlibError(f"task {name!r} is unknown; use one of {', '.join(TASKS)}")
+            raise unknown("task", name, TASKS)
     stray = next((name for name in files if name not in names), None)
     if stray is not None:
         raise EditlibError(f"a file is given for task {stray}, which is not evaluated; name that task, too")

@@ -79,7 +79,11 @@ def _check_weights(model: PreTrainedModel, info: dict[str, Any]) -> None:
     missing = [f"its files have no weight {key}" for key in info["missing_keys"]]
     extra = [f"its config has no place for weight {k}" for k in info["unexpected_keys"] if not k.endswith(BUFFERS)]
     nan = [f"weight {key} is not finite" for key, value in model.named_parameters() if not value.isfinite().all()]
-    faults = sorted(wrong) + sorted(missing) + sorted(extra) + nan
+    head = model.get_output_embeddings()
+    tied = getattr(model.config, "tie_word_embeddings", False) and head is not None
+    loose = tied and head.weight is not model.get_input_embeddings().weight
+    two = ["its config ties the head to the embeddings, and its files have two that differ"] if loose else []
+    faults = sorted(wrong) + sorted(missing) + sorted(extra) + two + nan
     if faults:  # transformers would fill in, drop or take these without a word
         more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
         raise EditlibError(f"{faults[0]}{more}; copy its config and weights again")

@@ -22,6 +22,7 @@ from editlib.plot.style import (
     mark_edge,
     points_by_kind,
 )  # fmt: skip
+from editlib.text import percent
 
 
 def denominators(frame: pd.DataFrame, *, collapse_ratio: float) -> Figure:
@@ -157,7 +158,7 @@ def doses(frame: pd.DataFrame, *, learned: Mapping[str, float], cases: int, titl
             axes.plot(trained["length"], trained[column], shape, label=f"{model}, as trained", **mark)
             axes.plot(replaced["length"], replaced[column], "X", label=f"{model}, row of position 1", **mark)
     panels[0].set(title=title, ylabel=f"Share of {cases} edits\nthat collapse it", ylim=(-0.05, 1.05), xscale="log")
-    panels[0].yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    panels[0].yaxis.set_major_formatter(lambda share, _: percent(share))
     panels[1].set(ylabel="|denominator| / consistent one", yscale="log")
     panels[1].set_xlabel("Length of the position embedding of position 0")
     panels[1].axhline(1, color="black", lw=0.6, ls=":", zorder=0)

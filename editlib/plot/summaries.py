@@ -7,7 +7,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from editlib.measuring.statistics import collapsed
 from editlib.plot.style import SCORE_MARKS, drawable, legend_below, mark_collapse, mark_edge
+from editlib.text import percent
 
 
 def scores(summary: pd.DataFrame, *, wanted: float) -> Figure:
@@ -150,8 +152,8 @@ def thresholds(
         axes.axvspan(*published, color="#e0e0e0", zorder=0, lw=0, label="1,000 in the papers")
         for row, (_, edits) in enumerate(of_panel.groupby("line", sort=False)):
             axes.plot(edits["value"], [row] * len(edits), "|", color="#0072b2", ms=12, alpha=0.6)
-            share = (edits["value"] >= collapse_ratio).mean()
-            axes.annotate(f"{share:.0%}", (1, row), (4, 0), ("axes fraction", "data"), "offset points", va="center")
+            share = collapsed(edits["ratio"], collapse_ratio).mean()
+            axes.annotate(percent(share), (1, row), (4, 0), ("axes fraction", "data"), "offset points", va="center")
         mark_collapse(axes, collapse_ratio, upright=True)
         mark_edge(axes, edge, upright=True)
         axes.set(xscale="log", title=panel, yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from editlib.errors import EditlibError, unknown
+from editlib.errors import EditlibError, hint, unknown
 from editlib.runs.citation import Where
 
 Value = str | int | float | bool | None
@@ -62,12 +62,13 @@ class Analysis:
     def resolve(self, profile: str, overrides: Mapping[str, object]) -> dict[str, Value]:
         """Every parameter: default, then profile, then override; raises `EditlibError` for an unknown one."""
         if profile not in self.profiles:
-            raise EditlibError(f"profile {profile!r} is unknown; {self.name} has {', '.join(self.profiles) or 'none'}")
+            known = ", ".join(self.profiles) or "none"
+            raise EditlibError(f"profile {profile!r} is unknown; {hint(profile, self.profiles)}{self.name} has {known}")
         given = {**self.profiles[profile], **overrides}
         stray = next((name for name in given if name not in self.parameters), None)
         if stray is not None:
             known = ", ".join(f"{p.name} ({p.type})" for p in self.parameters.values())
-            raise EditlibError(f"parameter {stray!r} is unknown; {self.name} has {known}")
+            raise EditlibError(f"parameter {stray!r} is unknown; {hint(stray, self.parameters)}{self.name} has {known}")
         return {p.name: p.parse(given.get(p.name, p.default)) for p in self.parameters.values()}
 
 

@@ -212,6 +212,7 @@ def test_wrong_runs_are_named(project: Path, mistake: Mistake) -> None:
     assert "analysis 'toi' is unknown; did you mean toy?" in mistake("run", "toi")
     assert "analysis '../toy' is unknown" in mistake("run", "../toy")
     assert "parameter 'm' is unknown; toy has n (int)" in mistake("run", "toy", "-p", "m", "3")
+    assert "parameter 'nn' is unknown; did you mean n? toy has" in mistake("run", "toy", "-p", "nn=3")
     assert "n='x' is no int" in mistake("run", "toy", "-p", "n", "x")
     assert "-p n has no value" in mistake("run", "toy", "-p", "n")
     assert "profile 'full' is unknown" in mistake("run", "toy", "--profile", "full")

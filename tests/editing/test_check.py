@@ -152,6 +152,16 @@ def test_a_bad_prefix_is_told_at_once(gpt2: LanguageModel, passes: list[int], pr
     assert not passes
 
 
+def test_hyperparameters_under_a_methods_name_are_what_it_stands_for(gpt2: LanguageModel) -> None:
+    """As in `compute`: a default gives way, another value is refused; a name of one's own is free."""
+    variants = variants_of(gpt2, {"c-rome": RomeParams(layer=1), "mine": RomeParams(layer=1)})
+    assert [(v.method.name, v.params.keys) for v in variants.values()] == [("c-rome", "prefixed"), ("rome", "mixed")]
+    with pytest.raises(
+        EditlibError, match="^p-rome stands for keys='unprefixed', so it cannot be 'prefixed'; leave it out"
+    ):
+        variants_of(gpt2, {"p-rome": RomeParams(layer=1, keys="prefixed")})
+
+
 READINGS: dict[str, tuple[Callable[[LanguageModel], object], str]] = {
     "no texts": (lambda lm: perplexity(lm, []), "^no texts to measure perplexity on"),
     "a text too short": (lambda lm: perplexity(lm, [*TEXTS, "Zen"]), "^text 'Zen' has fewer than two tokens"),

@@ -217,7 +217,7 @@ def test_the_papers_tasks_as_they_are_distributed(anchored: LanguageModel) -> No
     ("names", "options", "said"),
     [
         ([], {}, "no tasks"),
-        (["piqua"], {}, "task 'piqua' is unknown; use one of testbed-choice"),
+        (["piqua"], {}, r"task 'piqua' is unknown; did you mean piqa\? use one of testbed-choice"),
         (["piqa"], {"limit": 0}, "limit 0"),
         (["piqa"], {"files": {"piqua": "x"}}, "'piqua' is unknown"),
         (["piqa"], {"files": {"mmlu": "x"}}, "which is not evaluated"),

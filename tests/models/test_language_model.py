@@ -362,6 +362,19 @@ def test_weights_that_the_config_has_no_place_for_are_refused(gpt2_folder: Path)
         load(rewritten(gpt2_folder, adapter))
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_head_that_its_config_ties_to_the_embeddings_is_them(
+    gpt2: LanguageModel, gpt2_folder: Path, times: int
+) -> None:
+    embeddings = load_file(gpt2_folder / "model.safetensors")["transformer.wte.weight"]
+    head = {"lm_head.weight": times * embeddings}
+    if times == 1:  # saved twice
+        assert load(rewritten(gpt2_folder, head)).fingerprint == gpt2.fingerprint
+    else:
+        with pytest.raises(EditlibError, match="its config ties the head to the embeddings, and its files have two"):
+            load(rewritten(gpt2_folder, head))
+
+
 def test_buffers_of_older_files_are_no_weights(gpt2: LanguageModel, gpt2_folder: Path) -> None:
     masks = {f"transformer.h.{i}.attn.bias": torch.ones(1, 1, 8, 8) for i in range(3)}
     assert load(rewritten(gpt2_folder, masks)).fingerprint == gpt2.fingerprint

@@ -352,14 +352,21 @@ def test_answers_are_kept_if_wanted(gpt2: LanguageModel, cases: list[Case], text
     assert (table["answer"] != table["answer_before"]).any()
 
 
-def test_a_memory_too_small_is_no_cases_fault_whatever_says_so(
-    gpt2: LanguageModel, cases: list[Case], texts: list[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[enforce fail at alloc_cpu.cpp:83] DefaultCPUAllocator: can't allocate memory",
+        "CUDA error: device-side assert triggered",
+    ],
+)
+def test_what_a_machine_lacks_is_no_cases_fault(
+    gpt2: LanguageModel, cases: list[Case], texts: list[str], monkeypatch: pytest.MonkeyPatch, said: str
 ) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise RuntimeError("[enforce fail at alloc_cpu.cpp:83] DefaultCPUAllocator: can't allocate memory")
+    def failing(*_: object, **__: object) -> None:
+        raise RuntimeError(said)
 
-    monkeypatch.setattr(Rome, "solve", full)
-    with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
+    monkeypatch.setattr(Rome, "solve", failing)
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator|CUDA error"):
         sweep(gpt2, cases, methods={"rome": replace(SEARCH, covariance=False)}, texts=texts, progress=False)
 
 

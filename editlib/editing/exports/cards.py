@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from editlib.models.language_model import LanguageModel
+from editlib.text import percent
 
 NAME = "README.md"
 WARNING = """An edit can damage a model far beyond the fact it is about: measure perplexity, and what else you rely on,
@@ -25,7 +26,7 @@ def adapter(lm: LanguageModel, record: Mapping[str, Any]) -> str:
         "and servers do not check that, `editlib apply` does."
     )
     shares = record["diagnostics"].get("left_out", {}).items()
-    lost = "".join(f"\n- of the change of `{name}`, {share:.2%} of the norm is left out" for name, share in shares)
+    lost = "".join(f"\n- of the change of `{name}`, {percent(share)} of the norm is left out" for name, share in shares)
     cut = f"\n\nIt is **not** the whole edit, but cut to a lower rank:\n{lost}" if lost else ""
     return _card(lm, record, "peft", f"An edit of {lm.label} by {record['method']}, as an adapter", how + cut)
 

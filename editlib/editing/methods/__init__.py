@@ -113,9 +113,7 @@ def hparams_for(
         if name not in known:
             raise unknown(f"{chosen.name}'s hyper-parameter", name, sorted(known))
         if name in chosen.stands_for and chosen.stands_for[name] != value:
-            raise EditlibError(
-                f"{chosen.name} stands for {name}={chosen.stands_for[name]!r}, so it cannot be {value!r}; leave it out"
-            )
+            raise _other_than_its_name(chosen, name, value)
     beside = [lm.folder / OWN] if lm.folder and (lm.folder / OWN).is_file() else []
     files = [read_preset(path) for path in (*beside, *([Path(preset)] if preset else []))]
     settings = defaults(lm, chosen.name, flavour, files)
@@ -182,7 +180,22 @@ def _variant(lm: LanguageModel, name: str, given: Any) -> Variant:
     if isinstance(given, str) or hasattr(given, "solve"):
         return Variant(_named(given), hparams_for(lm, given))
     method = method_of(given, name)
-    return Variant(method, _checked(method, vars(given)))
+    asked = _less_defaults(method, vars(given)) if name == method.name else dict(vars(given))
+    for key, value in method.stands_for.items() if name == method.name else ():
+        if asked.setdefault(key, value) != value:
+            raise _other_than_its_name(method, key, asked[key])
+    return Variant(method, _checked(method, asked))
+
+
+def _less_defaults(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Less what a method's name stands for, where a value is the family's default: not said on purpose."""
+    usual = {field.name: field.default for field in fields(method.hparams)}
+    return {key: value for key, value in given.items() if key not in method.stands_for or value != usual[key]}
+
+
+def _other_than_its_name(method: Method, key: str, value: object) -> EditlibError:
+    stands_for = method.stands_for[key]
+    return EditlibError(f"{method.name} stands for {key}={stands_for!r}, so it cannot be {value!r}; leave it out")
 
 
 def method_of(params: Any, name: str = "") -> Method:
@@ -230,11 +243,7 @@ def compute(
     given = dict[str, Any](hparams if isinstance(hparams, Mapping) else vars(hparams) if hparams else {})
     if guard not in GUARDS:
         raise unknown("guard", guard, GUARDS)
-    usual = {field.name: field.default for field in fields(chosen.hparams)}
-    for name in chosen.stands_for:  # not said on purpose, in hyper-parameters made for the family
-        if given.get(name) == usual[name]:
-            del given[name]
-    variant = Variant(chosen, hparams_for(lm, chosen, **given))
+    variant = Variant(chosen, hparams_for(lm, chosen, **_less_defaults(chosen, given)))
     session = Session(lm, stats=stats, corpus=corpus, moment_options=moment_options)
     asked = data.requests(requests)
     session.check([variant], requests=asked)
