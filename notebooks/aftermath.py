@@ -62,7 +62,7 @@ from editlib.measuring import contrast, statistics
 from editlib.measuring.aftermath import look
 from editlib.runs.recording import record
 from editlib.sweeps import setup
-from editlib.text import number
+from editlib.text import number, percent
 
 plot.theme()
 lm = el.load(model)
@@ -105,7 +105,7 @@ losses.to_parquet("data/positions.parquet")
 broken = frame[frame["collapsed"]]
 Markdown(
     f"{len(chosen)} cases by {method} and {remedy} at layer {edited}{'' if covariance else ', C left out'}: "
-    f"{len(broken)} of {len(frame)} edits collapse `{model}` (unedited: perplexity {unedited.mean:.2f}, {before.sink:.1%} of heads look at "
+    f"{len(broken)} of {len(frame)} edits collapse `{model}` (unedited: perplexity {unedited.mean:.2f}, {percent(before.sink)} of heads look at "
     f"position 0 in the mean over the layers, entropy {before.entropy:.2f} nats; position 0 is longest after layer {peak}, "
     f"{number(before.layers['residual_norm'][peak])})."
 )
@@ -194,7 +194,7 @@ Markdown(
     + "; ".join(f"{column} {interval:.2f}" for column, interval in rho.items())
     + ". "
     + (
-        f"In the median, a collapsing edit leaves {broken['sink'].median():.1%} of heads looking at position 0 (unedited {before.sink:.1%}) "
+        f"In the median, a collapsing edit leaves {percent(broken['sink'].median())} of heads looking at position 0 (unedited {percent(before.sink)}) "
         f"and its residual stream {number(broken['length'].median())} times as long as unedited; predictions have an entropy of "
         f"{broken['entropy'].median():.2f} nats (unedited {before.entropy:.2f})."
         if len(broken)

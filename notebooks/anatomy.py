@@ -52,7 +52,7 @@ from editlib import data, plot
 from editlib.editing.stats import needed_moments
 from editlib.measuring.anatomy import SPIKE, anatomy, onset, profile
 from editlib.runs.recording import record
-from editlib.text import number
+from editlib.text import number, percent
 
 plot.theme()
 sentences = data.texts(texts)
@@ -94,7 +94,7 @@ def told(name: str) -> str:
         last = found.index[found["spike"] > SPIKE][-1]
         text = f"**`{name}`.** From layer {begun} to {last} position 0 holds a massive activation, up to "
         text += f"{number(found['spike'].max())} times the median entry (layer {found['spike'].idxmax()}). "
-    text += f"{found['sink'].max():.0%} of heads, at most, look at it (layer {found['sink'].idxmax()}). "
+    text += f"{percent(found['sink'].max())} of heads, at most, look at it (layer {found['sink'].idxmax()}). "
     text += f"Two texts' keys there have a mean cosine of {first['key_cosine'].mean():.2f} over all layers. "
     text += (
         f"Its key is {number(ratio.min())} (layer {ratio.idxmin()}) to {number(ratio.max())} (layer {ratio.idxmax()}) "

@@ -73,6 +73,7 @@ from editlib.testbed.belief_prose import held_out_sentences, logic_sentence, sta
 from editlib.testbed.dependence import DEPENDENT, build_dependent_world
 from editlib.testbed.revision import OTHER, Revision, build_revisions
 from editlib.testbed.world import Fact
+from editlib.text import percent
 
 plot.theme()
 lm = el.load(model)
@@ -92,7 +93,7 @@ def mean(values: pd.Series) -> statistics.Interval:
 
 
 Markdown(
-    f"`{model}` knows {card['recall']:.1%} of the world's true facts by the measure of its card, each asked behind a sentence. Its "
+    f"`{model}` knows {percent(card['recall'])} of the world's true facts by the measure of its card, each asked behind a sentence. Its "
     f"mean perplexity on {len(texts)} texts that it has not read is {unedited:.3f}."
 )
 

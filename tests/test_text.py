@@ -1,11 +1,13 @@
 """How numbers read: one way for pages, tables and the command line."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from places import ROOT
 
 from editlib import text
 
@@ -58,6 +60,11 @@ def test_a_duration_is_spoken(seconds: float, read: str) -> None:
 def test_a_table_aligns_numbers_text_and_nothing() -> None:
     rows = [["case", "ratio", "said"], [12345, 20.58, "two\nlines"], [3, None, ""]]
     assert text.table(rows) == "case   ratio  said\n12345  20.6   two lines\n3      –"
+
+
+def test_shares_are_told_in_one_way() -> None:
+    files = [*(ROOT / "editlib").rglob("*.py"), *(ROOT / "notebooks").glob("*.py")]
+    assert [str(path) for path in files if re.search(r":\.\d%\}", path.read_text("utf-8"))] == []
 
 
 def test_nested_entries_get_dotted_names() -> None:

@@ -46,6 +46,7 @@ from editlib.testbed.dependence import DEPENDENT, build_dependent_world
 from editlib.testbed.prose import documents, held_out_sentences
 from editlib.testbed.tokenizer import train_tokenizer
 from editlib.testbed.world import RELATIONS, Fact, Relation, World, build_world
+from editlib.text import percent
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ def train(recipe: Recipe, out: Path, *, name: str, device: str = "cpu", checkpoi
                 state |= {"step": step + 1, "seconds": round(time.monotonic() - started, 1)}
                 write_checkpoint(partial, about, state, {"model": dict(model.named_parameters())}, optimizer)
                 known = recall(model, tokenizer, world, prose=prose, limit=200)
-                bar.set_postfix(loss=f"{loss.item():.3f}", recall=f"{known:.0%}")
+                bar.set_postfix(loss=f"{loss.item():.3f}", recall=percent(known))
     return _finish(out, partial, name, recipe, model, tokenizer, state)
 
 
