@@ -31,6 +31,9 @@ def test_landing_page_shows_the_scatter_of_the_pilot(page: Page) -> None:
     assert displayed(page, "img[src*='scatter']")
 
 
+CUT = "(blocks) => blocks.filter((pre) => pre.scrollWidth > pre.clientWidth + 1).map((pre) => pre.textContent.slice(0, 80))"
+
+
 def test_every_page_can_be_read_on_a_phone_and_its_images_are_displayed_and_described(page: Page, site: Path) -> None:
     """No page scrolls sideways; no image loses its shape."""
     look = """(images) => Promise.all(images.map(async (image) => {
@@ -49,6 +52,8 @@ def test_every_page_can_be_read_on_a_phone_and_its_images_are_displayed_and_desc
                 assert shown > 250 and abs(shape - 1) < 0.02, f"{name} at {width} px: {described}"
                 seen += 1
             assert page.evaluate("document.documentElement.scrollWidth") <= width, f"{name} at {width} px"
+        cut = page.locator("article pre:visible").evaluate_all(CUT)
+        assert not cut or "/runs/" in name, f"{name}: code that a wide window cuts: {cut}"
     assert seen > 80
 
 
