@@ -31,7 +31,8 @@ def test_landing_page_shows_the_scatter_of_the_pilot(page: Page) -> None:
     assert displayed(page, "img[src*='scatter']")
 
 
-CUT = "(blocks) => blocks.filter((pre) => pre.scrollWidth > pre.clientWidth + 1).map((pre) => pre.textContent.slice(0, 80))"
+CUT = """(blocks) => blocks.filter((pre) => pre.scrollWidth > pre.clientWidth + 1)
+    .map((pre) => pre.textContent.slice(0, 80))"""
 
 
 def test_every_page_can_be_read_on_a_phone_and_its_images_are_displayed_and_described(page: Page, site: Path) -> None:

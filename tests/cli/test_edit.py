@@ -350,6 +350,20 @@ def test_no_terminal_costs_the_result(
         assert json.loads(printed)["request"]["target_new"] == "Zürich Ω"
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+@pytest.mark.parametrize("words", [["data", "list"], ["runs"], ["run", "--list"], ["compare", "--help"]])
+def test_no_terminal_costs_what_other_commands_print(
+    monkeypatch: pytest.MonkeyPatch, encoding: str, words: list[str]
+) -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "argv", ["editlib", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out.flush()
+    assert ended.value.code == 0 and out.buffer.getvalue()  # type: ignore[attr-defined]
+
+
 def test_a_packaged_model_is_taken_by_name_and_a_missing_package_told(
     mistake: Mistake, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,6 +45,7 @@ def test_it_prints_every_layer_and_draws_the_heat_map(tmp_path: Path, capsys: py
     lines = printed.out.splitlines()
     assert printed.err == "" and "last subject token" in lines[0]
     assert [line.split()[0] for line in lines[1:6]] == list("01234")
+    assert "P(first token of the true target)" in printed.out
     assert "proposed layer " in " ".join(printed.out.split()) and "4 known, 1 layer restored at once" in printed.out
     assert out.read_bytes().startswith(b"\x89PNG") and list(out.parent.iterdir()) == [out]
 

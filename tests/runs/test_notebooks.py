@@ -96,6 +96,13 @@ def test_every_analysis_is_here() -> None:
     assert {path.stem for path in (ROOT / "notebooks").glob("*.py")} == SMALL.keys()
 
 
+@pytest.mark.parametrize("name", SMALL.keys() - {"anatomy", "belief", "cluster", "performance"})
+def test_corpus_and_layer_are_parameters_of_every_analysis_that_edits(name: str) -> None:
+    """`belief` has the prose of its world; some try layers of their own choice."""
+    parameters = analyses.read(name, ROOT).parameters
+    assert "corpus" in parameters and ({"layer", "layers"} & parameters.keys() or name == "layers")
+
+
 @pytest.mark.parametrize("name", EACH)
 def test_cells_run_and_what_they_show_can_be_shown(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short: dict[str, str]
