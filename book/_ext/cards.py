@@ -18,22 +18,20 @@ from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.util.docutils import SphinxDirective
 
+from editlib.text import flat
+
 
 def read_card(name: str) -> dict[str, Any]:
     card = files("editlib") / "testbed" / name / "card.json"
     return dict(json.loads(card.read_text("utf-8")))
 
 
-def flat(card: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested entries by dotted name, values as text; of a curve (step -> value), its end."""
+def rows_of(card: dict[str, Any]) -> dict[str, str]:
+    """Entries by dotted name, values as text; of a curve (step -> value), its end."""
     rows: dict[str, str] = {}
-    for key, value in card.items():
-        if isinstance(value, dict) and value and all(str(step).isdigit() for step in value):
-            rows[f"{prefix}{key}"] = f"{spoken(list(value.values())[-1])} at the end"
-        elif isinstance(value, dict):
-            rows |= flat(value, f"{prefix}{key}.")
-        else:
-            rows[f"{prefix}{key}"] = spoken(value)
+    for key, value in flat(card).items():
+        name, _, step = key.rpartition(".")
+        rows |= {name: f"{spoken(value)} at the end"} if step.isdigit() else {key: spoken(value)}
     return rows
 
 
@@ -61,7 +59,7 @@ class ModelCards(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         names = self.arguments[0].split()
         try:
-            cards = [flat(read_card(name)) for name in names]
+            cards = [rows_of(read_card(name)) for name in names]
         except FileNotFoundError as missing:
             fix = "train the model with `editlib testbed train`"
             raise self.error(f"no card {missing.filename}: {fix}") from missing

