@@ -79,6 +79,41 @@ def test_the_third_twin_collapses_where_its_key_is_short_whatever_c_is() -> None
     )
 
 
+def test_the_consistent_value_holds_behind_a_prefix_where_the_other_does_not() -> None:
+    cases = pd.read_parquet(of_model("efficacy", "smollm2-135m").folder / "data/cases.parquet")
+    held = cases[cases["group"] == "one token at the start"].groupby(["method", "layer"])["prefixed"].mean()
+    assert held["fc-rome"].round(2).to_dict() == {2: 1, 5: 1, 9: 1, 11: 1, 20: 0.1}
+    assert held["c-rome"].round(2).to_dict() == {2: 0.29, 5: 0.92, 9: 0.06, 11: 0, 20: 0.1}
+    bare = cases[cases["group"] != "one token at the start"].groupby("method")["efficacy"].mean()
+    assert 2 / 3 <= bare["c-rome"] < bare["fc-rome"] < 0.75
+    edits = pd.read_parquet(of_model("layers", "smollm2-135m").folder / "data/cases.parquet")
+    first = edits[edits["kind"].eq("one token, first") & edits["layer"].isin([1, 9])]
+    counts = first.groupby(["method", "layer", "setting"])["collapsed"].sum()
+    assert counts["fc-rome", 1]["with C"] == 3 and counts["fc-rome", 1]["C left out"] == 16
+    assert counts["c-rome", 1].sum() == 0
+    assert counts["fc-rome", 9]["C left out"] == counts["c-rome", 9]["C left out"] == 20
+    assert all(f"{said}" in TEXT for said in ("with 3 of 20", "with 16 without", "C-ROME .29, .92, .06 and none"))
+
+
+def test_three_seeds_of_the_twins_are_as_their_runs_say() -> None:
+    page = (ROOT / "book/testbed.md").read_text("utf-8")
+    for twin, seed, short, long, *shown in table_cells(page, "| Twin | Seed"):
+        run = of_model("layers", f"./models/{twin.strip('`')}-{seed}")
+        assert [run.metrics["short_layers"], run.metrics["long_layers"]] == [short, long]
+        edits = pd.read_parquet(run.folder / "data/cases.parquet")
+        first = edits["kind"] == "one token, first"
+        rome, second = edits["method"] == "rome", edits["layer"] == 2
+        counts = edits[rome & second & first].groupby("setting")["collapsed"].sum()
+        others = edits[(rome | (edits["method"] == "c-rome")) & second & ~(rome & first)]["collapsed"].sum()
+        elsewhere = edits[rome & first & ~second & edits["collapsed"]]["layer"]
+        assert shown == [
+            *(str(int(counts[setting])) for setting in ("with C", "C less position 0", "C left out")),
+            str(int(others)),
+            ", ".join(map(str, sorted(set(elsewhere)))) or "none",
+        ]
+        assert edits[rome & second].groupby(["setting", "kind"]).size().loc[:, "one token, first"].unique() == [20]
+
+
 def test_two_edits_that_collapse_the_model_with_its_own_text_hardly_harm_it_with_another() -> None:
     cases = pd.read_parquet(of_model("own-text", "smollm2-135m").folder / "data/cases.parquet")
     rise = cases.pivot(index="case_id", columns="method", values="perplexity_ratio")
