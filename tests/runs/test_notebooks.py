@@ -96,7 +96,7 @@ def test_every_analysis_is_here() -> None:
     assert {path.stem for path in (ROOT / "notebooks").glob("*.py")} == SMALL.keys()
 
 
-@pytest.mark.parametrize("name", SMALL.keys() - {"anatomy", "belief", "cluster", "performance"})
+@pytest.mark.parametrize("name", sorted(SMALL.keys() - {"anatomy", "belief", "cluster", "performance"}))
 def test_corpus_and_layer_are_parameters_of_every_analysis_that_edits(name: str) -> None:
     """`belief` has the prose of its world; some try layers of their own choice."""
     parameters = analyses.read(name, ROOT).parameters
