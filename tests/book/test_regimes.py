@@ -96,22 +96,27 @@ def test_the_consistent_value_holds_behind_a_prefix_where_the_other_does_not() -
 
 
 def test_three_seeds_of_the_twins_are_as_their_runs_say() -> None:
-    page = (ROOT / "book/testbed.md").read_text("utf-8")
-    for twin, seed, _, short, long, *shown in table_cells(page, "| Twin | Seed"):
+    page, without_c = (ROOT / "book/testbed.md").read_text("utf-8"), []
+    for twin, seed, _, short, long, *shown, others in table_cells(page, "| Twin | Seed"):
         run = of_model("layers", f"./models/{twin.strip('`')}-{seed}")
         assert [run.metrics["short_layers"], run.metrics["long_layers"]] == [short, long]
         edits = pd.read_parquet(run.folder / "data/cases.parquet")
-        first = edits["kind"] == "one token, first"
-        assert edits.groupby("kind")["case_id"].nunique()["one token, first"] == 20 == edits["case_id"].nunique() / 2
-        rome, second = edits["method"] == "rome", edits["layer"] == 2
-        counts = edits[rome & second & first].groupby("setting")["collapsed"].sum()
-        others = edits[(rome | (edits["method"] == "c-rome")) & second & ~(rome & first)]["collapsed"].sum()
-        elsewhere = edits[rome & first & ~second & edits["collapsed"]]["layer"]
-        assert shown == [
-            *(str(int(counts[setting])) for setting in ("with C", "C less position 0", "C left out")),
-            str(int(others)),
-            ", ".join(map(str, sorted(set(elsewhere)))) or "none",
-        ]
+        first = edits[(edits["kind"] == "one token, first") & (edits["method"] == "rome")]
+        assert first.groupby(["layer", "setting"]).size().unique().tolist() == [20]
+        counts = first.groupby(["layer", "setting"])["collapsed"].sum().astype(int).unstack()
+        counts = counts[["with C", "C less position 0", "C left out"]]
+        assert shown == [", ".join(map(str, row)) for row in counts.to_numpy().tolist()]
+        assert int(others) == edits.drop(first.index)["collapsed"].sum()
+        middle = first[first["setting"] == "C left out"].groupby("layer")["denominator_ratio"].median()
+        without_c.append((twin, middle[0], middle[2]))
+        if (twin, seed) == ("`control`", "2"):
+            assert first.loc[first["collapsed"], "case_id"].unique().tolist() == [356]
+    at = [
+        [f"{ratio:.2f}"[1:] for twin, *both in without_c if twin == "`anchored`" for ratio in both[i : i + 1]]
+        for i in (0, 1)
+    ]
+    told = [f"{a}, {b} and {c}" for a, b, c in at]
+    assert f"is {told[0]} times the consistent one in the median (at layer 2 {told[1]})" in page
 
 
 def test_two_edits_that_collapse_the_model_with_its_own_text_hardly_harm_it_with_another() -> None:
