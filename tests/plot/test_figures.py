@@ -265,7 +265,7 @@ def test_thresholds_has_a_row_for_each_group_with_its_edits_and_the_share_that_c
     table = pd.DataFrame({"panel": "left", "line": ["a", "a", "b", "b"], "ratio": [2.0, 1000.0, 5.0, math.inf]})
     (axes,) = plot.thresholds(table, collapse_ratio=5.0, published=(14.5, 30.1), emphasised="b").axes
     assert [list(line.get_xdata()) for line in axes.lines[:2]] == [[2.0, 1000.0], [5.0, 10_000.0]]  # type: ignore[arg-type]
-    assert [text.get_text() for text in axes.texts[:2]] == ["50%", "100%"]
+    assert [text.get_text() for text in axes.texts[:2]] == ["50.0 %", "100 %"]
     assert [label.get_fontweight() for label in axes.get_yticklabels()] == ["normal", "bold"]
 
 
