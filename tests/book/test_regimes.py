@@ -105,7 +105,7 @@ def test_three_seeds_of_the_twins_are_as_their_runs_say() -> None:
         assert first.groupby(["layer", "setting"]).size().unique().tolist() == [20]
         counts = first.groupby(["layer", "setting"])["collapsed"].sum().astype(int).unstack()
         counts = counts[["with C", "C less position 0", "C left out"]]
-        assert shown == [", ".join(map(str, row)) for row in counts.to_numpy().tolist()]
+        assert shown == ["/".join(map(str, row)) for row in counts.to_numpy().tolist()]
         assert int(others) == edits.drop(first.index)["collapsed"].sum()
         middle = first[first["setting"] == "C left out"].groupby("layer")["denominator_ratio"].median()
         without_c.append((twin, middle[0], middle[2]))
