@@ -68,8 +68,11 @@ def test_prefixes(lm: LanguageModel, source: Source, *, n: int, seed: int, flavo
     if source == "held-out" or not are_stored(lm, flavour):
         require(SAMPLED)  # told before any is sampled
     editing = prefix_contexts(lm, flavour=flavour)
-    others = _stored(lm, _cached(lm, flavour, "held-out"), seed=1, flavour=flavour) if source == "held-out" else []
-    pool = [context for context in others if context not in editing] if others else editing[1:]
+    if source == "editing":
+        pool = editing[1:]
+    else:
+        others = _stored(lm, _cached(lm, flavour, "held-out"), seed=1, flavour=flavour)
+        pool = [context for context in others if context not in editing]
     require(len(pool))
     return Random(seed).sample(pool, n)
 

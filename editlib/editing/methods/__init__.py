@@ -109,11 +109,10 @@ def hparams_for(
     if flavour is not None and flavour not in FLAVOURS:
         raise unknown("flavour", flavour, FLAVOURS)
     known = {field.name for field in fields(chosen.hparams)}
-    for name, value in overrides.items():
+    for name in overrides:
         if name not in known:
             raise unknown(f"{chosen.name}'s hyper-parameter", name, sorted(known))
-        if name in chosen.stands_for and chosen.stands_for[name] != value:
-            raise _other_than_its_name(chosen, name, value)
+    _require_its_name(chosen, overrides)
     beside = [lm.folder / OWN] if lm.folder and (lm.folder / OWN).is_file() else []
     files = [read_preset(path) for path in (*beside, *([Path(preset)] if preset else []))]
     settings = defaults(lm, chosen.name, flavour, files)
@@ -180,10 +179,10 @@ def _variant(lm: LanguageModel, name: str, given: Any) -> Variant:
     if isinstance(given, str) or hasattr(given, "solve"):
         return Variant(_named(given), hparams_for(lm, given))
     method = method_of(given, name)
-    asked = _less_defaults(method, vars(given)) if name == method.name else dict(vars(given))
-    for key, value in method.stands_for.items() if name == method.name else ():
-        if asked.setdefault(key, value) != value:
-            raise _other_than_its_name(method, key, asked[key])
+    asked = dict(vars(given))
+    if name == method.name:
+        asked = dict(method.stands_for) | _less_defaults(method, asked)
+        _require_its_name(method, asked)
     return Variant(method, _checked(method, asked))
 
 
@@ -193,9 +192,13 @@ def _less_defaults(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in given.items() if key not in method.stands_for or value != usual[key]}
 
 
-def _other_than_its_name(method: Method, key: str, value: object) -> EditlibError:
-    stands_for = method.stands_for[key]
-    return EditlibError(f"{method.name} stands for {key}={stands_for!r}, so it cannot be {value!r}; leave it out")
+def _require_its_name(method: Method, given: Mapping[str, Any]) -> None:
+    """Raise `EditlibError` for a hyper-parameter that is another than the method's name stands for."""
+    for key, value in method.stands_for.items():
+        if given.get(key, value) != value:
+            raise EditlibError(
+                f"{method.name} stands for {key}={value!r}, so it cannot be {given[key]!r}; leave it out"
+            )
 
 
 def method_of(params: Any, name: str = "") -> Method:
