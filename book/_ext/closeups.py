@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,6 @@ import pandas as pd
 from closer import MEASURES, Closer, Marks, closer
 
 from editlib.plot import COLORS, KINDS, MARKERS, METHOD_MARKS
-from editlib.runs.manifest import read_manifest
 
 SAME = {"one token at the start": KINDS[0], "any other subject": KINDS[2]}  # drawn alike
 SUBJECTS: Marks = {
@@ -275,7 +275,7 @@ PLOTS: dict[str, Callable[[Path], Closer]] = {
 
 def read(folder: Path, table: str = "cases") -> tuple[pd.DataFrame, dict[str, Any]]:
     """A run's table of edits, with prompts and targets as a reader wants them, and its parameters."""
-    parameters = dict(read_manifest(folder).parameters)
+    parameters = json.loads((folder / "manifest.json").read_text("utf-8"))["parameters"]
     frame = pd.read_parquet(folder / f"data/{table}.parquet")
     if "prompt" not in frame:
         return frame, parameters
