@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from editlib.cli.options import Count, Cpus, Gpus, Json, Ray, pairs, workers_of
+from editlib.cli.options import Count, Cpus, Device, Gpus, Json, Ray, pairs, workers_of
 from editlib.cli.output import Stop, emit, note
 from editlib.errors import EditlibError, unknown
 from editlib.text import flat, short, table, with_interval
@@ -42,6 +42,7 @@ def run(
     workers: Count = None,
     cpus: Cpus = None,
     gpus: Gpus = None,
+    device: Device = "cpu",
     timeout: Annotated[int | None, typer.Option(min=1, help="Seconds a cell may take.  [default: no limit]")] = None,
     listed: Annotated[bool, typer.Option("--list", help="List analyses and parameters, run nothing.")] = False,
     root: Root = None,
@@ -49,8 +50,8 @@ def run(
 ) -> None:
     """Execute an analysis into book/runs/ANALYSIS/local-RUN/, unless that was done before.
 
-    The same notebook, parameters, code, models and data are the same spec; its run is reused. With --ray workers of a
-    cluster execute analyses side by side; its machines share the project's folder.
+    The same notebook, parameters, code, models and data are the same spec; its run is reused, whatever device it was
+    on. With --ray workers of a cluster execute analyses side by side; its machines share the project's folder.
 
     Example: editlib run pilot --profile quick -p n 20 -p method c-rome
     """
@@ -73,7 +74,7 @@ def run(
             raise EditlibError(f"the value of -p {name} is no UTF-8 text; write it in UTF-8")
     outcomes = execute_all(
         names, jobs=jobs, root=project, workers=asked(crew), parameters=given, profile=profile, force=force,
-        timeout=timeout,
+        timeout=timeout, device="cuda" if gpus else device,
     )  # fmt: skip
     errors = [outcome.error for outcome in outcomes if outcome.error]
     if errors and not every:

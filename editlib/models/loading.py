@@ -1,5 +1,6 @@
 """Load a model and its tokenizer from a folder or the hub, or say in one line why not."""
 
+import os
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ def load(
     name: str,
     *,
     dtype: str = "float32",
-    device: str = "cpu",
+    device: str | None = None,
     revision: str | None = None,
     layout: Layout | str | None = None,
     trust_remote_code: bool = False,
@@ -26,13 +27,14 @@ def load(
     hub id with a pinned `revision` (or `id@commit`).
 
     `layout` (also `blocks,down`) says where the memories are, where that cannot be found or should be elsewhere;
-    `device` is `cpu`, `cuda`, or `auto` for the better that is there. Only safetensors weights are read. Raises
-    `EditlibError` for an unknown model, a hub id without a 40-digit revision, a folder with a missing or truncated
-    file, and weights that are quantised, not finite, or not those of the configuration.
+    `device` is `cpu`, `cuda`, `cuda:N`, or `auto` for the better that is there; not given, it is what EDITLIB_DEVICE
+    says, or `cpu`. Only safetensors weights are read. Raises `EditlibError` for an unknown model, a hub id without a
+    40-digit revision, a folder with a missing or truncated file, and weights that are quantised, not finite, or not
+    those of the configuration.
     """
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
-    device = require_device(device)
+    device = require_device(device or os.environ.get("EDITLIB_DEVICE", "cpu"))
     layout = Layout.of(layout) if isinstance(layout, str) else layout
     file = gguf_file(name)
     folder = dequantised(file, gguf_sha256(name, file)) if file else locate(name)

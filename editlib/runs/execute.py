@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 from queue import Queue
@@ -52,13 +53,17 @@ def execute(
     parameters: Mapping[str, object] | None = None,
     force: bool = False,
     timeout: int | None = None,
+    device: str = "cpu",
     tell: Tell = lambda event: None,
 ) -> Manifest:
     """Execute an analysis into `book/runs/<name>/local-<run>/`, or return the run that has the same spec.
 
-    `timeout` is in seconds for each cell; `tell` is called when a cell begins, and at the end. Raises `EditlibError`
-    for a user's mistake, also one that the notebook finds, and `RunFailed` for any other error in it.
+    `timeout` is in seconds for each cell; models are on `device`, as for `load`, which counts for nothing in the spec;
+    `tell` is called when a cell begins, and at the end. Raises `EditlibError` for a user's mistake, also one that the
+    notebook finds, and `RunFailed` for any other error in it.
     """
+    if device != "cpu":
+        device = import_module("editlib.models.loading").require_device(device)  # torch takes seconds to import
     asked = plan(name, root=root, profile=profile, parameters=parameters)
     existing = [run for run in find_runs(root) if (run.analysis, run.spec) == (name, asked.spec)]
     if existing and not force:
@@ -69,10 +74,12 @@ def execute(
     with staging(root) as stage:
         began = {"started": _now(), "git": git_state(root)}  # as the code is when it starts, whatever happens later
         clock = time.monotonic()
-        run_notebook(asked, stage, root=root, timeout=timeout, seen=lambda cell, of: tell(Event(name, cell, of)))
+        run_notebook(
+            asked, stage, root=root, timeout=timeout, device=device, seen=lambda cell, of: tell(Event(name, cell, of))
+        )
         seconds = round(time.monotonic() - clock, 1)
         done = {"finished": _now(), "seconds": seconds} | clean(asked, stage, root)
-        record = crate.add(_record(asked, stage, root) | began | done, stage)
+        record = crate.add(_record(asked, stage, root, device) | began | done, stage)
         manifest = write(record, stage)
         folder = root / "book" / "runs" / name / f"local-{manifest.run}"
         with _writable(folder.parent):
@@ -164,7 +171,7 @@ def _writable(folder: Path) -> Iterator[None]:
         raise EditlibError(reason) from error
 
 
-def _record(asked: RunPlan, stage: Path, root: Path) -> dict[str, Any]:
+def _record(asked: RunPlan, stage: Path, root: Path, device: str) -> dict[str, Any]:
     """The manifest but for what is measured, and the run's id."""
     cells = json.loads((stage / "index.ipynb").read_text("utf-8"))["cells"]
     times = [cell["metadata"].get("papermill", {}).get("duration") for cell in cells if cell["cell_type"] == "code"]
@@ -177,7 +184,7 @@ def _record(asked: RunPlan, stage: Path, root: Path) -> dict[str, Any]:
         "spec": asked.spec,
         "inputs": dict(asked.inputs),
         "environment": environment(root / "constraints.txt"),
-        "hardware": hardware(),
+        "hardware": hardware() | ({"gpus": []} if device == "cpu" else {}),
         "project": project(root),
         "cells": [round(time, 2) for time in times if time is not None],
         "outputs": hash_files(stage),

@@ -67,7 +67,7 @@ class Hardware:
     cores: Annotated[int, Field(description="Logical ones.")]
     threads: Annotated[int | None, Field(description="OMP_NUM_THREADS; null for as many as cores.")]
     memory_gib: Annotated[float, Field(description="Main memory, in GiB.")]
-    gpus: Annotated[Sequence[str], Field(description="Name and driver of each.")]
+    gpus: Annotated[Sequence[str], Field(description="Name and driver of each, where models were on one.")]
 
 
 @dataclass(frozen=True, kw_only=True)

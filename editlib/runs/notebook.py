@@ -38,7 +38,7 @@ def parts_of(asked: RunPlan, root: Path) -> Path:
     return root.resolve() / "_build" / "parts" / f"{asked.analysis.name}-{asked.spec}"
 
 
-def run_notebook(asked: RunPlan, stage: Path, *, root: Path, timeout: int | None, seen: Seen) -> None:
+def run_notebook(asked: RunPlan, stage: Path, *, root: Path, timeout: int | None, device: str, seen: Seen) -> None:
     """Execute in `stage`; raises `EditlibError` for a mistake that the notebook finds, `RunFailed` for other errors.
 
     The kernel talks over sockets in a private folder, never over TCP.
@@ -47,7 +47,8 @@ def run_notebook(asked: RunPlan, stage: Path, *, root: Path, timeout: int | None
     from papermill.exceptions import PapermillExecutionError
 
     try:
-        _execute(asked, stage, parts_of(asked, root), timeout, seen)
+        given = {VARIABLE: str(parts_of(asked, root)), "EDITLIB_DEVICE": device}
+        _execute(asked, stage, given, timeout, seen)
         if (problem := _unfit(stage)) is not None:
             raise RunFailed(problem)
     except PapermillExecutionError as error:
@@ -60,7 +61,8 @@ def run_notebook(asked: RunPlan, stage: Path, *, root: Path, timeout: int | None
         raise RunFailed(_failure(asked, stage, root, reason)) from error
 
 
-def _execute(asked: RunPlan, stage: Path, parts: Path, timeout: int | None, seen: Seen) -> None:
+def _execute(asked: RunPlan, stage: Path, given: dict[str, str], timeout: int | None, seen: Seen) -> None:
+    """`given` are variables of the kernel's process."""
     import papermill
     from nbclient.exceptions import CellTimeoutError
     from papermill.clientwrap import PapermillNotebookClient
@@ -85,7 +87,7 @@ def _execute(asked: RunPlan, stage: Path, parts: Path, timeout: int | None, seen
                 extra_arguments=["--log-level=CRITICAL"],  # an interrupted kernel tells its life story
             )  # fmt: skip
             reuse = {"EDITLIB_REUSE": "1"}  # analyses of the same cases search v* once
-            return client.execute(stderr=kernel, env=reuse | os.environ | {VARIABLE: str(parts)})
+            return client.execute(stderr=kernel, env=reuse | os.environ | given)
 
     papermill_engines.register("editlib", Told)
     output = str(stage / "index.ipynb").replace("{", "{{").replace("}", "}}")  # papermill fills braces in paths
