@@ -248,7 +248,7 @@ class Session:
 
         Raises `EditlibError` if C is singular, or was made for another model.
         """
-        return torch.cholesky_solve(keys.double(), self.factor(layer))
+        return torch.cholesky_solve(keys.to(factor := self.factor(layer)), factor).to(keys.device)
 
     def factor(self, layer: int) -> Tensor:
         """The lower Cholesky factor of C, of the unedited model and in float64; errors as for `whiten`."""
