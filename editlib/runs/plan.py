@@ -33,6 +33,8 @@ def plan(name: str, *, root: Path, profile: str = "quick", parameters: Mapping[s
     """Resolve and hash all a run depends on; raises `EditlibError` for what is unknown or of a wrong type."""
     chosen = read(name, root)
     resolved = chosen.resolve(profile, _own(chosen, profile, parameters or {}) | dict(parameters or {}))
+    if {"tasks", "files", "limit"} & {*(parameters or ())}:  # told now: models do them last
+        _check_tasks(resolved)
     values = {key: _absolute(key, value, chosen) for key, value in resolved.items()}
     source = chosen.path.read_bytes()
     models = _fingerprints("models.names", chosen.models, values)
@@ -64,6 +66,13 @@ def _own(chosen: Analysis, profile: str, given: Mapping[str, object]) -> dict[st
     own = importlib.import_module("editlib.data.sources").own
     usual = chosen.resolve(profile, {})
     return {name: own(model, text) for name, text in usual.items() if name != "model" and isinstance(text, str)}
+
+
+def _check_tasks(resolved: Mapping[str, Value]) -> None:
+    tasks = [task for task in str(resolved.get("tasks") or "").split(",") if task]
+    if tasks:
+        check = importlib.import_module("editlib.measuring.tasks").check_tasks
+        check(tasks, limit=resolved.get("limit"), files=dict(_listed(resolved.get("files"))))
 
 
 def _absolute(name: str, value: Value, chosen: Analysis) -> Value:
