@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from books import published
 from places import ROOT
+from scipy.stats import binomtest
 
 from editlib.runs.manifest import Manifest
 
@@ -97,10 +98,16 @@ def first_token(run: Manifest) -> Numbers:
     for arm, rows in cases.groupby("arm"):
         name = arm.replace(", ", "_").replace(" ", "_")
         found |= {f"cases_{name}": len(rows), f"collapsed_{name}": broken(rows)}
+        if len(rows) > 2:
+            share = binomtest(broken(rows), len(rows)).proportion_ci(method="wilson")
+            found |= {f"collapsed_{name}_low": share.low, f"collapsed_{name}_high": share.high}
     drawn = cases[~cases["built"]]
     first = drawn[(drawn["subject_tokens"] == 1) & (drawn["subject_position"] == 0)]
-    rule = {"precision": broken(first) / len(first), "recall": broken(first) / broken(drawn)}
-    return found | {f"{what}_drawn_one_token_at_the_start": value for what, value in rule.items()}
+    early = drawn[drawn["subject_last"] <= 1]
+    for rule, named in {"one_token_at_the_start": first, "its_last_token_is_at_position_0_or_1": early}.items():
+        found[f"precision_drawn_{rule}"] = broken(named) / len(named)
+        found[f"recall_drawn_{rule}"] = broken(named) / broken(drawn)
+    return found | {"precision_in_the_set": found["precision_drawn_one_token_at_the_start"]}
 
 
 def own_text(run: Manifest) -> Numbers:
