@@ -37,7 +37,7 @@ def files_of(notebook: str, package: Path = PACKAGE) -> list[Path]:
         reached.add(path)
         source = path.read_text("utf-8")
         inside = ".".join([package.name, *path.relative_to(package).parts[:-1]])
-        strings |= {str(node.value) for node in _nodes(source) if isinstance(node, ast.Constant)}
+        strings |= _strings(source)
         new = _names(source, inside) - known
         known |= new
         waiting |= _modules_of(new, package) - reached
@@ -116,8 +116,20 @@ def _stub(folder: Path) -> dict[str, str]:
         if not (above / "__init__.py").is_file():
             break
         parts.insert(0, above.name)
-    froms = (node for node in _nodes(path.read_text("utf-8")) if isinstance(node, ast.ImportFrom))
-    return {n.asname or n.name: f"{_base(node, '.'.join(parts))}.{n.name}" for node in froms for n in node.names}
+    return _imported(path.read_text("utf-8"), ".".join(parts))
+
+
+@cache
+def _imported(source: str, inside: str) -> dict[str, str]:
+    """Where the names lie that a source in the package `inside` imports from somewhere."""
+    froms = (node for node in _nodes(source) if isinstance(node, ast.ImportFrom))
+    return {n.asname or n.name: f"{_base(node, inside)}.{n.name}" for node in froms for n in node.names}
+
+
+@cache
+def _strings(source: str) -> frozenset[str]:
+    """The constants of a source, as text."""
+    return frozenset(str(node.value) for node in _nodes(source) if isinstance(node, ast.Constant))
 
 
 @cache

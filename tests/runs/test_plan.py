@@ -140,6 +140,19 @@ def test_wrong_parameters_are_named(empty: Path, parameters: dict[str, object], 
 
 
 @pytest.mark.parametrize(
+    ("parameters", "named"),
+    [
+        ({"tasks": "testbed-qa,lambada"}, "task 'lambada' is unknown; .*lambada_standard"),
+        ({"limit": 0}, "limit 0 is out of range; evaluate 1 question or more"),
+        ({"files": "piqa=piqa.jsonl"}, "a file is given for task piqa, which is not evaluated; name that task, too"),
+    ],
+)
+def test_tasks_that_no_model_could_do_are_named_before_anything_runs(parameters: dict[str, object], named: str) -> None:
+    with pytest.raises(EditlibError, match=f"^{named}"):
+        plan("surrogate", root=ROOT, parameters=parameters)
+
+
+@pytest.mark.parametrize(
     ("name", "text", "value"),
     [
         ("n", "12", 12),
