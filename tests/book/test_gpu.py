@@ -20,7 +20,8 @@ def test_times_are_those_of_the_files() -> None:
     many, alone = timed(48), timed(1)
     assert (many["edits"], alone["edits"], many["device"], many["steps"], many["contexts"]) == (48, 1, "cuda:0", 20, 21)
     engine, plain = many["engine_seconds_per_edit"], many["plain_seconds_per_edit"]
-    assert f"take the engine {engine:.3f} s each and the plain path {plain:.3f} s, {plain / engine:.1f} times" in TEXT
+    assert many["plain_edits"] == 2 and f"take the engine {engine:.3f} s each and the plain path, of which" in TEXT
+    assert f"two edits were timed, {plain:.3f} s, {plain / engine:.1f} times as long" in TEXT
     engine, plain = alone["engine_seconds_per_edit"], alone["plain_seconds_per_edit"]
     assert f"takes the engine {engine:.2f} s and the plain path {plain:.2f} s" in TEXT
     rate = many["flops_per_edit"] / many["engine_seconds_per_edit"]

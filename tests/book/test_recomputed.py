@@ -98,6 +98,8 @@ def first_token(run: Manifest) -> Numbers:
     for arm, rows in cases.groupby("arm"):
         name = arm.replace(", ", "_").replace(" ", "_")
         found |= {f"cases_{name}": len(rows), f"collapsed_{name}": broken(rows)}
+        found |= {f"collapsed_{name}_20x": broken(rows, 20)}
+        found |= {f"collapsed_{name}_1000": int((rows["perplexity_mean"] >= 1000).sum())}
         if len(rows) > 2:
             share = binomtest(broken(rows), len(rows)).proportion_ci(method="wilson")
             found |= {f"collapsed_{name}_low": share.low, f"collapsed_{name}_high": share.high}
@@ -138,9 +140,12 @@ def sequential(run: Manifest) -> Numbers:
         name = f"{group.split()[0]}_{method.replace('-', '_')}"
         last = rows.sort_values("step").groupby("repeat")["perplexity_ratio"].last()
         found[f"last_ratio_{name}"] = float(last.median())
+        over = rows.loc[~(rows["perplexity_ratio"] < TIMES), "step"]
+        found |= {f"first_{name}": float(over.min())} if len(over) else {}
+        found[f"max_ratio_{name}"] = float(rows["perplexity_ratio"].max())
         kept = after[(after["group"] == group) & (after["method"] == method)]
-        found[f"efficacy_{name}"] = float(kept["efficacy_em_tf"].mean())
-    return found
+        found |= {f"{score}_{name}": float(kept[f"{score}_em_tf"].mean()) for score in SCORES}
+    return found | {"cases": int(cases["step"].max())}
 
 
 def sink(run: Manifest) -> Numbers:

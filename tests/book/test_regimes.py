@@ -136,3 +136,24 @@ def test_only_rome_collapses_the_model_by_one_edit_and_by_which_subjects() -> No
     assert "In both ways of asking it is one-token subjects that open the prompt, and one word said twice there" in (
         ROOT / "book/butterfly-effect.md"
     ).read_text("utf-8")
+
+
+def test_normal_cases_of_the_long_sequence_are_in_part_first_tokens() -> None:
+    cases = pd.read_parquet(of_model("sequential", "smollm2-135m").folder / "data/cases.parquet")
+    normal = cases[(cases["group"] == "normal cases") & (cases["method"] == "rome") & (cases["step"] > 0)]
+    first = normal["kind"] == "one token, first"
+    text = (ROOT / "book/butterfly-effect.md").read_text("utf-8")
+    assert f"{first.sum()} of the {len(first)} have one token at the start as subject, too" in text
+    assert first.iloc[:2].all() and normal.iloc[1]["perplexity_ratio"] > 5 and "The first two edits are of such" in text
+    rest = cases[~cases["method"].isin(["rome", "mend"]) & (cases["group"] == "normal cases")]
+    assert rest.loc[rest["perplexity_ratio"].idxmax(), "method"] == "ft"  # whose highest the page gives for all
+
+
+def test_subjects_of_several_tokens_that_collapse_are_said_twice_but_for_one() -> None:
+    cases = pd.read_parquet(of_model("first-token", "smollm2-135m").folder / "data/cases.parquet")
+    broken = cases[cases["perplexity_ratio"] >= 5]
+    assert (broken["subject_last"] <= 1).all()
+    words = broken.loc[broken["arm"] == "several tokens", "subject"].str.split()
+    assert sorted(words.str.len()) == [1, 2, 2, 2, 2] and words[words.str.len() == 1].iloc[0] == ["Haydn"]
+    assert all(len({*pair}) == 1 for pair in words)
+    assert 'four of which are words said twice and one is "Haydn"' in (ROOT / "book/fall-of-rome.md").read_text("utf-8")
