@@ -1,4 +1,4 @@
-.PHONY: help book book-all site sphinx pdf playground test test-all test-others test-ray lint typecheck architecture serve clean
+.PHONY: help book book-all site sphinx pdf playground test test-all test-slow test-ray lint typecheck architecture serve clean
 
 PYTEST = .venv/bin/pytest -n 3
 REAL = -p model smollm2-135m -p split test -p n 4 -p first 2 -p top 1 -p limit 10
@@ -33,10 +33,11 @@ playground: .venv/stamp ## compute the edits of the playground again
 	.venv/bin/python tools/playground_edits.py
 test: .venv/stamp       ## run the quick tests
 	$(PYTEST) -m "not slow and not site and not ray"
-test-all: .venv/stamp   ## run every test: those on Ray, which mostly wait, beside the others
-	@$(MAKE) --no-print-directory -j 2 --output-sync=target test-others test-ray
-test-others: .venv/stamp  ## run all tests but those on Ray, in two processes
-	.venv/bin/pytest -n 2 -m "not ray"
+test-all: .venv/stamp   ## run every test: the quick ones, then the others beside those on Ray, which mostly wait
+	$(PYTEST) -m "not slow and not site and not ray"
+	@$(MAKE) --no-print-directory -j 2 --output-sync=target test-slow test-ray
+test-slow: .venv/stamp  ## run the slow tests and those of the built site, in two processes
+	.venv/bin/pytest -n 2 -m "(slow or site) and not ray"
 test-ray: .venv/stamp   ## run the tests on a Ray cluster of this machine, in one process, minutes
 	OMP_NUM_THREADS=1 .venv/bin/pytest -m ray
 lint: .venv/stamp       ## check style, and that rooms import only rooms below them
