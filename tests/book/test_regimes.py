@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 from books import published, table_cells
 from places import ROOT
+from scipy.stats import binomtest
 
 from editlib.editing.guard import BOUND
 from editlib.runs.manifest import Manifest
@@ -157,3 +158,11 @@ def test_subjects_of_several_tokens_that_collapse_are_said_twice_but_for_one() -
     assert sorted(words.str.len()) == [1, 2, 2, 2, 2] and words[words.str.len() == 1].iloc[0] == ["Haydn"]
     assert all(len({*pair}) == 1 for pair in words)
     assert 'four of which are words said twice and one is "Haydn"' in (ROOT / "book/fall-of-rome.md").read_text("utf-8")
+
+
+def test_few_facts_in_another_wording_are_hard() -> None:
+    run = of_model("hardedit", "smollm2-135m")
+    share = binomtest(run.metrics["accepted"], run.metrics["records"]).proportion_ci(method="wilson")
+    text = (ROOT / "book/butterfly-effect.md").read_text("utf-8")
+    assert f"collapse the model [{share.low:.1%}, {share.high:.1%}]".replace("%", " %") in text
+    assert run.metrics["collapsed_rome"] and not any(run.metrics[f"collapsed_{m}"] for m in ("ft", "mend", "memit"))
