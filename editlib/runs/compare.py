@@ -117,7 +117,8 @@ def _numbers(a: Mapping[str, Metric], b: Mapping[str, Metric]) -> Iterable[Numbe
 
 
 def _ends(metrics: Mapping[str, Metric], names: tuple[str, str] | None) -> tuple[Metric, Metric] | None:
-    return (metrics[names[0]], metrics[names[1]]) if names else None
+    ends = (metrics[names[0]], metrics[names[1]]) if names else None
+    return None if ends == ("nan", "nan") else ends  # of too few cases
 
 
 def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[Difference, ...]:

@@ -112,7 +112,7 @@ def test_a_number_whose_name_only_looks_like_a_bound_is_a_number(compared: Any, 
 def test_headline_numbers_have_their_intervals_and_a_text() -> None:
     """Both ways of naming a bound: behind the whole name, and in the middle of it."""
     metrics = {"n": 1200, "x_share": 0.5, "x_share_low": 0.25, "auc_ft": 0.9841, "auc_low_ft": 0.967,
-               "auc_high_ft": 1.0, "worst": "inf", "low": 3}  # fmt: skip
+               "auc_high_ft": 1.0, "worst": "inf", "low": 3, "few": 1, "few_low": "nan", "few_high": "nan"}  # fmt: skip
     assert headline(metrics) == [
         {"name": "n", "value": 1200, "text": "1,200"},
         {"name": "x_share", "value": 0.5, "text": "50.0 %"},
@@ -120,6 +120,7 @@ def test_headline_numbers_have_their_intervals_and_a_text() -> None:
         {"name": "auc_ft", "value": 0.9841, "text": "0.984 [0.967, 1.00]", "low": 0.967, "high": 1.0},
         {"name": "worst", "value": "inf", "text": "inf"},
         {"name": "low", "value": 3, "text": "3"},
+        {"name": "few", "value": 1, "text": "1"},  # of cases too few for an interval
     ]
 
 
