@@ -172,10 +172,11 @@ def find_runs(app: Sphinx, config: Config) -> None:
     shown = {run.folder for run in config.runs.shown}
     left_out = (path.relative_to(book).as_posix() for path in book.glob("runs/*/*") if path not in shown)
     config.exclude_patterns = [*config.exclude_patterns, *(re.sub(r"([[*?])", r"[\1]", path) for path in left_out)]
-    named = set(re.findall(r"\{\{\s*(\w+)", "".join(page.read_text("utf-8") for page in book.glob("*.md"))))
-    for name, run in config.runs.quoted.items():  # MyST copies all of them for each page
-        used = {key: text for key, text in substitutions(name, run).items() if key in named}
-        config.myst_substitutions = {**config.myst_substitutions, **used}
+    pages = (path for kind in ("md", "ipynb") for path in book.rglob(f"*.{kind}") if "runs" not in path.parts[:-1])
+    words = {word for page in pages for word in re.findall(r"\w+", page.read_text("utf-8"))}
+    known = (pair for name, run in config.runs.quoted.items() for pair in substitutions(name, run).items())
+    used = {key: text for key, text in known if key in words}  # MyST copies all that there are for each page
+    config.myst_substitutions = {**config.myst_substitutions, **used}
     if not config.runs.shown:
         problem = "book/runs holds no run, so pages that quote one cannot be built: %s"
         logging.getLogger(__name__).warning(problem, HINT.format("pilot"))

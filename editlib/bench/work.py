@@ -39,7 +39,7 @@ MODELS = ("testbed", *SHAPES)
 ALSO = (*PACKAGED, *testbed_names(), "a folder", "a GGUF file", "id@commit")
 
 
-def model(name: str, *, dtype: str = "float32", device: str = "cpu") -> LanguageModel:
+def model(name: str, *, dtype: str = "float32", device: str | None = None) -> LanguageModel:
     """The testbed's anchored twin, a model of true shape with random weights, which needs no download, or whatever
     `load` takes.
 
@@ -48,7 +48,8 @@ def model(name: str, *, dtype: str = "float32", device: str = "cpu") -> Language
     if name not in SHAPES:
         return load(TESTBED if name == "testbed" else name, dtype=dtype, device=device)
     lender, config = load(TESTBED), SHAPES[name]
-    _require_memory(name, config, dtype, require_device(device))
+    device = require_device(device)
+    _require_memory(name, config, dtype, device)
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(0)
         made = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))

@@ -34,7 +34,7 @@ def load(
     """
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
-    device = require_device(device or os.environ.get("EDITLIB_DEVICE", "cpu"))
+    device = require_device(device)
     layout = Layout.of(layout) if isinstance(layout, str) else layout
     file = gguf_file(name)
     folder = dequantised(file, gguf_sha256(name, file)) if file else locate(name)
@@ -91,8 +91,10 @@ def _check_weights(model: PreTrainedModel, info: dict[str, Any]) -> None:
         raise EditlibError(f"{faults[0]}{more}; copy its config and weights again")
 
 
-def require_device(name: str) -> str:
-    """The device's name, `cuda` or `cpu` for `auto`; raises `EditlibError` for one that is not here."""
+def require_device(name: str | None) -> str:
+    """The device's name, `cuda` or `cpu` for `auto`, for None what EDITLIB_DEVICE says or `cpu`; raises `EditlibError`
+    for one that is not here."""
+    name = name or os.environ.get("EDITLIB_DEVICE", "cpu")
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name.partition(":")[0] not in ("cpu", "cuda"):

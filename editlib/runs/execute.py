@@ -15,7 +15,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 from queue import Queue
@@ -63,7 +62,9 @@ def execute(
     notebook finds, and `RunFailed` for any other error in it.
     """
     if device != "cpu":
-        device = import_module("editlib.models.loading").require_device(device)  # torch takes seconds to import
+        from editlib.models.loading import require_device  # torch takes seconds to import
+
+        device = require_device(device)
     asked = plan(name, root=root, profile=profile, parameters=parameters)
     existing = [run for run in find_runs(root) if (run.analysis, run.spec) == (name, asked.spec)]
     if existing and not force:

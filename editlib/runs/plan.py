@@ -33,7 +33,7 @@ def plan(name: str, *, root: Path, profile: str = "quick", parameters: Mapping[s
     """Resolve and hash all a run depends on; raises `EditlibError` for what is unknown or of a wrong type."""
     chosen = read(name, root)
     resolved = chosen.resolve(profile, _own(chosen, profile, parameters or {}) | dict(parameters or {}))
-    if {"tasks", "files", "limit"} & {*(parameters or ())}:  # told now: models do them last
+    if {"tasks", "files", "limit"} & (parameters or {}).keys():  # told now: models do them last
         _check_tasks(resolved)
     values = {key: _absolute(key, value, chosen) for key, value in resolved.items()}
     source = chosen.path.read_bytes()
@@ -69,6 +69,7 @@ def _own(chosen: Analysis, profile: str, given: Mapping[str, object]) -> dict[st
 
 
 def _check_tasks(resolved: Mapping[str, Value]) -> None:
+    """Raise `EditlibError` for tasks that could not be done with any model."""
     tasks = [task for task in str(resolved.get("tasks") or "").split(",") if task]
     if tasks:
         check = importlib.import_module("editlib.measuring.tasks").check_tasks

@@ -49,7 +49,7 @@ def files_of(notebook: str, package: Path = PACKAGE) -> list[Path]:
 @cache
 def _names(source: str, inside: str) -> frozenset[str]:
     """The dotted names of what a source in the package `inside` may load, its strings among them."""
-    bound, names = dict[str, str](), set[str]()  # dotted names by local name, and all of them
+    bound, names = dict[str, str](), set(_strings(source))  # dotted names by local name, and all of them
     nodes = _nodes(source)
     for node in nodes:
         if isinstance(node, ast.Import):
@@ -61,8 +61,6 @@ def _names(source: str, inside: str) -> frozenset[str]:
             base = _base(node, inside)
             bound |= {n.asname or n.name: f"{base}.{n.name}" for n in node.names}
             names |= {f"{base}.{n.name}" for n in node.names}
-        elif isinstance(node, ast.Constant):
-            names.add(str(node.value))  # import_module("editlib.sweeps.single")
     chained = {id(node.value) for node in nodes if isinstance(node, ast.Attribute)}
     for node in nodes:
         root, _, rest = ast.unparse(node).partition(".") if isinstance(node, ast.Attribute | ast.Name) else ("", "", "")
