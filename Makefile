@@ -40,8 +40,9 @@ test-slow: .venv/stamp  ## run the slow tests and those of the built site, in tw
 	.venv/bin/pytest -n 2 -m "(slow or site) and not ray"
 test-ray: .venv/stamp   ## run the tests on a Ray cluster of this machine, in one process, minutes
 	OMP_NUM_THREADS=1 .venv/bin/pytest -m ray
-lint: .venv/stamp       ## check style, and that rooms import only rooms below them
+lint: .venv/stamp       ## check style, that rooms import only rooms below them, and that ARCHITECTURE.md shows the code
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/lint-imports --no-cache
+	.venv/bin/pytest -q tests/test_architecture.py
 typecheck: .venv/stamp  ## check types
 	.venv/bin/mypy
 architecture: .venv/stamp  ## draw the rooms and their imports, from the code, into ARCHITECTURE.md
