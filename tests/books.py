@@ -30,6 +30,13 @@ def published(analysis: str = "*", root: Path = ROOT) -> list[Manifest]:
     return [read_manifest(folder) for folder in folders]
 
 
+def run_of(analysis: str, model: str, **parameters: object) -> Manifest:
+    """The published run of an analysis on a model, with parameters where several differ in them."""
+    wanted = {"model": model, **parameters}.items()
+    run = next((run for run in published(analysis) if wanted <= run.parameters.items()), None)
+    return run or pytest.skip(f"no published run of {analysis} on {model}")
+
+
 def table_cells(text: str, heading: str) -> list[list[str]]:
     """The cells of a table in Markdown, by the beginning of its first line."""
     lines = text[text.index(heading) :].partition("\n\n")[0].splitlines()[2:]
@@ -37,9 +44,8 @@ def table_cells(text: str, heading: str) -> list[list[str]]:
 
 
 def small(folder: Path) -> Path:
-    """Sources of a book of one pilot run and the pages about runs; returns the run's folder."""
-    if not (runs := published("pilot")):
-        pytest.skip("no published run of the pilot")
+    """Sources of a book of one pilot run, the twins', and the pages about runs; returns the run's folder."""
+    run = run_of("pilot", "testbed/anchored")
     shutil.copy(ROOT / "_config.yml", folder)
     shutil.copytree(ROOT / "notebooks", folder / "notebooks")
     for name in ("_ext", "_static"):
@@ -50,7 +56,7 @@ def small(folder: Path) -> Path:
     chapters = [{"file": "runs"}, {"file": "compare"}, {"file": "references"}]
     (folder / "book/_toc.yml").write_text(json.dumps({"format": "jb-book", "root": "index", "chapters": chapters}))
     (folder / "book/index.md").write_text("# Start\n")
-    return Path(shutil.copytree(runs[0].folder, folder / "book/runs/pilot" / runs[0].run))
+    return Path(shutil.copytree(run.folder, folder / "book/runs/pilot" / run.run))
 
 
 def rewritten(folder: Path, *, local: bool = False, **changes: object) -> Manifest:

@@ -85,7 +85,10 @@ DtypeOfEdit = Annotated[
         "--dtype", callback=one_of("dtype", DTYPES), help=f"{', '.join(DTYPES)}.  [default: the edit's, or float32]"
     ),
 ]
-Device = Annotated[str, typer.Option(callback=_device, help="cpu, cuda, cuda:N, or auto: cuda where it is there.")]
+Device = Annotated[
+    str,
+    typer.Option(callback=_device, envvar="EDITLIB_DEVICE", help="cpu, cuda, cuda:N, or auto: cuda where it is there."),
+]
 Revision = Annotated[str | None, typer.Option(is_eager=True, help="Commit of a hub model, 40 digits.")]
 Layout = Annotated[
     str | None,

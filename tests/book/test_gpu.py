@@ -4,8 +4,7 @@ import json
 from typing import Any
 
 import pandas as pd
-import pytest
-from books import published
+from books import run_of
 from places import ROOT
 
 TEXT = (ROOT / "book/performance.md").read_text("utf-8")
@@ -31,10 +30,7 @@ def test_times_are_those_of_the_files() -> None:
 def test_a_gpu_finds_what_a_processor_finds() -> None:
     tables = {}
     for analysis, method in {"first-token": "rome", "pilot": "rome, C left out"}.items():
-        wanted = {"model": "smollm2-135m", "cases": "facts"}
-        run = next((run for run in published(analysis) if wanted.items() <= run.parameters.items()), None)
-        if run is None:
-            pytest.skip(f"no published run of {analysis} on SmolLM2")
+        run = run_of(analysis, "smollm2-135m", cases="facts")
         assert bool(run.hardware.gpus) == (analysis == "first-token")
         cases = pd.read_parquet(run.folder / "data/cases.parquet")
         tables[analysis] = cases[cases["method"] == method].set_index("case_id")

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import yaml
-from books import ROOT, build, published, rewritten, small, warned
+from books import ROOT, build, rewritten, small, warned
 from lxml import html
+
+from editlib.runs.manifest import read_manifest
 
 REAL = {"model": "smollm2-135m", "cases": "facts"}
 PAGE = """# Start
@@ -26,7 +28,7 @@ PAGE = """# Start
 def variant(folder: Path, day: int, profile: str = "full", **parameters: Any) -> str:
     """A run like that of a folder, with other parameters, made on a later day; its name."""
     copy = Path(shutil.copytree(folder, folder.with_name("copy")))
-    asked = {**published("pilot")[0].parameters, **parameters}
+    asked = {**read_manifest(folder).parameters, **parameters}
     when = {name: f"2031-01-{day:02}T00:00:00Z" for name in ("started", "finished")}
     return rewritten(copy, parameters=asked, profile=profile, **when).run
 

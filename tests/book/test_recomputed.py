@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from books import published
+from books import published, run_of
 from places import ROOT
 from scipy.stats import binomtest
 
@@ -216,9 +216,7 @@ def test_most_numbers_that_pages_quote_of_these_analyses_are_worked_out_again() 
     text = "".join(path.read_text("utf-8") for path in Path(ROOT, "book").glob("*.md"))
     quoted = set(re.findall(r"\{\{ smollm2_(\w+?)(?:\.percent)? \}\}", text))
     for analysis, work_out in AGAIN.items():
-        run = next((run for run in published(analysis) if run.parameters["model"] == MODEL), None)
-        if run is None:
-            continue
+        run = run_of(analysis, MODEL)
         short = f"{analysis.replace('-', '_')}_"
         mine = {name.removeprefix(short) for name in quoted if name.startswith(short)}
         numbers = {name for name in mine if isinstance(run.metrics.get(name), float | int)}

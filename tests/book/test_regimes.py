@@ -2,27 +2,20 @@
 
 import pandas as pd
 import pytest
-from books import published, table_cells
+from books import run_of, table_cells
 from places import ROOT
 from scipy.stats import binomtest
 
 from editlib.editing.guard import BOUND
-from editlib.runs.manifest import Manifest
 
 TEXT = (ROOT / "book/why-it-breaks.md").read_text("utf-8")
 SMALL = 0.2  # of the consistent denominator: five times smaller
 
 
-def of_model(analysis: str, model: str) -> Manifest:
-    """The published run of an analysis on a model."""
-    run = next((run for run in published(analysis) if run.parameters["model"] == model), None)
-    return run or pytest.skip(f"no published run of {analysis} on {model}")
-
-
 @pytest.fixture(scope="module")
 def edits() -> pd.DataFrame:
     """Edits of every second layer of SmolLM2."""
-    return pd.read_parquet(of_model("layers", "smollm2-135m").folder / "data/cases.parquet")
+    return pd.read_parquet(run_of("layers", "smollm2-135m").folder / "data/cases.parquet")
 
 
 def test_what_is_foretold_of_each_method_and_what_saying_no_is_worth(edits: pd.DataFrame) -> None:
@@ -44,7 +37,7 @@ def test_the_product_is_small_with_c_only_at_two_of_four_layers_where_the_key_is
     mine = edits[(edits["method"] == "rome") & (edits["kind"] == "one token, first")]
     middle = mine.groupby(["layer", "setting"])["denominator_ratio"].median().unstack()
     with_c, without = middle["with C"] < SMALL, middle["C left out"] < SMALL
-    known = {int(layer) for layer in str(of_model("layers", "smollm2-135m").metrics["long_layers"]).split(", ")}
+    known = {int(layer) for layer in str(run_of("layers", "smollm2-135m").metrics["long_layers"]).split(", ")}
     long = [layer for layer in middle.index if layer in known]
     assert [layer for layer in long if with_c[layer] and not without[layer]] == [9, 27]
     assert [layer for layer in long if not with_c[layer] and not without[layer]] == [1, 11]
@@ -52,7 +45,7 @@ def test_the_product_is_small_with_c_only_at_two_of_four_layers_where_the_key_is
 
 
 def test_normal_cases_that_rise_most_are_first_tokens_below_the_threshold() -> None:
-    run = of_model("consistent-keys", "smollm2-135m")
+    run = run_of("consistent-keys", "smollm2-135m")
     cases = pd.read_parquet(run.folder / "data/cases.parquet")
     rome = cases[cases["method"].isin(["rome", "rome, C left out"])]
     worst = rome.groupby("kind")["perplexity_ratio"].max()
@@ -64,7 +57,7 @@ def test_normal_cases_that_rise_most_are_first_tokens_below_the_threshold() -> N
 
 
 def test_the_third_twin_collapses_where_its_key_is_short_whatever_c_is() -> None:
-    run, page = of_model("layers", "./models/sighted"), (ROOT / "book/testbed.md").read_text("utf-8")
+    run, page = run_of("layers", "./models/sighted"), (ROOT / "book/testbed.md").read_text("utf-8")
     edits, keys = (pd.read_parquet(run.folder / f"data/{table}.parquet") for table in ("cases", "keys"))
     first = edits[(edits["method"] == "rome") & (edits["kind"] == "one token, first")]
     counts = first.groupby(["layer", "setting"])["collapsed"].sum().unstack()
@@ -81,13 +74,13 @@ def test_the_third_twin_collapses_where_its_key_is_short_whatever_c_is() -> None
 
 
 def test_the_consistent_value_holds_behind_a_prefix_where_the_other_does_not() -> None:
-    cases = pd.read_parquet(of_model("efficacy", "smollm2-135m").folder / "data/cases.parquet")
+    cases = pd.read_parquet(run_of("efficacy", "smollm2-135m").folder / "data/cases.parquet")
     held = cases[cases["group"] == "one token at the start"].groupby(["method", "layer"])["prefixed"].mean()
     assert held["fc-rome"].round(2).to_dict() == {2: 1, 5: 1, 9: 1, 11: 1, 20: 0.1}
     assert held["c-rome"].round(2).to_dict() == {2: 0.29, 5: 0.92, 9: 0.06, 11: 0, 20: 0.1}
     bare = cases[cases["group"] != "one token at the start"].groupby("method")["efficacy"].mean()
     assert 2 / 3 <= bare["c-rome"] < bare["fc-rome"] < 0.75
-    edits = pd.read_parquet(of_model("layers", "smollm2-135m").folder / "data/cases.parquet")
+    edits = pd.read_parquet(run_of("layers", "smollm2-135m").folder / "data/cases.parquet")
     first = edits[edits["kind"].eq("one token, first") & edits["layer"].isin([1, 9])]
     counts = first.groupby(["method", "layer", "setting"])["collapsed"].sum()
     assert counts["fc-rome", 1]["with C"] == 3 and counts["fc-rome", 1]["C left out"] == 16
@@ -99,7 +92,7 @@ def test_the_consistent_value_holds_behind_a_prefix_where_the_other_does_not() -
 def test_three_seeds_of_the_twins_are_as_their_runs_say() -> None:
     page, without_c = (ROOT / "book/testbed.md").read_text("utf-8"), []
     for twin, seed, _, short, long, *shown, others in table_cells(page, "| Twin | Seed"):
-        run = of_model("layers", f"./models/{twin.strip('`')}-{seed}")
+        run = run_of("layers", f"./models/{twin.strip('`')}-{seed}")
         assert [run.metrics["short_layers"], run.metrics["long_layers"]] == [short, long]
         edits = pd.read_parquet(run.folder / "data/cases.parquet")
         first = edits[(edits["kind"] == "one token, first") & (edits["method"] == "rome")]
@@ -118,7 +111,7 @@ def test_three_seeds_of_the_twins_are_as_their_runs_say() -> None:
 
 
 def test_two_edits_that_collapse_the_model_with_its_own_text_hardly_harm_it_with_another() -> None:
-    cases = pd.read_parquet(of_model("own-text", "smollm2-135m").folder / "data/cases.parquet")
+    cases = pd.read_parquet(run_of("own-text", "smollm2-135m").folder / "data/cases.parquet")
     rise = cases.pivot(index="case_id", columns="method", values="perplexity_ratio")
     spared = rise[(rise["own text, 65,536"] > 20) & (rise["corpus, 65,536"] < 5)]
     assert len(spared) == 2 and spared["corpus, 65,536"].between(2.85, 3.05).all()
@@ -128,7 +121,7 @@ def test_two_edits_that_collapse_the_model_with_its_own_text_hardly_harm_it_with
 
 
 def test_only_rome_collapses_the_model_by_one_edit_and_by_which_subjects() -> None:
-    cases = pd.read_parquet(of_model("single-edits", "smollm2-135m").folder / "data/cases.parquet")
+    cases = pd.read_parquet(run_of("single-edits", "smollm2-135m").folder / "data/cases.parquet")
     broken = cases[cases["perplexity_ratio"] >= 5]
     words = broken["subject"].str.split()
     doubled = words.str.len().eq(2) & words.str[0].eq(words.str[-1])
@@ -140,7 +133,7 @@ def test_only_rome_collapses_the_model_by_one_edit_and_by_which_subjects() -> No
 
 
 def test_normal_cases_of_the_long_sequence_are_in_part_first_tokens() -> None:
-    cases = pd.read_parquet(of_model("sequential", "smollm2-135m").folder / "data/cases.parquet")
+    cases = pd.read_parquet(run_of("sequential", "smollm2-135m").folder / "data/cases.parquet")
     normal = cases[(cases["group"] == "normal cases") & (cases["method"] == "rome") & (cases["step"] > 0)]
     first = normal["kind"] == "one token, first"
     text = (ROOT / "book/butterfly-effect.md").read_text("utf-8")
@@ -151,7 +144,7 @@ def test_normal_cases_of_the_long_sequence_are_in_part_first_tokens() -> None:
 
 
 def test_subjects_of_several_tokens_that_collapse_are_said_twice_but_for_one() -> None:
-    cases = pd.read_parquet(of_model("first-token", "smollm2-135m").folder / "data/cases.parquet")
+    cases = pd.read_parquet(run_of("first-token", "smollm2-135m").folder / "data/cases.parquet")
     broken = cases[cases["perplexity_ratio"] >= 5]
     assert (broken["subject_last"] <= 1).all()
     words = broken.loc[broken["arm"] == "several tokens", "subject"].str.split()
@@ -161,7 +154,7 @@ def test_subjects_of_several_tokens_that_collapse_are_said_twice_but_for_one() -
 
 
 def test_few_facts_in_another_wording_are_hard() -> None:
-    run = of_model("hardedit", "smollm2-135m")
+    run = run_of("hardedit", "smollm2-135m")
     share = binomtest(run.metrics["accepted"], run.metrics["records"]).proportion_ci(method="wilson")
     text = (ROOT / "book/butterfly-effect.md").read_text("utf-8")
     assert f"collapse the model [{share.low:.1%}, {share.high:.1%}]".replace("%", " %") in text

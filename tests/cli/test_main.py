@@ -91,6 +91,14 @@ def test_names_are_checked_before_anything_heavy_is_imported() -> None:
         assert said in line
 
 
+def test_the_environment_says_where_models_are_put(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EDITLIB_DEVICE", "abacus")
+    assert run_app(["run", "pilot"]) == 2
+    assert "device 'abacus' is unknown" in capsys.readouterr().err
+
+
 def test_the_names_are_those_of_what_they_stand_for() -> None:
     assert tuple(methods.METHODS) == METHODS and tuple(FLAVOURS_BY_NAME) == FLAVOURS
     assert tuple(methods.FILTERS) == FILTERS

@@ -118,13 +118,12 @@ def after_one(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]
     return hook
 
 
-@pytest.mark.parametrize("workers", [1, 3])
 def test_workers_make_the_table_of_one_process(
     gpt2: LanguageModel, cases: list[Case], options: dict[str, Any], alone: bytes, cluster: Cluster, nodes: Nodes,
-    workers: int, tmp_path: Path,
+    tmp_path: Path,
 ) -> None:  # fmt: skip
-    nodes(3)
-    asked = Workers(address=cluster.address, workers=workers)
+    nodes(2)
+    asked = Workers(address=cluster.address)
     assert bytes_of(el.sweep(gpt2, cases, workers=asked, out=tmp_path / "out", **options)) == alone
     assert bytes_of(pd.read_parquet(tmp_path / "out")) == alone
 
@@ -133,7 +132,7 @@ def test_workers_that_are_killed_hang_or_raise_are_made_good(
     gpt2: LanguageModel, cases: list[Case], options: dict[str, Any], alone: bytes, cluster: Cluster, nodes: Nodes,
     trouble: Path,
 ) -> None:  # fmt: skip
-    nodes(3)
+    nodes(2)
     for number, fault in ((1, "killed once"), (5, "hangs once"), (7, "raises once"), (9, "exits once")):
         (trouble / subject(cases, number)).write_text(fault)
     found = el.sweep(gpt2, cases, workers=Workers(address=cluster.address, timeout=8), **options)
@@ -206,7 +205,8 @@ def drive(model: str, folder: str, address: str) -> None:
     folders, cases = Path(folder), killed.cases(12)
     methods = {"rome": Variant(faults.Fragile(folders / "trouble"), faults.SEARCH)}
     given = {"texts": killed.texts(Path(model)), "methods": methods, "progress": False}
-    el.sweep(el.load(model), cases, workers=Workers(address=address), out=folders / "out", resume=True, **given)
+    asked = Workers(address=address, workers=1)
+    el.sweep(el.load(model), cases, workers=asked, out=folders / "out", resume=True, **given)
 
 
 def test_a_killed_driver_goes_on_where_it_was(
@@ -228,7 +228,7 @@ def test_a_killed_driver_goes_on_where_it_was(
     assert driver.wait() == -signal.SIGKILL and parts(tmp_path / "out") == 2
     release()
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("part-*")}
-    asked = Workers(address=cluster.address)
+    asked = Workers(address=cluster.address, workers=1)
     found = el.sweep(lm, cases, workers=asked, out=tmp_path / "out", resume=True, **options)
     assert bytes_of(found) == alone
     assert all((tmp_path / "out" / name).stat().st_mtime_ns == written for name, written in before.items())
@@ -239,7 +239,7 @@ def test_a_full_disk_leaves_whole_parts_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     nodes(2)
-    asked, out, write = Workers(address=cluster.address), tmp_path / "out", single.SweepTable.write
+    asked, out, write = Workers(address=cluster.address, workers=1), tmp_path / "out", single.SweepTable.write
 
     def full(table: Any, *rows: Any) -> int:
         with full_disk() if parts(out) else nullcontext():
@@ -249,7 +249,7 @@ def test_a_full_disk_leaves_whole_parts_only(
         patch.setattr(single.SweepTable, "write", full)
         el.sweep(gpt2, cases, workers=asked, out=out, **options)
     assert parts(out) == 1 and not list(out.glob(".*.writing"))
-    assert bytes_of(el.sweep(gpt2, cases, workers=asked, out=out, resume=True, **options)) == alone
+    assert bytes_of(el.sweep(gpt2, cases, out=out, resume=True, **options)) == alone  # by this process
 
 
 def test_an_interrupted_sweep_can_be_resumed(
@@ -257,11 +257,11 @@ def test_an_interrupted_sweep_can_be_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     nodes(2)
-    asked, out = Workers(address=cluster.address), tmp_path / "out"
+    asked, out = Workers(address=cluster.address, workers=1), tmp_path / "out"
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Progress, "update", lambda *_: os.kill(os.getpid(), signal.SIGINT))
         el.sweep(gpt2, cases, workers=asked, out=out, **options)
     assert parts(out) == 1 and not (out / ".lock").exists()
-    assert bytes_of(el.sweep(gpt2, cases, workers=asked, out=out, resume=True, **options)) == alone
+    assert bytes_of(el.sweep(gpt2, cases, out=out, resume=True, **options)) == alone
