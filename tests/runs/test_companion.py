@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from books import build, published, text_of
+from books import build, run_of, text_of
 from places import ROOT
 
 from editlib.cli import run_app
@@ -61,7 +61,7 @@ def test_the_package_ships_what_it_begins_with() -> None:
 
 @pytest.mark.slow
 def test_its_book_is_built_without_a_warning(own: Path) -> None:
-    run = published("pilot")[0]
+    run = run_of("pilot", "testbed/anchored")
     shutil.copytree(run.folder, own / "book/runs/pilot" / run.run)
     site = build(own)
     assert "Ada Lovelace and N. N." in text_of(site / "index.html")
