@@ -183,7 +183,7 @@ table = totals.assign(
     largest=largest,
     layers=at,
 )
-table["layers"] = table["layers"].fillna("–")
+table["layers"] = table["layers"].astype(object).fillna("–")  # all missing where nothing collapses, which is no text
 table.rename(
     columns={"sum": "collapses", "size": "edits", "largest": "largest rise", "layers": "at layers"}
 ).style.format("{:,.2f}", subset="largest rise")
