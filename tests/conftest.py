@@ -34,8 +34,9 @@ settings.load_profile("editlib")
 
 
 LONG = (
-    "tests/book/test_runs_pages.py", "tests/runs/test_notebooks.py", "tests/models/test_families.py",
-    "tests/engine/test_released.py", "tests/test_wheel.py", "tests/engine/test_search.py",
+    "tests/book/test_runs_pages.py", "tests/runs/test_notebooks.py", "tests/engine/test_released.py",
+    "tests/book/test_playground.py", "tests/test_wheel.py", "tests/test_readme.py", "tests/book/test_model_card.py",
+    "tests/runs/test_execute.py", "tests/models/test_families.py", "tests/engine/test_search.py",
     "tests/editing/methods/test_overlaid.py", "tests/book/",
 )  # fmt: skip
 
