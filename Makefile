@@ -33,8 +33,7 @@ playground: .venv/stamp ## compute the edits of the playground again
 	.venv/bin/python tools/playground_edits.py
 test: .venv/stamp       ## run the quick tests
 	$(PYTEST) -m "not slow and not site and not ray"
-test-all: .venv/stamp   ## run every test: the quick ones, then the others beside those on Ray, which mostly wait
-	$(PYTEST) -m "not slow and not site and not ray"
+test-all: test          ## run every test: the quick ones, then the others beside those on Ray, which mostly wait
 	@$(MAKE) --no-print-directory -j 2 --output-sync=target test-slow test-ray
 test-slow: .venv/stamp  ## run the slow tests and those of the built site, in two processes
 	.venv/bin/pytest -n 2 -m "(slow or site) and not ray"

@@ -257,11 +257,11 @@ def test_an_interrupted_sweep_can_be_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     nodes(2)
-    asked, out = Workers(address=cluster.address, workers=1), tmp_path / "out"
+    asked, out = Workers(address=cluster.address), tmp_path / "out"
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Progress, "update", lambda *_: os.kill(os.getpid(), signal.SIGINT))
         el.sweep(gpt2, cases, workers=asked, out=out, **options)
     assert parts(out) == 1 and not (out / ".lock").exists()
-    assert bytes_of(el.sweep(gpt2, cases, out=out, resume=True, **options)) == alone
+    assert bytes_of(el.sweep(gpt2, cases, workers=asked, out=out, resume=True, **options)) == alone
