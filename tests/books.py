@@ -31,10 +31,11 @@ def published(analysis: str = "*", root: Path = ROOT) -> list[Manifest]:
 
 
 def run_of(analysis: str, model: str, **parameters: object) -> Manifest:
-    """The published run of an analysis on a model, with parameters where several differ in them."""
+    """The one published run of an analysis on a model, with parameters where several differ in them."""
     wanted = {"model": model, **parameters}.items()
-    run = next((run for run in published(analysis) if wanted <= run.parameters.items()), None)
-    return run or pytest.skip(f"no published run of {analysis} on {model}")
+    runs = [run for run in published(analysis) if wanted <= run.parameters.items()]
+    assert len(runs) <= 1, f"say which run of {analysis} on {model}: {[run.run for run in runs]}"
+    return runs[0] if runs else pytest.skip(f"no published run of {analysis} on {model}")
 
 
 def table_cells(text: str, heading: str) -> list[list[str]]:

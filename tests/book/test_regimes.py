@@ -111,7 +111,7 @@ def test_three_seeds_of_the_twins_are_as_their_runs_say() -> None:
 
 
 def test_two_edits_that_collapse_the_model_with_its_own_text_hardly_harm_it_with_another() -> None:
-    cases = pd.read_parquet(run_of("own-text", "smollm2-135m").folder / "data/cases.parquet")
+    cases = pd.read_parquet(run_of("own-text", "smollm2-135m", corpus="me-ppl-10k").folder / "data/cases.parquet")
     rise = cases.pivot(index="case_id", columns="method", values="perplexity_ratio")
     spared = rise[(rise["own text, 65,536"] > 20) & (rise["corpus, 65,536"] < 5)]
     assert len(spared) == 2 and spared["corpus, 65,536"].between(2.85, 3.05).all()
