@@ -74,6 +74,7 @@ from editlib.editing.session import Session
 from editlib.measuring import contrast, statistics
 from editlib.measuring.tasks import evaluate, form
 from editlib.runs.recording import record
+from editlib.runs.resuming import kept
 from editlib.sweeps import setup
 from editlib.sweeps.rows import attempt
 from editlib.text import percent
@@ -154,7 +155,8 @@ before = evaluate(lm, names, limit=limit, files=given)
 done = []
 for model_number, (_, _, edit) in enumerate(rows):
     with edit.applied(lm):
-        done.append(evaluate(lm, names, limit=limit, files=given).assign(model=model_number))
+        made = kept(f"tasks {model_number}", lambda: evaluate(lm, names, limit=limit, files=given))
+    done.append(made.assign(model=model_number))
 scores = pd.concat(done).merge(frame, left_on="model", right_index=True)
 start = before.assign(perplexity_mean=unedited, perplexity_ratio=1.0, method="none", size=0.0, norm=0.0, model=-1)
 scores = pd.concat([start.assign(way=way) for way in WAYS] + [scores], ignore_index=True)  # each way starts unedited

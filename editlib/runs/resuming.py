@@ -1,8 +1,11 @@
-"""Long sweeps of a notebook keep their parts until its run is whole, so that one that was interrupted goes on."""
+"""What takes long in a notebook keeps its parts until its run is whole, so that one that was interrupted goes on."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 VARIABLE = "EDITLIB_PARTS"  # set by `editlib run` to a folder of the run's spec
 
@@ -16,3 +19,24 @@ def resumed(name: str) -> dict[str, Any]:
     from editlib.sweeps.plan import code_hash
 
     return {"out": Path(folder) / code_hash()[:12] / name, "resume": True}
+
+
+def kept(name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    """A table that takes long to make, under a name of the notebook's own: made once for the same run and code.
+
+    Where no run is being made it is made each time. One that cannot be read is made again.
+    """
+    given = resumed(name)
+    if not given:
+        return make()
+    from editlib.files import aside
+
+    path: Path = given["out"].with_name(f"{name}.parquet")
+    try:
+        return pd.read_parquet(path, page_checksum_verification=True)
+    except Exception:  # not there; or damaged, of which the reader raises almost anything
+        table = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with aside(path) as writing:
+        table.to_parquet(writing, write_page_checksum=True)
+    return table
