@@ -1,4 +1,4 @@
-.PHONY: help book book-all site sphinx pdf playground test test-all test-slow test-ray lint typecheck architecture serve clean
+.PHONY: help book book-all site sphinx pdf playground test test-all lint typecheck architecture serve clean
 
 PYTEST = .venv/bin/pytest -n 3
 REAL = -p model smollm2-135m -p split test -p n 4 -p first 2 -p top 1 -p limit 10
@@ -33,12 +33,8 @@ playground: .venv/stamp ## compute the edits of the playground again
 	.venv/bin/python tools/playground_edits.py
 test: .venv/stamp       ## run the quick tests
 	$(PYTEST) -m "not slow and not site and not ray"
-test-all: test          ## run every test: the quick ones, then the others beside those on Ray, which mostly wait
-	@$(MAKE) --no-print-directory -j 2 --output-sync=target test-slow test-ray
-test-slow: .venv/stamp  ## run the slow tests and those of the built site, in two processes
-	.venv/bin/pytest -n 2 -m "(slow or site) and not ray"
-test-ray: .venv/stamp   ## run the tests on a Ray cluster of this machine, in one process, minutes
-	OMP_NUM_THREADS=1 .venv/bin/pytest -m ray
+test-all: .venv/stamp   ## run every test: also the slow ones, those of the built site, and those on a Ray cluster
+	$(PYTEST)
 lint: .venv/stamp       ## check style, that rooms import only rooms below them, and that ARCHITECTURE.md shows the code
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/lint-imports --no-cache
 	.venv/bin/pytest -q tests/test_architecture.py

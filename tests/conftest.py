@@ -34,7 +34,7 @@ settings.load_profile("editlib")
 
 
 LONG = (
-    "tests/book/test_runs_pages.py", "tests/runs/test_notebooks.py", "tests/engine/test_released.py",
+    "tests/cluster", "tests/book/test_runs_pages.py", "tests/runs/test_notebooks.py", "tests/engine/test_released.py",
     "tests/book/test_playground.py", "tests/test_wheel.py", "tests/test_readme.py", "tests/book/test_model_card.py",
     "tests/runs/test_execute.py", "tests/models/test_families.py", "tests/engine/test_search.py",
     "tests/editing/methods/test_overlaid.py", "tests/book/",
@@ -42,16 +42,18 @@ LONG = (
 
 
 class Scheduling(LoadScopeScheduling):
-    """Workers take whole files, whose fixtures are made once; analyses are spread, the testbed shares a tokenizer.
+    """Workers take whole files, whose fixtures are made once; analyses are spread, tests share a cluster, and those of
+    the testbed a tokenizer.
 
-    What takes long comes first: a file that builds the book, what needs no book meanwhile, the others of the book.
+    What takes long comes first: the cluster, a file that builds the book, what needs no book meanwhile, the others of
+    the book.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file, _, test = nodeid.partition("::")
         if file.endswith("test_notebooks.py"):
             return file + test.partition("[")[2]
-        return "tests/testbed" if file.startswith("tests/testbed/") else file
+        return next((room for room in ("tests/cluster", "tests/testbed") if file.startswith(room)), file)
 
     def _assign_work_unit(self, node: WorkerController) -> None:
         self.workqueue.move_to_end(min(self.workqueue, key=place), last=False)

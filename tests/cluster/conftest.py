@@ -26,18 +26,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.filterwarnings("default"))  # Ray's own
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster(cache: Path) -> Iterator[Cluster]:
     """A head that has no room for a worker."""
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
-    paths = filter(None, [str(Path(faults.__file__).parent), os.environ.get("PYTHONPATH")])
-    os.environ["PYTHONPATH"] = os.pathsep.join(paths)  # so that workers find what a test's method is
     head = {"num_cpus": 0, "include_dashboard": False, "_system_config": FAST | {"health_check_failure_threshold": 3}}
-    made = Cluster(initialize_head=True, head_node_args=head)
-    yield made
-    made.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(faults.__file__).parent), os.pathsep)  # where workers find test methods
+        made = Cluster(initialize_head=True, head_node_args=head)
+        yield made
+        made.global_state.disconnect()  # or its threads ask a head that is gone, until this process ends
+        made.shutdown()
 
 
 @pytest.fixture
