@@ -39,11 +39,11 @@ def single_edits(model: Path, out: Path, begin: Callable[[], LanguageModel]) -> 
 
 
 def sequential_edits(model: Path, out: Path, begin: Callable[[], LanguageModel]) -> None:
-    """Two sequences of 30 cases in parts of four."""
+    """Two sequences of 16 cases in parts of four."""
     importlib.import_module("editlib.sweeps.sequential").PART = 4
     methods = {"rome": SEARCH, "c-rome": replace(SEARCH, keys="prefixed")}
     options = {"texts": texts(model), "out": out, "resume": True, "every": 3, "progress": False}
-    el.sequence(begin(), cases(30), methods=methods, **options)
+    el.sequence(begin(), cases(16), methods=methods, **options)
 
 
 Work = Callable[[Path, Path, Callable[[], LanguageModel]], None]

@@ -304,7 +304,7 @@ def test_a_killed_sequence_loses_and_repeats_nothing(gpt2: LanguageModel, texts:
     hits = killed.run_whole_and_killed(killed.sequential_edits, tmp_path / "model", tmp_path, kills=3)
     table = pd.read_parquet(tmp_path / "killed")
     assert same(table, pd.read_parquet(tmp_path / "whole"))
-    assert table["step"].tolist() == [*range(31)] * 2 and table["error"].isna().all()
+    assert table["step"].tolist() == [*range(17)] * 2 and table["error"].isna().all()
     assert hits >= 1  # else it was not disturbed
 
 
