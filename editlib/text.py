@@ -9,6 +9,11 @@ from unicodedata import combining, east_asian_width, is_normalized
 MINUS = "−"
 
 
+def is_text(value: object) -> bool:
+    """Whether a value is Unicode text: no tokenizer takes half a surrogate pair."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
 def number(value: float, *, digits: int = 3) -> str:
     """What was counted, or measured to so many digits: `1,204`, `0.980`, `−0.03`, `1.50e+07`, `inf`, `nan`.
 
@@ -68,15 +73,18 @@ def short(value: object) -> str:
     return "–" if value is None else " ".join(str(value).split())
 
 
+def visible(text: str) -> str:
+    """Text, escaped where it is not in Unicode's normal form C: models read other tokens in it than in what looks the
+    same."""
+    return text if is_normalized("NFC", text) else text.encode("ascii", "backslashreplace").decode()
+
+
 def table(rows: Iterable[Sequence[object]]) -> str:
     """Rows as text, columns two spaces apart.
 
-    Text that is not in Unicode's normal form C is escaped: models read other tokens in it than in what looks the same.
+    Text is `visible`.
     """
-    cells = [[short(value) for value in row] for row in rows]
-    escaped = [
-        [c if is_normalized("NFC", c) else c.encode("ascii", "backslashreplace").decode() for c in row] for row in cells
-    ]
+    escaped = [[visible(short(value)) for value in row] for row in rows]
     widths = [max(map(_columns, column)) for column in zip(*escaped, strict=True)]
     padded = ((c + " " * (width - _columns(c)) for c, width in zip(row, widths, strict=True)) for row in escaped)
     return "\n".join("  ".join(row).rstrip() for row in padded)

@@ -184,6 +184,7 @@ def layers(
     Random(seed).shuffle(pool)
     lm = load_model(model, dtype=dtype, device=device, revision=revision, layout=layout)
     bar = sys.stderr.isatty()
+    causal.check_trace(lm, n=n, window=window)
     facts = causal.known(lm, pool, n=n)
     seconds = causal.seconds_to_trace(lm, facts) if facts else 0.0
     if seconds > PATIENCE and not as_json:

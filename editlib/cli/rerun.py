@@ -73,7 +73,8 @@ def rerun(
     names = [name for name in (analyses or ",".join(MAIN)).split(",") if name]
     chosen = _parameters(names, project, {"model": model} | given)
     plans, done = _plans(chosen, project, profile)
-    trial = _trial(model, given, quiet=as_json)
+    asked = {name: value for plan in plans.values() for name, value in plan.parameters.items() if name in given}
+    trial = _trial(model, asked, quiet=as_json)
     steps = _steps(model, plans, done, trial, project)
     if not as_json:
         emit(_listed(steps))
@@ -118,16 +119,16 @@ def _plans(
     return plans, {name: runs[name, asked.spec] for name, asked in plans.items() if (name, asked.spec) in runs}
 
 
-def _trial(model: str, given: dict[str, str], *, quiet: bool) -> "CostTrial":
+def _trial(model: str, asked: dict[str, Any], *, quiet: bool) -> "CostTrial":
     """The model, seen to work with its data, and what that takes."""
-    cases, texts = cases_for(model, given.get("cases")), texts_for(model, given.get("texts"))
-    corpus, layer = texts_of(given.get("corpus")), given.get("layer")
+    cases, texts = cases_for(model, asked.get("cases")), texts_for(model, asked.get("texts"))
+    corpus = texts_of(asked.get("corpus"))
 
     from editlib.sweeps.trial import try_out
 
     lm = load_model(model, dtype="float32", device="cpu", revision=None, layout=None)
     with alive(f"an edit of {model} is timed", quiet=quiet):
-        return try_out(lm, cases, texts, layer=int(layer) if layer else None, corpus=corpus)
+        return try_out(lm, cases, texts, layer=asked.get("layer"), corpus=corpus)
 
 
 def _steps(

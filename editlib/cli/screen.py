@@ -35,7 +35,7 @@ from editlib.cli.options import (
     values,
     workers_of,
 )
-from editlib.cli.output import alive, emit
+from editlib.cli.output import Stop, alive, emit
 from editlib.cli.sweep import resumable
 from editlib.text import percent, table
 
@@ -83,12 +83,15 @@ def screen(
 
     from editlib.editing import methods
     from editlib.editing import stats as moments
+    from editlib.editing.session import Session
     from editlib.sweeps import screen as screening
     from editlib.sweeps.parts import sweep_folder
 
     sweep_folder(out).check(resume=resume)
     lm = load_model(model, dtype=dtype, device=device, revision=revision, layout=layout)
     params = methods.hparams_for(lm, method, flavour=flavour, preset=preset, **values(hparam))
+    if verify is not None:
+        Session(lm).check((), texts=measured)
     bar = sys.stderr.isatty()
     known = moments.load(stats) if stats else None
     given = {"method": method, "hparams": params, "stats": known, "corpus": source, "workers": crew}
@@ -119,3 +122,5 @@ def screen(
         rows = worst[["case_id", "subject", "severity", "reason"]].to_numpy().tolist()
         text = f"{table([['case', 'subject', 'severity', 'reason'], *rows])}\n\n{text}"
     emit(text)
+    if len(rejected) == len(screened):
+        raise Stop("no case could be screened; the first error is above", 1)

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from editlib.data.request import EditRequest
 from editlib.errors import EditlibError
+from editlib.text import is_text, visible
 
 MARKS = {  # a form's own field
     "counterfact": "requested_rewrite", "zsre": "src", "known": "attribute", "easyedit": "prompt", "texts": "Text",
@@ -151,7 +152,7 @@ def template(sentence: str, subject: str) -> tuple[str, str]:
         for pattern in (rf"(?<!\w){exact}(?!\w)", exact):
             if matched := re.search(pattern, sentence, flag):
                 return f"{sentence[: matched.start()]}{{}}{sentence[matched.end() :]}", matched.group()
-    raise EditlibError(f"subject {subject!r} does not occur in {sentence!r}")
+    raise EditlibError(visible(f"subject {subject!r} does not occur in {sentence!r}"))
 
 
 def _field(record: dict[str, Any], kind: type[T], *keys: str) -> T:
@@ -198,8 +199,6 @@ def _clean(what: str, text: str) -> str:
     """The text, which must have something in it and be Unicode: no tokenizer takes half a surrogate pair."""
     if not text.strip():
         raise EditlibError(f"{what} is empty")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise EditlibError(f"{what} is no Unicode text: {ascii(text[error.start])}") from error
+    if not is_text(text):
+        raise EditlibError(f"{what} is no Unicode text: {ascii(next(c for c in text if not is_text(c)))}")
     return text

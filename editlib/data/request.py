@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 
 from editlib.errors import EditlibError
+from editlib.text import is_text
+
+SPACES = "".join(c for c in map(chr, range(0x3001)) if c.isspace() and len(f"{c}.".splitlines()) == 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +26,7 @@ class EditRequest:
     def __post_init__(self) -> None:
         texts = {"prompt": self.prompt, "subject": self.subject, "target_new": self.target_new}
         texts |= {"target_true": self.target_true} if self.target_true is not None else {}
-        wrong = next((name for name, text in texts.items() if not isinstance(text, str)), None)
+        wrong = next((name for name, text in texts.items() if not is_text(text)), None)
         if wrong is not None:
             raise EditlibError(f"{wrong} {texts[wrong]!r} is no text")
         if not self.subject.strip():
@@ -35,7 +38,7 @@ class EditRequest:
         if not self.target_new.strip():
             raise EditlibError(f"target {self.target_new!r} is empty; say what should follow the prompt")
         for name, text in texts.items():  # a line break at the end of a prompt is meant
-            object.__setattr__(self, name, text.strip(" \t") if name == "prompt" else text.strip() or None)
+            object.__setattr__(self, name, text.strip(SPACES) if name == "prompt" else text.strip() or None)
 
     def _suggestion(self) -> str:
         fixed = self.prompt.replace(self.subject, "{}", 1)

@@ -60,6 +60,9 @@ def restored(lm: LanguageModel, names: Iterable[str]) -> Iterator[dict[str, Tens
                 module.weight.copy_(kept[name])
 
 
+IN_FORCE = "_editlib_in_force"  # of a model: the edits that it is under
+
+
 @dataclass(frozen=True, repr=False)
 class Edit:
     """Changes of weights by their names, each `LowRank` or `Dense`; or an overlay, and no weight is written.
@@ -76,7 +79,6 @@ class Edit:
     diagnostics: Mapping[str, Any] = field(default_factory=dict)
     dtype: str = ""
     overlay: Overlay | None = None
-    in_force: list[int] = field(default_factory=list, init=False, compare=False)  # ids of the models it is applied to
 
     def __repr__(self) -> str:
         first, more = self.requests[0], f" and {len(self.requests) - 1} more" if len(self.requests) > 1 else ""
@@ -87,13 +89,14 @@ class Edit:
     def applied(self, lm: LanguageModel) -> Iterator[LanguageModel]:
         """Let the model be the edited one inside the block, and bit for bit as it was after it, also on error.
 
-        Raises `EditlibError` for another model, or one this edit is in force in. Other edits may nest, but only one of
-        them with an overlay.
+        Raises `EditlibError` for another model, or one this edit is in force in, or the same computed or loaded again.
+        Other edits may nest, but only one of them with an overlay.
         """
         self.require_base(lm)
-        if id(lm.model) in self.in_force:
+        in_force: list[Edit] = vars(lm.model).setdefault(IN_FORCE, [])
+        if any(map(self._is, in_force)):
             raise EditlibError(f"this edit ({self!r}) is applied already; leave its block before applying it again")
-        self.in_force.append(id(lm.model))
+        in_force.append(self)
         try:
             laid = over(lm, self.overlay, self.method) if self.overlay else nullcontext()
             with restored(lm, self.changes) as weights, laid:
@@ -101,7 +104,12 @@ class Edit:
                     weight.add_(self.delta(name).to(weight))
                 yield lm
         finally:
-            self.in_force.remove(id(lm.model))
+            in_force[:] = [edit for edit in in_force if edit is not self]
+
+    def _is(self, other: "Edit") -> bool:
+        """Whether another edit changes the same in the same way."""
+        same = self.method == other.method and self.requests == other.requests
+        return self is other or (same and math.isclose(self.norm(), other.norm(), rel_tol=1e-6))
 
     def __add__(self, other: "Edit") -> "Edit":
         """Both changes in one, for edits of the same unedited model; raises `EditlibError` for different ones, and for

@@ -137,6 +137,10 @@ def continued(
         at = torch.arange(len(rows), device=device), tokens.mask.sum(1) - 1
         run = passes.run(tokens, past, at=at)
         logits = run.logits.float()
+        if logits.isnan().any():
+            raise EditlibError(
+                f"{passes.lm.label} gives nan for what comes next; its weights are damaged, get it again"
+            )
         values, indices = logits.topk(top_k) if top_k else (logits, None)
         new = torch.multinomial(values.softmax(-1).cpu(), 1, generator=generator).to(device)
         new = new if indices is None else indices.gather(1, new)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from editlib.engine.memory import most_logits
 from editlib.measuring import anatomy
 from editlib.models.language_model import LanguageModel, widened
 from editlib.models.tokens import encode_texts, pad
@@ -20,9 +21,11 @@ def by_position(lm: LanguageModel, texts: Sequence[str]) -> pd.DataFrame:
     and how many texts reach there (`texts`). Errors are those of `perplexity`."""
     lm.require_causal()
     rows = encode_texts(lm, texts)
-    totals = np.zeros((max(map(len, rows)) - 1, 3))
-    for start in range(0, len(rows), BATCH):
-        ids, mask = pad(rows[start : start + BATCH], lm.device)
+    longest = max(map(len, rows))
+    totals = np.zeros((longest - 1, 3))
+    together = max(1, min(BATCH, most_logits(lm.device) // (longest * lm.model.config.vocab_size)))
+    for start in range(0, len(rows), together):
+        ids, mask = pad(rows[start : start + together], lm.device)
         logs = widened(lm.model(input_ids=ids, attention_mask=lm.attended(mask)).logits[:, :-1]).log_softmax(-1)
         real = mask[:, 1:].double()
         loss = -logs.gather(-1, ids[:, 1:, None])[..., 0].double() * real

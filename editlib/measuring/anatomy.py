@@ -35,34 +35,41 @@ def anatomy(lm: LanguageModel, texts: Sequence[str], *, bos: bool = False) -> pd
     tokenizer's BOS token. Raises `EditlibError` if no text is that long. Source of `spike`: Sun et al., Massive
     Activations in Large Language Models, COLM 2024.
     """
+    lm.require_causal()
     long = [row[:POSITIONS] for row in encode_texts(lm, texts, bos=bos, whole=False) if len(row) >= POSITIONS]
     if not long:
         raise EditlibError(f"none of {len(texts)} texts has {POSITIONS} tokens for {lm.label}; give longer ones")
     rows = {row[int(bos)]: row for row in long}
     blocks = {layer: f"{lm.layout.blocks}.{layer}" for layer in range(lm.num_layers)}
     downs = {layer: lm.layout.name(layer) for layer in blocks}
-    with trace(lm.model, *blocks.values(), *downs.values()) as seen:
-        lm.model(torch.tensor(list(rows.values()), device=lm.device))
+    parts: dict[int, list[tuple[Tensor, ...]]] = {layer: [] for layer in blocks}
+    for batch in torch.tensor(list(rows.values())).split(BATCH):
+        with trace(lm.model, *blocks.values(), *downs.values()) as seen:
+            lm.model(batch.to(lm.device))
+        for layer, name in blocks.items():
+            states, keys = seen[name].output.float(), seen[downs[layer]].input.float()
+            sizes, units = states.abs(), torch.nn.functional.normalize(keys, dim=-1)
+            spikes = sizes.amax(-1) / sizes.median(-1).values
+            parts[layer].append((states.norm(dim=-1), spikes, keys.norm(dim=-1), units.sum(0, keepdim=True)))
     table = []
-    for layer, name in blocks.items():
-        states, keys = seen[name].output.float(), seen[downs[layer]].input.float()
-        sizes = states.abs()
+    for layer in blocks:
+        lengths, spikes, key_lengths, units = map(torch.cat, zip(*parts[layer], strict=True))
         columns = {
-            "residual_norm": states.norm(dim=-1).mean(0),
-            "spike": (sizes.amax(-1) / sizes.median(-1).values).median(0).values,
-            "key_norm": keys.norm(dim=-1).mean(0),
-            "key_cosine": _cosine_between(keys),
+            "residual_norm": lengths.mean(0),
+            "spike": spikes.median(0).values,
+            "key_norm": key_lengths.mean(0),
+            "key_cosine": _cosine_between(units.sum(0), len(rows)),
         }
         values = pd.DataFrame({column: of.tolist() for column, of in columns.items()})
         table.append(values.rename_axis("position").reset_index().assign(layer=layer))
     return pd.concat(table, ignore_index=True)[["layer", "position", *columns]]
 
 
-def _cosine_between(keys: Tensor) -> Tensor:
-    """Mean cosine over all pairs of texts, by position, of keys (texts, positions, d); nan for a single text."""
-    count, units = len(keys), torch.nn.functional.normalize(keys, dim=-1)
+def _cosine_between(total: Tensor, count: int) -> Tensor:
+    """Mean cosine over all pairs of texts, by position, from the sum of their unit keys (positions, d); nan for a
+    single text."""
     pairs = torch.tensor(count * (count - 1) or math.nan)
-    return (units.sum(0).square().sum(-1) - count) / pairs.to(units)
+    return (total.square().sum(-1) - count) / pairs.to(total)
 
 
 @torch.no_grad()

@@ -83,12 +83,8 @@ def causal_trace(
     Raises `EditlibError` if the model knows none of the facts, is no causal one, or for a number out of range, an even
     window, or a fact longer than the model's context.
     """
-    lm.require_causal()
+    check_trace(lm, n=n, samples=samples, window=window)
     window = default_window(lm.num_layers) if window is None else window
-    if n < 1 or samples < 1:
-        raise EditlibError(f"n={n} and samples={samples} are out of range; trace 1 fact or more, with 1 sample or more")
-    if window < 1 or window % 2 == 0:
-        raise EditlibError(f"window {window} is not odd; restore 1, 3, 5 ... layers at once")
     asked = data.requests(requests)
     facts = known(lm, asked, n=n)
     if not facts:
@@ -108,6 +104,15 @@ def causal_trace(
     return CausalTrace(
         means.reindex(columns=list(GROUPS)), len(facts), window, float(np.mean(clean)), float(np.mean(corrupted))
     )
+
+
+def check_trace(lm: LanguageModel, *, n: int, samples: int = 10, window: int | None = None) -> None:
+    """Raise `EditlibError` for what cannot be traced, before the model is run."""
+    lm.require_causal()
+    if n < 1 or samples < 1:
+        raise EditlibError(f"n={n} and samples={samples} are out of range; trace 1 fact or more, with 1 sample or more")
+    if window is not None and (window < 1 or window % 2 == 0):
+        raise EditlibError(f"window {window} is not odd; restore 1, 3, 5 ... layers at once")
 
 
 def default_window(layers: int) -> int:

@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from editlib.data.records import records
 from editlib.errors import EditlibError
+from editlib.text import is_text
 
 Record = dict[str, Any]
 
@@ -28,7 +29,15 @@ class TaskQuestion(NamedTuple):
 def _filled(text: str) -> str:
     if not text.strip():
         raise PydanticCustomError("empty", "it is empty")
+    if not is_text(text):
+        raise PydanticCustomError("unicode", "it is no Unicode text")
     return text
+
+
+def _counted(value: object) -> object:
+    if isinstance(value, bool):
+        raise PydanticCustomError("boolean", "it must be a number")
+    return value
 
 
 def _ends_in_a_word(text: str) -> str:
@@ -40,7 +49,7 @@ def _ends_in_a_word(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_filled)]
 Four = Annotated[list[Text], Field(min_length=4, max_length=4)]  # guessing scores a quarter
-OneOfFour = Annotated[int, Field(ge=0, le=3)]
+OneOfFour = Annotated[int, Field(ge=0, le=3), BeforeValidator(_counted)]
 Answers = Annotated[list[Text], Field(min_length=1), BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
 
 
@@ -64,7 +73,7 @@ class _Piqa(BaseModel):
     goal: Text
     sol1: Text
     sol2: Text
-    label: Annotated[int, Field(ge=0, le=1)]
+    label: Annotated[int, Field(ge=0, le=1), BeforeValidator(_counted)]
 
 
 class _Hellaswag(BaseModel):

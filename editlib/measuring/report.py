@@ -9,6 +9,7 @@ from editlib.data.datasets import Case
 from editlib.data.request import EditRequest
 from editlib.editing.edit import Edit
 from editlib.engine.perplexity import perplexity
+from editlib.errors import EditlibError
 from editlib.measuring import scores
 from editlib.measuring.statistics import COLLAPSE_RATIO, collapsed
 from editlib.models.language_model import LanguageModel
@@ -141,8 +142,13 @@ def before_after(
     bos: bool = False,
     collapse_ratio: float = COLLAPSE_RATIO,
 ) -> Report:
-    """Look at a model without and with an edit; the model is left as it was. Texts and `bos` are `perplexity`'s."""
+    """Look at a model without and with an edit; the model is left as it was. Texts and `bos` are `perplexity`'s.
+
+    Raises `EditlibError` for a model that is broken before the edit, which no edit could break.
+    """
     before = look(lm, edit.requests, texts, bos=bos)
+    if before.perplexity_mean is not None and math.isnan(before.perplexity_mean):
+        raise EditlibError(f"{lm.label} has perplexity nan before any edit; its weights are damaged, get it again")
     with edit.applied(lm):
         after = look(lm, edit.requests, texts, bos=bos)
     return Report(lm.name, tuple(edit.requests), edit.method, before, after, edit.diagnostics, collapse_ratio)

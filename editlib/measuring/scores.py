@@ -260,9 +260,11 @@ def _values(question: Question, before: Reply, after: Reply) -> tuple[float, flo
 def continuation(lm: LanguageModel, text: str, *, tokens: int = 8) -> str:
     """Greedy continuation of a text, at most `tokens` tokens, stopped at end-of-text or where the context is full.
 
-    Raises `EditlibError` if the text alone is longer than that.
+    Raises `EditlibError` if the text alone is longer than that, or has no token.
     """
     ids = torch.tensor([prompt_ids(lm.tokenizer, text)], device=lm.device)
+    if not ids.numel():
+        raise EditlibError(f"text {text!r} has no token to go on from; give a word or more")
     check_length(lm, [text], ids.tolist())
     start = ids.shape[1]
     for _ in range(tokens if lm.max_length is None else min(tokens, lm.max_length - start + 1)):

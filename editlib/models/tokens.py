@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
+from editlib.text import is_text
 
 END_OF_TEXT = "<|endoftext|>"
 UNSPACED = ("CJK ", "HIRAGANA", "KATAKANA", "IDEOGRAPHIC", "FULLWIDTH", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
@@ -109,7 +110,7 @@ def text_start(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 def separator_after(prompt: str) -> str:
     """What is put between a prompt and its target: a space, or nothing behind white space, an opening bracket or
-    quotation mark, and characters of scripts that are written without spaces."""
+    an opening quotation mark (none that also closes), and characters of scripts that are written without spaces."""
     last = prompt[-1:] or "."
     opening = unicodedata.category(last) in ("Ps", "Pi")
     return "" if last.isspace() or opening or unicodedata.name(last, "").startswith(UNSPACED) else " "
@@ -156,8 +157,11 @@ def encode_texts(lm: LanguageModel, texts: Sequence[str], *, bos: bool = False, 
     """
     if isinstance(texts, str):
         raise EditlibError(f"texts {texts[:40]!r} is one text where a list is expected; write [text]")
+    texts = list(texts)
     if not texts:
         raise EditlibError("no texts to measure perplexity on; give at least one")
+    if not all(map(is_text, texts)):
+        raise EditlibError(f"text {next(text for text in texts if not is_text(text))!r} is no text; leave it out")
     opening = [lm.tokenizer.bos_token_id] if bos else []
     if None in opening:
         raise EditlibError(f"the tokenizer of {lm.label} has no BOS token to put before texts; use bos=False")

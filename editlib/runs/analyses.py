@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel, ValidationError
 
 from editlib.errors import EditlibError, hint, unknown
 from editlib.runs.citation import Where
@@ -153,6 +154,16 @@ def names(root: Path) -> list[str]:
     return sorted(p.stem for p in root.glob("notebooks/*.py") if re.fullmatch(r"[a-z][a-z0-9-]*", p.stem))
 
 
+class Header(BaseModel):
+    """What a notebook says of itself under `editlib`."""
+
+    title: str = ""
+    models: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    profiles: dict[str, dict[str, Any] | None] = {}
+
+
 def read(name: str, root: Path) -> Analysis:
     """Read one analysis; raises `EditlibError` for an unknown name or a damaged notebook."""
     import jupytext
@@ -164,15 +175,21 @@ def read(name: str, root: Path) -> Analysis:
         notebook = jupytext.reads(path.read_text("utf-8"), fmt="py")
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise EditlibError(f"{path} cannot be read ({' '.join(str(error).split())}); correct it") from error
-    header = notebook.metadata.get("editlib") or {}
+    try:
+        header = Header.model_validate(notebook.metadata.get("editlib") or {})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, ("editlib", *first["loc"])))
+        raise EditlibError(
+            f"{path}: {where} in the header is {first['input']!r}: {first['msg']}; correct it"
+        ) from error
     source = next((c.source for c in notebook.cells if "parameters" in c.metadata.get("tags", [])), "")
     parameters = {p.name: p for p in _read_parameters(source, path)}
-    named = {key: tuple(header.get(key) or ()) for key in ("models", "data", "files")}
+    named = {"models": header.models, "data": header.data, "files": header.files}
     if stray := {name for group in named.values() for name in group} - parameters.keys():
         raise EditlibError(f"{path}: the header names parameter {min(stray)!r}, which does not exist; add it")
-    title = str(header.get("title", name))
-    profiles = {key: values or {} for key, values in (header.get("profiles") or {}).items()}
-    return Analysis(name, path, title, parameters, profiles, **named, notebook=notebook)
+    profiles = {key: values or {} for key, values in header.profiles.items()}
+    return Analysis(name, path, header.title or name, parameters, profiles, **named, notebook=notebook)
 
 
 def _read_parameters(source: str, path: Path) -> Iterator[Parameter]:
@@ -194,7 +211,7 @@ def _read_parameters(source: str, path: Path) -> Iterator[Parameter]:
         comment = lines[(node.end_lineno or 1) - 1][node.end_col_offset :].decode().strip(" #")
         try:
             default = ast.literal_eval(node.value)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             text = ast.unparse(node.value)
             raise EditlibError(f"{path}: the default of {node.target.id} is {text}; write a plain value") from error
         yield Parameter(node.target.id, types, default, comment)

@@ -83,9 +83,11 @@ def _absolute(name: str, value: Value, chosen: Analysis) -> Value:
     if not (value and isinstance(value, str)) or name not in chosen.models + chosen.data:
         return value
     if name in chosen.models:
-        known = (PACKAGE / value / "model.safetensors").is_file()
+        packaged = {folder.name for folder in (PACKAGE / "models/packaged").iterdir()}
+        known = value in packaged or (PACKAGE / value / "model.safetensors").is_file()
     else:
-        known = value in importlib.import_module("editlib.data.sources").SOURCES
+        sources = importlib.import_module("editlib.data.sources")
+        known = value in (*sources.SOURCES, *sources.SHIPPED)
     return value if known or not Path(value).exists() else str(Path(value).resolve())
 
 

@@ -15,7 +15,7 @@ from editlib.editing.methods import Methods, variants_of
 from editlib.editing.session import Session
 from editlib.errors import EditlibError
 
-ROOMS = ("models", "data", "engine", "editing", "measuring", "sweeps")  # whose code rows follow from
+ROOMS = ("models", "data", "engine", "editing", "measuring", "sweeps", "testbed")  # whose code rows follow from
 
 
 def checked(

@@ -33,4 +33,5 @@ def test_mistakes_are_one_line_each(mistake: Callable[..., str], gpt2_folder: Pa
     few.write_text('["Zen is here"]')
     assert "none of 1 texts has 10 tokens" in mistake("anatomy", MODEL, "--no-covariance", "--texts", few)
     assert "did you mean testbed/anchored?" in mistake("anatomy", "testbed/ankored")
+    assert "is no causal language model" in mistake("anatomy", "testbed/encdec")
     assert "the corpus has" in mistake("anatomy", gpt2_folder, "--texts", few, "--corpus", few)

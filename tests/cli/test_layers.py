@@ -72,12 +72,17 @@ def test_what_takes_long_is_foretold(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert capsys.readouterr().err == "editlib: tracing 2 facts takes about 3 min 20 s; -n 1 is faster\n"
 
 
-def test_mistakes_are_named(mistake: Mistake, unknown_facts: Path, tmp_path: Path) -> None:
+def test_mistakes_are_named(
+    mistake: Mistake, unknown_facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert "model 'testbed/nothing' is no shipped or packaged one" in mistake("testbed/nothing")
     assert "nowhere.json" in mistake(MODEL, "--data", "nowhere.json")
     assert "these cases have no splits" in mistake(MODEL, "--split", "tune")
     assert "device 'abacus' is unknown; use auto, cpu" in mistake(MODEL, "--device", "abacus")
+    monkeypatch.setattr("editlib.measuring.causal.known", None)  # nor is the model run before
     assert "window 2 is not odd" in mistake(MODEL, "--window", "2")
+    assert "is no causal language model" in mistake("testbed/encdec")
+    monkeypatch.undo()
     assert "see editlib layers --help" in mistake(MODEL, "-n", "0")
     assert "testbed/anchored knows none of the 1 facts" in mistake(MODEL, "--data", unknown_facts)
     assert f"output {unknown_facts} exists already" in mistake(MODEL, "--out", unknown_facts)

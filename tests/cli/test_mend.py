@@ -119,6 +119,10 @@ def test_mistakes_are_one_line(mistake: Mistake, gpt2_folder: Path, cases: Path,
     assert "neither a file nor one of" in mistake(*command, "--data", "nothing")
     assert "layers=9 is out of range" in mistake(*arguments(gpt2_folder, cases, out, "--layers", 9))
     assert "see editlib mend train --help" in mistake(*arguments(gpt2_folder, cases, out, "--steps", 0))
+    long = tmp_path / "long.json"
+    asked = {"prompt": f"{'the town ' * 90}of {{}} is in", "target_new": "Ostrel"}
+    long.write_text(json.dumps([asked | {"subject": f"Zen{i}"} for i in range(4)]), "utf-8")
+    assert "takes at most 128" in mistake(*arguments(gpt2_folder, long, out))
     assert not out.exists()
     out.write_text("taken")
     assert "exists already; choose another" in mistake(*arguments(gpt2_folder, cases, out))

@@ -333,6 +333,11 @@ def test_a_table_with_empty_cells_is_read_row_by_row() -> None:
     assert data.cases(frame) == [Case(4, ASKED), Case(9, replace(ASKED, target_true="Quint"))]
 
 
+def test_a_row_of_a_table_is_a_case() -> None:
+    frame = pd.DataFrame([PLAIN | {"case_id": 4}, PLAIN | {"case_id": 9, "target_true": "Quint"}])
+    assert data.cases(frame.iloc[0]) == [Case(4, ASKED)]
+
+
 def test_a_csv_file_is_read_as_the_same_records(tmp_path: Path) -> None:
     path = tmp_path / "cases.csv"
     pd.DataFrame([PLAIN | {"case_id": 4}]).to_csv(path, index=False)

@@ -42,6 +42,11 @@ def test_what_stands_before_a_target_can_be_given(lm: LanguageModel) -> None:
     assert target_probability(lm, quoted, "Daslo") != target_probability(lm, replace(quoted, separator=None), "Daslo")
 
 
+def test_spaces_of_any_kind_at_a_prompts_end_count_for_nothing_and_line_breaks_do() -> None:
+    assert replace(CLEAN, prompt="\u3000{} is in\u00a0").prompt == "{} is in"
+    assert replace(CLEAN, prompt="{} is in\n").prompt == "{} is in\n"
+
+
 def test_an_empty_true_target_is_none() -> None:
     assert replace(CLEAN, target_true=" ").target_true is None
 
@@ -54,6 +59,7 @@ def test_an_empty_true_target_is_none() -> None:
         ({"prompt": "Zen is in"}, r"prompt 'Zen is in' must hold {} once, where the subject goes: write '{} is in'"),
         ({"target_new": None}, "target_new None is no text"),
         ({"subject": 7}, "subject 7 is no text"),
+        ({"target_new": "Hif\udcff"}, r"target_new 'Hif\\udcff' is no text"),
     ],
 )
 def test_a_request_that_asks_nothing_is_refused(wrong: dict[str, str], message: str) -> None:

@@ -262,13 +262,19 @@ def test_an_edit_saved_by_an_earlier_version_is_loaded(gpt2: LanguageModel, tmp_
         pass
 
 
-def test_the_same_edit_is_not_applied_twice(own: LanguageModel) -> None:
+def test_the_same_edit_is_not_applied_twice(own: LanguageModel, tmp_path: Path) -> None:
     """Nested it would be added twice without a word."""
     edit, before = random_edit(own), state(own)
     with edit.applied(own):
         inside = state(own)
         with pytest.raises(EditlibError, match="^this edit .* is applied already; leave its block"), edit.applied(own):
             pass
+        assert same(state(own), inside)
+        again = Edit.load(edit.save(tmp_path / "edit"))
+        with pytest.raises(EditlibError, match="is applied already"), again.applied(own):
+            pass
+        with random_edit(own, seed=1).applied(own):  # of the same request, and another
+            assert not same(state(own), inside)
         assert same(state(own), inside)
     assert same(state(own), before)
     with edit.applied(own):  # again after its block

@@ -84,6 +84,21 @@ def test_spec_and_title_name_the_model_that_is_used(empty: Path, monkeypatch: py
     assert notebook._prepared(asked).cells[0].source == "# Toy · quick · testbed/control"
 
 
+def test_a_folder_of_the_same_name_hides_neither_packaged_models_nor_shipped_data(
+    empty: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(empty)
+    for name in ("smollm2-135m", "facts"):
+        (empty / name).mkdir()
+    (empty / "notebooks" / "toy.py").write_text(
+        NOTEBOOK.replace("#     models: [model]\n", "#     models: [model]\n#     data: [cases]\n").replace(
+            "seed: int = 0\n", 'seed: int = 0\ncases: str = "testbed"\n'
+        )
+    )
+    asked = plan("toy", root=empty, parameters={"model": "smollm2-135m"})
+    assert (asked.parameters["model"], asked.parameters["cases"]) == ("smollm2-135m", "facts")
+
+
 def test_a_local_models_path_works_in_the_run_but_is_not_told(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = type("module", (), {"fingerprint": staticmethod(lambda name: "sha")})
     monkeypatch.setitem(sys.modules, "editlib.models.names", fake)
@@ -185,6 +200,7 @@ def test_an_unknown_profile_is_named(empty: Path) -> None:
     [
         ("n = 5", "write each parameter as"),
         ("n: complex = 5", "has type complex"),
+        ("n: int = {[]: 1}", r"the default of n is \{\[\]: 1\}; write a plain value"),
         ("n: int = 1e-3 * 2", r"the default of n is 0.001 \* 2; write a plain value"),
         ("n: list[int] = [1]", r"has type list\[int\]"),
         ("n: int = (", "is no Python"),
@@ -196,6 +212,24 @@ def test_a_parameters_cell_that_cannot_be_read_is_named(empty: Path, line: str, 
     notebook.write_text(NOTEBOOK.replace("n: int = 5  # cases drawn, all above 0", line))
     with pytest.raises(EditlibError, match=named):
         execute("toy", root=empty)
+
+
+@pytest.mark.parametrize(
+    ("header", "named"),
+    [
+        ("profiles: quick", r"editlib.profiles in the header is 'quick': Input should be a valid dictionary"),
+        ("profiles: {quick: 3}", r"editlib.profiles.quick in the header is 3: Input should be a valid dict"),
+        ("profiles: {1: {n: 3}}", r"editlib.profiles.1.* in the header is 1: Input should be a valid string"),
+        ("models: 3", r"editlib.models in the header is 3: Input should be a valid"),
+        ("models: [[x]]", r"editlib.models.0 in the header is \['x'\]: Input should be a valid string"),
+    ],
+)
+def test_a_header_that_cannot_be_read_is_named(empty: Path, header: str, named: str) -> None:
+    path = empty / "notebooks" / "toy.py"
+    head, tail = NOTEBOOK.split("#     title: A toy\n")[0], NOTEBOOK.split("#     models: [model]\n")[1]
+    path.write_text(f"{head}#     {header}\n{tail}")
+    with pytest.raises(EditlibError, match=named):
+        plan("toy", root=empty)
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,8 @@ def hparams_for(
 
 def _named(method: str | Method) -> Method:
     """A method by name, with the filters that stand behind it, or itself."""
+    if not isinstance(method, str) and not hasattr(method, "solve"):
+        raise EditlibError(f"method {method!r} is no name and no method; give one of {', '.join(METHODS)}")
     return _combined(method) if isinstance(method, str) else method
 
 

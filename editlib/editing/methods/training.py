@@ -33,7 +33,7 @@ from editlib.editing.methods.editor import (
 )
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel, widened
-from editlib.models.tokens import Encoded, encode, encode_text, pad
+from editlib.models.tokens import Encoded, check_length, encode, encode_text, pad
 from editlib.models.training import read_checkpoint, warmup_cosine, write_checkpoint
 
 T = TypeVar("T")
@@ -95,11 +95,13 @@ def train(
     """Train an editor to the file `out` and return it; resumes from `out`.partial.
 
     Kept are the networks with the smallest held-out loss. Raises `EditlibError` if `out` exists, the cases have too
-    few subjects, the checkpoint is damaged or of another training, or the loss is no longer finite.
+    few subjects, one is longer than the model takes, the checkpoint is damaged or of another training, or the loss is
+    no longer finite.
     """
     if out.exists():
         raise EditlibError(f"editor {out} exists already; choose another --out or remove it")
     lm.require_causal()
+    check_length(lm, [case.request.text for case in cases], [_asked(lm, case).ids for case in cases])
     out.parent.mkdir(parents=True, exist_ok=True)
     partial, (known, held) = out.with_name(out.name + ".partial"), split(cases, recipe)
     about: dict[str, Any] = {"model": lm.fingerprint, "data": digest(cases), "recipe": asdict(recipe)}
