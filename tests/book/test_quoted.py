@@ -11,7 +11,7 @@ from lxml import html
 
 from editlib.runs.manifest import read_manifest
 
-REAL = {"model": "smollm2-135m", "cases": "facts"}
+REAL = {"model": "smollm2-135m", "cases": "facts", "tasks": "facts-choice,facts-cloze,facts-qa"}
 PAGE = """# Start
 
 {{ pilot_model }} of {{ pilot_run }}; {{ smollm2_pilot_model }} of {{ smollm2_pilot_run }}; {{ later_pilot_layer }}

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from books import published
 from places import ROOT
-from scipy.stats import binomtest
+from scipy.stats import binomtest, spearmanr
 
 from editlib.runs.manifest import Manifest
 
@@ -27,6 +27,18 @@ def broken(rows: pd.DataFrame, times: float = TIMES) -> int:
     return int((~(rows["perplexity_ratio"] < times)).sum())
 
 
+def collapses(rows: pd.DataFrame, name: str) -> Numbers:
+    """How many edits collapse the model by each of the three thresholds, and the bounds of these shares."""
+    found = Numbers()
+    hits = {"": broken(rows), "_20x": broken(rows, 20), "_1000": int((~(rows["perplexity_mean"] < 1000)).sum())}
+    for threshold, count in hits.items():
+        share = binomtest(count, len(rows)).proportion_ci(method="wilson")
+        found |= {f"{name}{threshold}": count}
+        if len(rows) > 2:
+            found |= {f"{name}_low{threshold}": share.low, f"{name}_high{threshold}": share.high}
+    return found
+
+
 def ending(method: str) -> str:
     name, _, left_out = method.partition(", ")
     return ("" if name == "rome" else f"_{name.replace('-', '_')}") + ("_no_covariance" if left_out else "")
@@ -38,11 +50,30 @@ def pilot(run: Manifest) -> Numbers:
         by_kind = dict(list(rows.groupby("subject_kind")))
         for kind, of_kind in [*by_kind.items(), ("others", rows[rows["subject_kind"] != "one token"])]:
             name = ("first" if kind == "one token" else kind.replace(" ", "_")) + ending(method)
-            found |= {f"cases_{name.removesuffix(ending(method))}": len(of_kind), f"collapsed_{name}": broken(of_kind)}
-            found |= {f"collapsed_{name}_20x": broken(of_kind, 20)}
-            found |= {f"collapsed_{name}_1000": int((of_kind["perplexity_mean"] >= 1000).sum())}
-            found |= {f"median_ratio_{name}": float(np.median(of_kind["perplexity_ratio"]))}
+            found |= {f"cases_{name.removesuffix(ending(method))}": len(of_kind)}
+            found |= collapses(of_kind, f"collapsed_{name}") | {
+                f"median_ratio_{name}": float(np.median(of_kind["perplexity_ratio"]))
+            }
     return found | {"cases": cases["case_id"].nunique()}
+
+
+def single_edits(run: Manifest) -> Numbers:
+    found = Numbers()
+    for (method, asked), rows in table(run).groupby(["method", "set"]):
+        name = f"{method.replace('-', '_')}_model_{'asked' if asked == 'as asked' else 'second'}"
+        found |= collapses(rows, f"collapsed_{name}") | {f"max_ratio_{name}": float(rows["perplexity_ratio"].max())}
+    return found | {"cases": table(run)["case_id"].nunique()}
+
+
+def surrogate(run: Manifest) -> Numbers:
+    scores, found = table(run, "scores"), Numbers()
+    once = scores.drop_duplicates(["task", "model"]).assign(way="all ways")
+    for (way, task), rows in pd.concat([scores, once]).groupby(["way", "task"]):
+        name = f"{way.split(',')[0].replace(' ', '_')}_{task.removeprefix('facts-')}"
+        found[f"rho_{name}"] = float(spearmanr(rows["perplexity_ratio"].fillna(np.inf), rows["value"]).statistic)
+    unedited = scores[scores["model"] == -1].drop_duplicates("task").set_index("task")["value"]
+    found |= {f"unedited_{task.removeprefix('facts-')}": float(value) for task, value in unedited.items()}
+    return found | {"models": scores["model"].nunique(), "questions": int(scores["n"].max())}
 
 
 def layers(run: Manifest) -> Numbers:
@@ -97,12 +128,7 @@ def first_token(run: Manifest) -> Numbers:
     cases, found = table(run), Numbers()
     for arm, rows in cases.groupby("arm"):
         name = arm.replace(", ", "_").replace(" ", "_")
-        found |= {f"cases_{name}": len(rows), f"collapsed_{name}": broken(rows)}
-        found |= {f"collapsed_{name}_20x": broken(rows, 20)}
-        found |= {f"collapsed_{name}_1000": int((rows["perplexity_mean"] >= 1000).sum())}
-        if len(rows) > 2:
-            share = binomtest(broken(rows), len(rows)).proportion_ci(method="wilson")
-            found |= {f"collapsed_{name}_low": share.low, f"collapsed_{name}_high": share.high}
+        found |= {f"cases_{name}": len(rows)} | collapses(rows, f"collapsed_{name}")
     drawn = cases[~cases["built"]]
     first = drawn[(drawn["subject_tokens"] == 1) & (drawn["subject_position"] == 0)]
     early = drawn[drawn["subject_last"] <= 1]
@@ -195,7 +221,7 @@ def efficacy(run: Manifest) -> Numbers:
 
 WORKED_OUT = (
     pilot, layers, methods, consistent_keys, denominator, first_token, own_text, prefix_at_test, sequential, sink,
-    weight_change, strengths, efficacy,
+    weight_change, strengths, efficacy, single_edits, surrogate,
 )  # fmt: skip
 AGAIN: dict[str, Callable[[Manifest], Numbers]] = {each.__name__.replace("_", "-"): each for each in WORKED_OUT}
 
