@@ -107,8 +107,8 @@ class Edit:
             in_force[:] = [edit for edit in in_force if edit is not self]
 
     def _is(self, other: "Edit") -> bool:
-        """Whether another edit changes the same in the same way."""
-        same = self.method == other.method and self.requests == other.requests
+        """Whether another edit changes the same weights in the same way; an overlay lets no second one in anyway."""
+        same = self.method == other.method and self.requests == other.requests and self.overlay is None
         return self is other or (same and math.isclose(self.norm(), other.norm(), rel_tol=1e-6))
 
     def __add__(self, other: "Edit") -> "Edit":

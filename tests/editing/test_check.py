@@ -220,3 +220,9 @@ def test_a_request_that_cannot_be_edited_is_a_row_of_a_table(gpt2: LanguageModel
     table = sweep(gpt2, cases, methods={"rome": BARE}, texts=TEXTS, progress=False)
     assert table["error"].notna().tolist() == [True, False]
     assert table["error"][0].endswith("takes at most 128; shorten it")
+
+
+def test_rows_do_not_bear_another_methods_name(gpt2: LanguageModel) -> None:
+    with pytest.raises(EditlibError, match="^rome is another method than that of its hyper-parameters, memit; rename"):
+        variants_of(gpt2, {"rome": hparams_for(gpt2, "memit")})
+    assert variants_of(gpt2, {"mine": hparams_for(gpt2, "memit")})["mine"].method.name == "memit"

@@ -181,6 +181,10 @@ def _variant(lm: LanguageModel, name: str, given: Any) -> Variant:
     if isinstance(given, str) or hasattr(given, "solve"):
         return Variant(_named(given), hparams_for(lm, given))
     method = method_of(given, name)
+    if name in METHODS and name != method.name:
+        raise EditlibError(
+            f"{name} is another method than that of its hyper-parameters, {method.name}; rename the rows"
+        )
     asked = dict(vars(given))
     if name == method.name:
         asked = dict(method.stands_for) | _less_defaults(method, asked)
