@@ -11,6 +11,7 @@ from books import published
 from places import ROOT
 from scipy.stats import binomtest, spearmanr
 
+from editlib.measuring import statistics
 from editlib.runs.manifest import Manifest
 
 MODEL, TIMES = "smollm2-135m", 5  # unedited, from which on a model has collapsed
@@ -70,7 +71,10 @@ def surrogate(run: Manifest) -> Numbers:
     once = scores.drop_duplicates(["task", "model"]).assign(way="all ways")
     for (way, task), rows in pd.concat([scores, once]).groupby(["way", "task"]):
         name = f"{way.split(',')[0].replace(' ', '_')}_{task.removeprefix('facts-')}"
-        found[f"rho_{name}"] = float(spearmanr(rows["perplexity_ratio"].fillna(np.inf), rows["value"]).statistic)
+        pairs = rows["perplexity_ratio"].fillna(np.inf).to_numpy(), rows["value"].to_numpy()
+        found[f"rho_{name}"] = float(spearmanr(*pairs).statistic)
+        drawn = statistics.bootstrap(statistics.spearman, *pairs, seed=run.parameters["seed"], paired=True)
+        found |= {f"low_{name}": drawn.low, f"high_{name}": drawn.high}
     unedited = scores[scores["model"] == -1].drop_duplicates("task").set_index("task")["value"]
     found |= {f"unedited_{task.removeprefix('facts-')}": float(value) for task, value in unedited.items()}
     return found | {"models": scores["model"].nunique(), "questions": int(scores["n"].max())}

@@ -2,7 +2,7 @@
 
 import pandas as pd
 import pytest
-from books import run_of, table_cells
+from books import published, run_of, table_cells
 from places import ROOT
 from scipy.stats import binomtest, fisher_exact
 
@@ -54,6 +54,19 @@ def test_where_the_rule_is_wrong_for_more_than_a_fifth_by_method(edits: pd.DataF
             areas[name] = auc(severity[hit], severity[~hit], subjects=(ids[hit], ids[~hit]), seed=0).value
     rome, c_rome, fc_rome = (f"{areas[name]:.2f}".lstrip("0") for name in ("rome", "c-rome", "fc-rome"))
     assert f"Its area is {rome} for ROME, {c_rome} for C-ROME and {fc_rome} for `fc-rome`." in TEXT
+
+
+def test_models_that_many_edits_or_noise_made_are_as_the_page_says() -> None:
+    page = (ROOT / "book/butterfly-effect.md").read_text("utf-8")
+    run = next(run for run in published("surrogate") if run.parameters["tasks"].startswith("facts-"))
+    scores = pd.read_parquet(run.folder / "data/scores.parquet")
+    edited = scores[scores["model"] >= 0]
+    summed = edited.loc[edited["way"] == "many edits, summed", "perplexity_ratio"].max()
+    assert f"hardly move perplexity (at most {summed:.2f} times unedited)" in page
+    words = edited[(edited["way"] == "noise, scaled") & (edited["task"] == "facts-cloze")]
+    low = words[words["perplexity_ratio"].between(2.2, 2.4)]["value"]
+    left = low / scores.loc[(scores["model"] < 0) & (scores["task"] == "facts-cloze"), "value"].iloc[0]
+    assert len(low) == 2 and 0.3 < 1 - left.max() < 0.4 and 0.55 < 1 - left.min() < 0.7
 
 
 def test_the_same_token_twice_collapses_more_often_than_two_words() -> None:
