@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -38,6 +38,9 @@ from editlib.cli.options import (
 from editlib.cli.output import Stop, alive, emit
 from editlib.cli.sweep import resumable
 from editlib.text import percent, table
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 def screen(
@@ -105,11 +108,18 @@ def screen(
     if as_json:
         counts = {"cases": len(screened), "hard": len(hard), "rejected": len(rejected), "verified": seen or None}
         emit({"model": model, "method": method, "folder": str(out), **counts})
-        return
-    worst = hard.nlargest(10, "severity")
+    else:
+        emit(_told(screened, seen, f"{method} at layer {params.layer}", out / screening.HARD))
+    if len(rejected) == len(screened):
+        raise Stop("no case could be screened; the table says why of each", 1)
+
+
+def _told(screened: "DataFrame", seen: dict[str, Any], what: str, file: Path) -> str:
+    """The worst cases, and what was found in all, for people."""
+    rejected, hard = screened[screened["error"].notna()], screened[screened["collapse"]]
     lines = [
-        ("screened", f"{len(screened):,} cases, {method} at layer {params.layer}"),
-        ("would break the model", f"{len(hard):,} ({percent(len(hard) / len(screened))}), in {out / screening.HARD}"),
+        ("screened", f"{len(screened):,} cases, {what}"),
+        ("would break the model", f"{len(hard):,} ({percent(len(hard) / len(screened))}), in {file}"),
     ]
     if len(rejected):
         first = rejected.iloc[0]
@@ -117,10 +127,7 @@ def screen(
     for name, of in seen.items():
         said = "{edits}: {foretold} foretold to break the model, {collapse} do, {both} both"
         lines.append((f"edited, {name}", said.format(**of)))
-    text = table(lines)
-    if len(worst):
-        rows = worst[["case_id", "subject", "severity", "reason"]].to_numpy().tolist()
-        text = f"{table([['case', 'subject', 'severity', 'reason'], *rows])}\n\n{text}"
-    emit(text)
-    if len(rejected) == len(screened):
-        raise Stop("no case could be screened; the first error is above", 1)
+    if hard.empty:
+        return table(lines)
+    rows = hard.nlargest(10, "severity")[["case_id", "subject", "severity", "reason"]].to_numpy().tolist()
+    return f"{table([['case', 'subject', 'severity', 'reason'], *rows])}\n\n{table(lines)}"

@@ -56,6 +56,17 @@ def test_nothing_hard_is_said_so(some: Path, tmp_path: Path, capsys: pytest.Capt
     assert json.loads((tmp_path / "out" / "_hard.json").read_text()) == []
 
 
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_no_case_that_could_be_screened_is_a_failure(
+    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = {"prompt": f"{'the town ' * 900}of {{}} is in", "subject": "Jaklon", "target_new": "Hifru"}
+    (tmp_path / "long.json").write_text(json.dumps([asked]), "utf-8")
+    words = ["screen", "--model", MODEL, "--data", str(tmp_path / "long.json"), "--out", str(tmp_path / "out")]
+    assert run_app([*words, *more]) == 1
+    assert "no case could be screened" in capsys.readouterr().err
+
+
 def test_mistakes_are_one_line_each(mistake: Callable[..., str], some: Path, tmp_path: Path) -> None:
     words = ("screen", "--model", MODEL, "--data", some, "--out", tmp_path / "out")
     assert "what mend does cannot be told from keys" in mistake(*words, "--method", "mend")
