@@ -62,9 +62,8 @@ def cases(source: Any, *, split: str | None = None) -> list[Case]:
     """
     if isinstance(source, str | Path):
         return of_split(_told(source, read_cases(source)).cases, split)
-    if hasattr(source, "to_frame") and hasattr(source, "name"):  # a row of a DataFrame
-        source = source.to_frame().T
-    if hasattr(source, "to_json"):  # a DataFrame; an empty cell is no field
+    if hasattr(source, "to_json"):  # a DataFrame, or a row of one; an empty cell is no field
+        source = source.to_frame().T if hasattr(source, "to_frame") else source
         rows = json.loads(source.to_json(orient="records"))
         source = [{name: cell for name, cell in row.items() if cell is not None} for row in rows]
     if isinstance(source, Case | EditRequest | Mapping) or not isinstance(source, Iterable):

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from editlib.errors import EditlibError, hint, unknown
 from editlib.runs.citation import Where
@@ -155,13 +155,13 @@ def names(root: Path) -> list[str]:
 
 
 class Header(BaseModel):
-    """What a notebook says of itself under `editlib`."""
+    """What a notebook says of itself under `editlib`; a key may stand there with nothing behind it."""
 
-    title: str = ""
-    models: tuple[str, ...] = ()
-    data: tuple[str, ...] = ()
-    files: tuple[str, ...] = ()
-    profiles: dict[str, dict[str, Any] | None] = {}
+    title: Annotated[str, Field(coerce_numbers_to_str=True)] | None = None
+    models: tuple[str, ...] | None = None
+    data: tuple[str, ...] | None = None
+    files: tuple[str, ...] | None = None
+    profiles: dict[str, dict[str, Any] | None] | None = None
 
 
 def read(name: str, root: Path) -> Analysis:
@@ -185,10 +185,10 @@ def read(name: str, root: Path) -> Analysis:
         ) from error
     source = next((c.source for c in notebook.cells if "parameters" in c.metadata.get("tags", [])), "")
     parameters = {p.name: p for p in _read_parameters(source, path)}
-    named = {"models": header.models, "data": header.data, "files": header.files}
+    named = {"models": header.models or (), "data": header.data or (), "files": header.files or ()}
     if stray := {name for group in named.values() for name in group} - parameters.keys():
         raise EditlibError(f"{path}: the header names parameter {min(stray)!r}, which does not exist; add it")
-    profiles = {key: values or {} for key, values in header.profiles.items()}
+    profiles = {key: values or {} for key, values in (header.profiles or {}).items()}
     return Analysis(name, path, header.title or name, parameters, profiles, **named, notebook=notebook)
 
 

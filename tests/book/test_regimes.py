@@ -42,10 +42,10 @@ def test_where_the_rule_is_wrong_for_more_than_a_fifth_by_method(edits: pd.DataF
         "rome": [3, 5, 11, 25],
         "fc-rome": [1],
     }
-    of = {layer: f"{value:.0%}".replace("%", " %") for layer, value in wrong["rome"].items()}
+    of = {(name, layer): f"{100 * value:.0f} %" for name in wrong for layer, value in wrong[name].items()}
     assert (
-        f"for ROME also at 3 ({of[3]}), 5 ({of[5]}, the book's layer) and 25 ({of[25]}), at 11 in {of[11]}; "
-        f"for `fc-rome` at 1 ({wrong['fc-rome'][1]:.0%})".replace("%)", " %)").replace("  %", " %")
+        f"for ROME also at 3 ({of['rome', 3]}), 5 ({of['rome', 5]}, the book's layer) and 25 ({of['rome', 25]}), "
+        f"at 11 in {of['rome', 11]}; for `fc-rome` at 1 ({of['fc-rome', 1]})"
     ) in TEXT
     areas = {}
     for name, rows in edits.groupby("method"):

@@ -214,6 +214,14 @@ def test_a_parameters_cell_that_cannot_be_read_is_named(empty: Path, line: str, 
         execute("toy", root=empty)
 
 
+def test_keys_of_a_header_may_stand_there_with_nothing_behind_them(empty: Path) -> None:
+    path = empty / "notebooks" / "toy.py"
+    head, tail = NOTEBOOK.split("#     title: A toy\n")[0], NOTEBOOK.split("#     models: [model]\n")[1]
+    path.write_text(f"{head}#     title: 2024\n#     models:\n#     data:\n#     files:\n#     profiles:\n{tail}")
+    found = analyses.read("toy", empty)
+    assert (found.title, found.models, found.data, found.files, found.profiles) == ("2024", (), (), (), {})
+
+
 @pytest.mark.parametrize(
     ("header", "named"),
     [
