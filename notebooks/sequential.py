@@ -25,11 +25,12 @@
 #
 # *The Butterfly Effect of Model Editing* {cite}`yang-etal-2024-butterfly` edits three models by 107 cases that collapse a
 # model with one ROME edit, and by as many normal ones. Here a case is *hard* if one ROME edit of the unedited model
-# collapses it: perplexity at least `collapse_ratio` times unedited. Normal cases are drawn from the others. Every
-# edit is computed on the model as the earlier ones left it. Keys and values are read anew for each; the second moment of
-# the keys and the prefix contexts are those of the unedited model, as in the released codes. `ft` has no bound on how far a
-# weight moves, `ft-l` has one: the paper's fine-tuning had none for two of its three models. `c-rome` is not in the paper's
-# comparison and is run beside its methods. MEND runs where the model has an editor.
+# collapses it: perplexity at least `collapse_ratio` times unedited. *Normal* is one that does not and whose subject is not one
+# token at the start: hardly one of COUNTERFACT's is, and such an edit may raise perplexity without collapse. Every edit is
+# computed on the model as the earlier ones left it. Keys and values are read anew for each; the second moment of the keys and
+# the prefix contexts are those of the unedited model, as in the released codes. `ft` has no bound on how far a weight moves,
+# `ft-l` has one: the paper's fine-tuning had none for two of its three models. `c-rome` is not in the paper's comparison and
+# is run beside its methods. MEND runs where the model has an editor.
 
 # %% tags=["parameters"]
 model: str = "testbed/anchored"  # the model to edit
@@ -80,12 +81,14 @@ found = el.sweep(
 ).set_index("case_id")  # fmt: skip
 able = found[found["error"].isna()]
 collapsed = ~(able["perplexity_ratio"] < collapse_ratio)  # nan counts
+sound = able.index[~collapsed & (able["kind"] != plot.KINDS[0])]
 hard = [case for case in searched if case.case_id in able.index[collapsed]]
-normal = [case for case in searched if case.case_id in able.index[~collapsed]]
+normal = [case for case in searched if case.case_id in sound]
 size = min(n, *(len(group) for group in (hard, normal) if group))
 kinds = able.loc[collapsed, "kind"].value_counts()
 Markdown(
-    f"One ROME edit each of {len(searched)} cases: {len(hard)} collapse `{model}`, {len(normal)} do not"
+    f"One ROME edit each of {len(searched)} cases: {len(hard)} collapse `{model}`, {(~collapsed).sum()} do not, of which "
+    f"{len(normal)} are normal"
     + (
         f"; of the hard ones, {kinds.get(plot.KINDS[0], 0)} have one token at the start as subject"
         if len(kinds)
