@@ -47,6 +47,7 @@ seed: int = 0  # of their draw
 reference: int = 200  # tokens per key dimension of the second moment that others are compared with
 
 # %% tags=["hide-input"]
+from dataclasses import replace
 from itertools import takewhile
 from statistics import median
 
@@ -118,6 +119,22 @@ Markdown(
     f"{found['flops_over_floor']:.2f} times the floor, its time {found['time_over_floor']:.2f} times the floor's at "
     f"{found['matmul_flops_per_second'] / 1e9:,.0f} GFLOP/s. Both paths agree: v* to {found['value_difference']:.1e}, perplexity to "
     f"{found['perplexity_difference']:.1e}, relatively and at most."
+)
+
+# %% [markdown]
+# ## And in 16 bit?
+#
+# The engine once more over the same requests and texts, with the model in bfloat16. What that does to edits and verdicts is
+# the analysis `precision`'s.
+
+# %% tags=["hide-input"]
+half = replace(work, lm=workload.model(shape or model, dtype="bfloat16"))
+goes = [measure.timed(measure.engine, half) for _ in range(rounds)]
+half_seconds = median(go.seconds for go in goes)
+Markdown(
+    f"**Finding.** In bfloat16 the engine takes {half_seconds:.3g} s an edit, "
+    f"{found['engine_seconds_per_edit'] / half_seconds:.2f} times as fast as in {found['dtype']} and "
+    f"{found['plain_seconds_per_edit'] / half_seconds:.1f} times as fast as the plain path in that."
 )
 
 # %% [markdown]
@@ -354,6 +371,9 @@ metrics = {
     "matmul_gflops": found["matmul_flops_per_second"] / giga,
     "plain_peak_gib": (found["plain_peak_memory_bytes"] or 0) / gibi,
     "peak_gib": (found["peak_memory_bytes"] or 0) / gibi,
+    "half_seconds_per_edit": half_seconds,
+    "half_ratio": found["plain_seconds_per_edit"] / half_seconds,
+    "half_speedup": found["engine_seconds_per_edit"] / half_seconds,
     "screened": screened,
     "screen_ms": 1000 * screen_time.seconds,
     "screen_ratio": screen_ratio,

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import gelu, linear
 from transformers.activations import NewGELUActivation
 from transformers.cache_utils import Cache, DynamicLayer
@@ -203,8 +204,10 @@ class Passes:
         kept = [_Kept(k, v) for k, v in past.past_key_values]
         behind = (tokens.mask.cumsum(1) - 1).clamp(min=0)  # padding repeats the last position
         none, logits = behind[:0, 0], torch.empty(0)
-        read = at or (none, none)
+        read, weight = at or (none, none), self.lm.weight(0)
         with ExitStack() as stack:
+            if torch.is_grad_enabled() and weight.device.type == "cpu" and weight.element_size() == 2:
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # flash is seven times slower back than in 32 bit
             if start:
                 self._start(stack, start)
             for module in self.activations:
