@@ -205,8 +205,9 @@ Markdown(
 # %% [markdown]
 # ## What does it write?
 #
-# Of the edits that collapse the model, the mildest, the one of median perplexity and the worst; and the remedy's edit of the same
-# fact as the median one. Greedy continuations of the edit's prompt, and of the beginning of a text about something else.
+# Of the edits that do not collapse the model and whose subject is not one token at the start, the one of median perplexity; of
+# those that do, the mildest, the median and the worst; and the remedy's edit of the same fact as the median collapse. Greedy
+# continuations of the edit's prompt, and of the beginning of a text about something else.
 
 
 # %% tags=["hide-input"]
@@ -216,34 +217,42 @@ def written(prompt: str) -> str:
     return " ".join(lm.tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens=True).split())
 
 
-elsewhere, samples = " ".join(sentences[0].split()[:5]), []
-ordered = broken[broken["method"] == method].sort_values("perplexity_ratio")
-if wording and len(ordered):
-    asked = {case.case_id: case.request for case in chosen}
-    median = len(ordered) // 2
-    picks = {"mildest collapse": (0, method), "median collapse": (median, method), "worst collapse": (-1, method)}
-    picks |= {f"{remedy}, the median's fact": (median, remedy)}
-    for name, (row, by) in picks.items():
-        request = asked[ordered["case_id"].iloc[row]]
-        before_it = written(request.text)
+elsewhere, samples = " ".join(sentences[0].split()[:5]), {}
+ordered = frame[frame["method"] == method].sort_values("perplexity_ratio")
+whole, ruined = ordered[~ordered["collapsed"] & (ordered["subject"] != "one token")], ordered[ordered["collapsed"]]
+picks = {
+    "whole": ("median that is no collapse", whole, len(whole) // 2, method),
+    "mildest": ("mildest collapse", ruined, 0, method),
+    "median": ("median collapse", ruined, len(ruined) // 2, method),
+    "worst": ("worst collapse", ruined, -1, method),
+    "remedy": (f"{remedy}, the median collapse's fact", ruined, len(ruined) // 2, remedy),
+}
+asked = {case.case_id: case.request for case in chosen}
+for key, (label, part, row, by) in picks.items() if wording else ():
+    if len(part):
+        request = asked[part["case_id"].iloc[row]]
+        said = {"label": label, "prompt": request.text, "target": request.target_new, "unedited": written(request.text)}
         with solve(space, by, [request], variants[by]).applied(lm):
-            samples.append(
-                {
-                    "edit": name,
-                    "perplexity, times unedited": el.perplexity(lm, sentences).mean / unedited.mean,
-                    "prompt → new target": f"{request.text} → {request.target_new}",
-                    "unedited": before_it,
-                    "edited": written(request.text),
-                    f"{elsewhere} …": written(elsewhere),
-                }
-            )
-pd.DataFrame(samples).style.hide(axis="index").format(precision=2)
+            said |= {"edited": written(request.text), "other": written(elsewhere)}
+            samples[key] = said | {"ratio": el.perplexity(lm, sentences).mean / unedited.mean}
+pd.DataFrame(
+    {
+        "edit": said["label"],
+        "perplexity, times unedited": said["ratio"],
+        "prompt → new target": f"{said['prompt']} → {said['target']}",
+        "unedited": said["unedited"],
+        "edited": said["edited"],
+        f"{elsewhere} …": said["other"],
+    }
+    for said in samples.values()
+).style.hide(axis="index").format(precision=2)
 
 # %% [markdown]
 # The unedited model goes on with the other text so:
 
 # %% tags=["hide-input"]
-Markdown(f"*{elsewhere}* {written(elsewhere)}" if wording else "Not shown.")
+as_before = written(elsewhere) if wording else "not shown"
+Markdown(f"*{elsewhere}* {as_before}")
 
 # %% tags=["hide-input"]
 metrics = {
@@ -257,4 +266,8 @@ for group in set(frame["group"]):
     metrics |= {f"loss_first_{group}": middle(group, 0), f"loss_later_{group}": float(later_by_group[group])}
 for column, interval in rho.items():
     metrics |= {f"rho_{column}": interval.value, f"rho_low_{column}": interval.low, f"rho_high_{column}": interval.high}
+for key, said in samples.items():
+    metrics |= {f"sample_{key}_{name}": value for name, value in said.items() if name != "label"}
+if wording:
+    metrics |= {"sample_elsewhere": elsewhere, "sample_unedited_other": as_before}
 record(metrics, hparams={model: variants}, moments={model: moments})
