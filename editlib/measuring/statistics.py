@@ -8,8 +8,8 @@ from typing import Any, overload
 
 import numpy as np
 import pandas as pd
+import scipy  # its parts are imported where they are first used: stats takes half a second
 from numpy.typing import NDArray
-from scipy.stats import binomtest, rankdata
 
 from editlib.errors import EditlibError
 
@@ -46,7 +46,7 @@ def share(hits: int, count: int) -> Interval:
         return UNKNOWN
     if count < FEWEST:
         return Interval(hits / count, math.nan, math.nan)
-    bounds = binomtest(int(hits), int(count)).proportion_ci(method="wilson")
+    bounds = scipy.stats.binomtest(int(hits), int(count)).proportion_ci(method="wilson")
     return Interval(hits / count, float(bounds.low), float(bounds.high))
 
 
@@ -83,7 +83,7 @@ def mean_ratio(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
 
 def spearman(x: Sample, y: Sample) -> float:
     """Spearman's rank correlation; equal values share their mean rank, inf ranks first, nan if all of one are equal."""
-    a, b = rankdata(x), rankdata(y)
+    a, b = scipy.stats.rankdata(x), scipy.stats.rankdata(y)
     a, b = a - a.mean(), b - b.mean()
     scale = math.sqrt((a @ a) * (b @ b))
     return float(a @ b) / scale if scale else math.nan
