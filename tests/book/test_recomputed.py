@@ -223,9 +223,70 @@ def efficacy(run: Manifest) -> Numbers:
     return found
 
 
+def aftermath(run: Manifest) -> Numbers:
+    edits, losses = table(run, "edits"), table(run, "positions")
+    found = Numbers(cases=edits["case_id"].nunique(), edits=len(edits), collapsed=broken(edits))
+    for group, rows in edits.groupby("group"):
+        found |= {f"{name}_{group}": float(rows[name].median()) for name in ("sink", "length", "entropy")}
+        of_group = losses[losses["group"] == group].pivot(
+            index=["case_id", "method"], columns="position", values="loss"
+        )
+        found[f"loss_first_{group}"] = float(of_group[0].median())
+        found[f"loss_later_{group}"] = float(of_group[range(1, run.parameters["positions"])].mean(axis=1).median())
+    return found
+
+
+def anatomy(run: Manifest) -> Numbers:
+    layers, first = table(run, "layers").set_index("layer"), table(run, "anatomy").query("position == 0")
+    ratio = layers["key_norm"] / layers["key_norm_later"]
+    extremes = {"spike": layers["spike"].nlargest(1), "damping": layers["damping"].nlargest(1)}
+    extremes |= {"key_ratio_most": ratio.nlargest(1), "key_ratio_least": ratio.nsmallest(1)}
+    found = Numbers({name: float(one.iloc[0]) for name, one in extremes.items()})
+    found |= {f"{name}_layer": int(one.index[0]) for name, one in extremes.items()}
+    found |= {"layers": len(layers), "layers_short_key": int((2 * ratio < 1).sum()), "sink": layers["sink"].max()}
+    return found | {"key_cosine_first": float(np.mean(first["key_cosine"]))}
+
+
+def key_geometry(run: Manifest) -> Numbers:
+    plain = table(run, "distances").query("not covariance")
+    found = Numbers()
+    for group, rows in plain.groupby("group"):
+        drawn = statistics.bootstrap(np.median, rows["cosine"], seed=run.parameters["seed"])
+        found |= {f"{group}_cases": len(rows), f"cosine_{group}": float(rows["cosine"].median())}
+        found |= {f"cosine_{group}_low": drawn.low, f"cosine_{group}_high": drawn.high}
+    return found
+
+
+def settings(run: Manifest) -> Numbers:
+    cases, found = table(run), Numbers(cases=table(run)["case_id"].nunique())
+    for (choice, opens), rows in cases[cases["method"] == "rome"].groupby(["choice", "opens"]):
+        name = re.sub(r"\W+", "_", choice.lower())
+        found[f"{name}_{'first' if opens else 'others'}"] = broken(rows) / len(rows)
+    return found
+
+
+def why_first_token(run: Manifest) -> Numbers:
+    cases, found = table(run), Numbers()
+    opening = cases[cases["kind"] == "one token, first"]
+    hard = set(opening.query("condition == 'Original' and perplexity_ratio >= @TIMES")["case_id"])
+    for name, condition in {"original": "Original", "swapped": "Second2First"}.items():
+        rows = opening[opening["condition"] == condition]
+        share = binomtest(broken(rows), len(rows)).proportion_ci(method="wilson")
+        found |= {f"collapsed_{name}_model": broken(rows) / len(rows)}
+        found |= {f"collapsed_{name}_model_low": share.low, f"collapsed_{name}_model_high": share.high}
+        found[f"mean_{name}_model"] = float(rows.loc[rows["case_id"].isin(hard), "perplexity_mean"].mean())
+    return found | {"first": opening["case_id"].nunique()}
+
+
+def hardedit(run: Manifest) -> Numbers:
+    written = table(run, "written")
+    return Numbers(records=len(written), accepted=int((written["perplexity_ratio"] >= TIMES).sum()))
+
+
 WORKED_OUT = (
     pilot, layers, methods, consistent_keys, denominator, first_token, own_text, prefix_at_test, sequential, sink,
-    weight_change, strengths, efficacy, single_edits, surrogate,
+    weight_change, strengths, efficacy, single_edits, surrogate, aftermath, anatomy, key_geometry, settings,
+    why_first_token, hardedit,
 )  # fmt: skip
 AGAIN: dict[str, Callable[[Manifest], Numbers]] = {each.__name__.replace("_", "-"): each for each in WORKED_OUT}
 
