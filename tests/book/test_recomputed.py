@@ -278,6 +278,20 @@ def why_first_token(run: Manifest) -> Numbers:
     return found | {"first": opening["case_id"].nunique()}
 
 
+def precision(run: Manifest) -> Numbers:
+    cases, losses, found = table(run), table(run, "losses"), Numbers(cases=table(run)["case_id"].nunique())
+    for name, arm in {"single": "float32, engine", "plain": "float32, plain path", "half": "bfloat16, engine"}.items():
+        rows = cases[cases["arm"] == arm]
+        found[f"loss_error_{name}"] = float(losses.query("arm == @arm and step == step.max()")["error"].max())
+        same = (rows["perplexity_ratio"] >= TIMES) == (rows["exact"] >= TIMES)
+        found[f"same_verdict_{name}_share"] = float(same.mean())
+        for method, of_method in rows.groupby("method"):
+            off = (of_method["perplexity_ratio"] - of_method["exact"]).abs() / of_method["exact"]
+            found[f"median_change_{method.replace('-', '_')}_{name}"] = float(of_method["change"].median())
+            found[f"median_ratio_{method.replace('-', '_')}_{name}"] = float(off.median())
+    return found
+
+
 def hardedit(run: Manifest) -> Numbers:
     written = table(run, "written")
     return Numbers(records=len(written), accepted=int((written["perplexity_ratio"] >= TIMES).sum()))
@@ -286,7 +300,7 @@ def hardedit(run: Manifest) -> Numbers:
 WORKED_OUT = (
     pilot, layers, methods, consistent_keys, denominator, first_token, own_text, prefix_at_test, sequential, sink,
     weight_change, strengths, efficacy, single_edits, surrogate, aftermath, anatomy, key_geometry, settings,
-    why_first_token, hardedit,
+    why_first_token, precision, hardedit,
 )  # fmt: skip
 AGAIN: dict[str, Callable[[Manifest], Numbers]] = {each.__name__.replace("_", "-"): each for each in WORKED_OUT}
 
