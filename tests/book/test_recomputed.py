@@ -203,7 +203,7 @@ def weight_change(run: Manifest) -> Numbers:
 
 
 def strengths(run: Manifest) -> Numbers:
-    found = Numbers()
+    found = Numbers(cases=table(run)["case_id"].nunique())
     for name, rows in table(run).groupby("name"):
         means = rows.groupby("value", sort=False)[[f"{score}_em_tf" for score in SCORES]].mean()
         reached = means.index[means["efficacy_em_tf"] >= run.parameters["wanted"]]
