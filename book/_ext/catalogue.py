@@ -12,6 +12,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile
@@ -114,10 +115,10 @@ def open_table(translator: HTML5Translator, node: nodes.Element) -> None:
 def outcome(run: Manifest, results: Mapping[str, Mapping[str, str]]) -> tuple[int | None, str]:
     """How many cases a run is about, and its result in a few words; None and empty where it does not say."""
     told = {"cases": "", "result": "", **results.get(run.analysis, {})}
-    try:
-        return (int(evaluate(told["cases"], run.metrics)) if told["cases"] else None), fill(told["result"], run.metrics)
-    except FormulaError:
-        return None, ""
+    for sentence in (told["result"], told.get("otherwise", "")):
+        with suppress(FormulaError):
+            return (int(evaluate(told["cases"], run.metrics)) if told["cases"] else None), fill(sentence, run.metrics)
+    return None, ""
 
 
 def skip(translator: HTML5Translator, node: nodes.Element) -> None:
