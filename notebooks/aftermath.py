@@ -55,7 +55,7 @@ from IPython.display import Markdown
 from matplotlib.ticker import MaxNLocator
 
 import editlib as el
-from editlib import data, plot
+from editlib import data, plot, scores
 from editlib.editing.methods import prepare, solve
 from editlib.editing.session import Session
 from editlib.measuring import contrast, statistics
@@ -212,29 +212,29 @@ Markdown(
 
 # %% tags=["hide-input"]
 def written(prompt: str) -> str:
-    ids = lm.tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
-    made = lm.model.generate(**ids, max_new_tokens=24, do_sample=False, pad_token_id=lm.tokenizer.eos_token_id)
-    return " ".join(lm.tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens=True).split())
+    return " ".join(scores.continuation(lm, prompt, tokens=24).split())
 
 
 elsewhere, samples = " ".join(sentences[0].split()[:5]), {}
 ordered = frame[frame["method"] == method].sort_values("perplexity_ratio")
-whole, ruined = ordered[~ordered["collapsed"] & (ordered["subject"] != "one token")], ordered[ordered["collapsed"]]
-picks = {
-    "whole": ("median that is no collapse", whole, len(whole) // 2, method),
-    "mildest": ("mildest collapse", ruined, 0, method),
-    "median": ("median collapse", ruined, len(ruined) // 2, method),
-    "worst": ("worst collapse", ruined, -1, method),
-    "remedy": (f"{remedy}, the median collapse's fact", ruined, len(ruined) // 2, remedy),
-}
-asked = {case.case_id: case.request for case in chosen}
-for key, (label, part, row, by) in picks.items() if wording else ():
-    if len(part):
-        request = asked[part["case_id"].iloc[row]]
-        said = {"label": label, "prompt": request.text, "target": request.target_new, "unedited": written(request.text)}
-        with solve(space, by, [request], variants[by]).applied(lm):
-            said |= {"edited": written(request.text), "other": written(elsewhere)}
-            samples[key] = said | {"ratio": el.perplexity(lm, sentences).mean / unedited.mean}
+whole = ordered.loc[~ordered["collapsed"] & (ordered["subject"] != "one token"), "case_id"].tolist()
+ruined = ordered.loc[ordered["collapsed"], "case_id"].tolist()
+picks = {"whole": ("median that is no collapse", whole[len(whole) // 2], method)} if whole else {}
+if ruined:
+    median = ruined[len(ruined) // 2]
+    picks |= {"mildest": ("mildest collapse", ruined[0], method), "median": ("median collapse", median, method)}
+    picks |= {"worst": ("worst collapse", ruined[-1], method)}
+    picks |= {"remedy": (f"{remedy}, the median collapse's fact", median, remedy)}
+asked, ratios = (
+    {case.case_id: case.request for case in chosen},
+    frame.set_index(["case_id", "method"])["perplexity_ratio"],
+)
+for key, (label, case_id, by) in picks.items() if wording else ():
+    request = asked[case_id]
+    said = {"label": label, "prompt": request.text, "target": request.target_new, "unedited": written(request.text)}
+    with solve(space, by, [request], variants[by]).applied(lm):
+        said |= {"edited": written(request.text), "other": written(elsewhere)}
+    samples[key] = said | {"ratio": float(ratios[case_id, by])}
 pd.DataFrame(
     {
         "edit": said["label"],

@@ -122,37 +122,22 @@ Markdown(
 )
 
 # %% [markdown]
-# ## And in 16 bit?
-#
-# The engine once more over the same requests and texts, with the model in bfloat16. What that does to edits and verdicts is
-# the analysis `precision`'s.
-
-# %% tags=["hide-input"]
-half = replace(work, lm=workload.model(shape or model, dtype="bfloat16"))
-goes = [measure.timed(measure.engine, half) for _ in range(rounds)]
-half_seconds = median(go.seconds for go in goes)
-Markdown(
-    f"**Finding.** In bfloat16 the engine takes {half_seconds:.3g} s an edit, "
-    f"{found['engine_seconds_per_edit'] / half_seconds:.2f} times as fast as in {found['dtype']} and "
-    f"{found['plain_seconds_per_edit'] / half_seconds:.1f} times as fast as the plain path in that."
-)
-
-# %% [markdown]
 # ## How many edits side by side?
 #
 # Memory is the most that the process held on a CPU (weights and libraries included), or that tensors took on a GPU.
 
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Left, how many times faster than the plain path the engine is by the number of edits side by side; right, peak memory of both paths."}}
-def together(count: int) -> dict[str, float]:
-    goes = [measure.timed(measure.engine, work.first(count)) for _ in range(rounds)]
+def together(part: workload.Work) -> dict[str, float]:
+    goes = [measure.timed(measure.engine, part) for _ in range(rounds)]
     seconds = median(go.seconds for go in goes)
     peak = max(go.peak or np.nan for go in goes)
-    return {"edits": count, "seconds": seconds, "ratio": found["plain_seconds_per_edit"] / seconds, "peak": peak}
+    ratio = found["plain_seconds_per_edit"] / seconds
+    return {"edits": len(part.requests), "seconds": seconds, "ratio": ratio, "peak": peak}
 
 
 counts = [*takewhile(lambda count: count < edits, (2**i for i in range(20))), edits]
-flight = pd.DataFrame([together(count) for count in counts])
+flight = pd.DataFrame([together(work.first(count)) for count in counts])
 flight.to_parquet("data/in-flight.parquet")
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
 left.plot(flight["edits"], flight["ratio"], "o-", color=ENGINE)
@@ -173,6 +158,20 @@ alone, all_of_them = flight.iloc[0], flight.iloc[-1]
 Markdown(
     f"**Finding.** One edit by itself is {alone['ratio']:.1f} times faster than plain, {edits} side by side "
     f"{all_of_them['ratio']:.1f} times; peak memory goes from {alone['peak'] / 2**30:.2f} to {all_of_them['peak'] / 2**30:.2f} GiB."
+)
+
+# %% [markdown]
+# ## And in 16 bit?
+#
+# The engine once more over the same requests and texts, with the model in bfloat16. What that does to edits and verdicts is
+# the analysis `precision`'s.
+
+# %% tags=["hide-input"]
+half = together(replace(work, lm=workload.model(shape or model, dtype="bfloat16")))
+half_speedup = found["engine_seconds_per_edit"] / half["seconds"]
+Markdown(
+    f"**Finding.** In bfloat16 the engine takes {half['seconds']:.3g} s an edit, {half_speedup:.2f} times as fast as in "
+    f"{found['dtype']} and {half['ratio']:.1f} times as fast as the plain path in that."
 )
 
 # %% [markdown]
@@ -371,9 +370,9 @@ metrics = {
     "matmul_gflops": found["matmul_flops_per_second"] / giga,
     "plain_peak_gib": (found["plain_peak_memory_bytes"] or 0) / gibi,
     "peak_gib": (found["peak_memory_bytes"] or 0) / gibi,
-    "half_seconds_per_edit": half_seconds,
-    "half_ratio": found["plain_seconds_per_edit"] / half_seconds,
-    "half_speedup": found["engine_seconds_per_edit"] / half_seconds,
+    "half_seconds_per_edit": half["seconds"],
+    "half_ratio": half["ratio"],
+    "half_speedup": half_speedup,
     "screened": screened,
     "screen_ms": 1000 * screen_time.seconds,
     "screen_ratio": screen_ratio,

@@ -54,6 +54,7 @@ files: str | None = None  # local questions, as task=path with commas between
 limit: int = 60  # questions of each task
 
 # %% tags=["hide-input"]
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -61,7 +62,7 @@ import pandas as pd
 from IPython.display import Markdown, display
 
 import editlib as el
-from editlib import data, plot
+from editlib import data, plot, scores
 from editlib.editing.methods import prepare, solve
 from editlib.editing.session import Session
 from editlib.measuring import contrast, statistics
@@ -269,22 +270,17 @@ Markdown(
 
 
 # %% tags=["hide-input"]
-def written(prompt: str) -> str:
-    ids = lm.tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
-    made = lm.model.generate(**ids, max_new_tokens=24, do_sample=False, pad_token_id=lm.tokenizer.eos_token_id)
-    return str(lm.tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))
-
-
 broken = main[main["collapsed"] & main["error"].isna()].sort_values("perplexity_ratio")
 samples = pd.DataFrame()
 if wording and len(broken):
     case_id = broken["case_id"].iloc[len(broken) // 2]
     request = next(case.request for case in chosen if case.case_id == case_id)
     prompts = {"after the prompt": request.text, "after other words": " ".join(sentences[0].split()[:5])}
-    samples["unedited"] = pd.Series({name: written(prompt) for name, prompt in prompts.items()})
+    goes_on = partial(scores.continuation, lm, tokens=24)
+    samples["unedited"] = pd.Series(prompts).map(goes_on)
     for name in (shown_arm, remedy + LEFT_OUT * (not covariance)):
         with solve(space, name.split(",")[0], [request], variants[name]).applied(lm):
-            samples[name] = pd.Series({where: written(prompt) for where, prompt in prompts.items()})
+            samples[name] = pd.Series(prompts).map(goes_on)
     display(
         Markdown(
             f"The edit: *{prompts['after the prompt']}* → **{request.target_new}**; *{prompts['after other words']}* …"
@@ -417,13 +413,6 @@ for name, suffix in suffixes.items():
     metrics |= statistics.collapses(of_method, f"collapsed{suffix}", collapse_ratio=collapse_ratio)
     ratio, ruined = of_method["perplexity_ratio"], of_method["collapsed"]
     metrics[f"gap{suffix}"] = float(ratio[ruined].min() / ratio[~ruined].max())
-if len(samples):
-    metrics |= {"sample_subject": request.subject, "sample_prompt": request.text, "sample_target": request.target_new}
-    metrics |= {"sample_ratio": float(broken["perplexity_ratio"].iloc[len(broken) // 2])}
-    for name, column in zip(("unedited", "edited", "remedy"), samples, strict=True):
-        for where, text in zip(("prompt", "other"), samples[column], strict=True):
-            metrics[f"sample_{name}_{where}"] = " ".join(text.split())
-    metrics["sample_other"] = prompts["after other words"]
 metrics["worst_models"] = len(requests)
 for row in results.itertuples():
     name = form(row.Index)

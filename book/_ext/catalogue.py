@@ -114,10 +114,11 @@ def open_table(translator: HTML5Translator, node: nodes.Element) -> None:
 
 def outcome(run: Manifest, results: Mapping[str, Mapping[str, str]]) -> tuple[int | None, str]:
     """How many cases a run is about, and its result in a few words; None and empty where it does not say."""
-    told = {"cases": "", "result": "", **results.get(run.analysis, {})}
-    for sentence in (told["result"], told.get("otherwise", "")):
+    told = results.get(run.analysis, {})
+    for sentence in (told[name] for name in ("result", "otherwise") if name in told):
         with suppress(FormulaError):
-            return (int(evaluate(told["cases"], run.metrics)) if told["cases"] else None), fill(sentence, run.metrics)
+            result = fill(sentence, run.metrics)
+            return (int(evaluate(told["cases"], run.metrics)) if "cases" in told else None), result
     return None, ""
 
 

@@ -134,6 +134,7 @@ class Passes:
     pointwise: bool  # whether the module around a down-projection treats every token by itself
     activations: tuple[nn.Module, ...]  # those that are one kernel in torch and eight in transformers
     linear: tuple[nn.Module, ...]  # those whose products another library makes faster
+    slow_flash: bool  # whether flash attention is slow backwards: on a CPU in 16 bit, seven times as in 32
 
     @classmethod
     @torch.no_grad()
@@ -162,7 +163,7 @@ class Passes:
         layers = tuple((layer.keys[:, :, :0], layer.values[:, :, :0]) for layer in cache.layers) if cache else ()
         around = lm.layout.name(0).rpartition(".")[0]
         mlp = None if around == f"{lm.layout.blocks}.0" else lm.model.get_submodule(around)
-        modules = [] if plain else list(lm.model.modules())
+        modules, weight = [] if plain else list(lm.model.modules()), lm.weight(0)
         return cls(
             lm,
             empty=Past(layers, torch.zeros(1, 0, dtype=torch.long, device=lm.device)),
@@ -171,6 +172,7 @@ class Passes:
             pointwise=not (plain or mlp is None or mixes_tokens(mlp, lm.down(0), len(lm.weight(0)))),
             activations=tuple(module for module in modules if isinstance(module, NewGELUActivation)),
             linear=tuple(filter(suits_product, modules)),
+            slow_flash=not plain and weight.device.type == "cpu" and weight.element_size() == 2,
         )
 
     @property
@@ -204,10 +206,10 @@ class Passes:
         kept = [_Kept(k, v) for k, v in past.past_key_values]
         behind = (tokens.mask.cumsum(1) - 1).clamp(min=0)  # padding repeats the last position
         none, logits = behind[:0, 0], torch.empty(0)
-        read, weight = at or (none, none), self.lm.weight(0)
+        read = at or (none, none)
         with ExitStack() as stack:
-            if torch.is_grad_enabled() and weight.device.type == "cpu" and weight.element_size() == 2:
-                stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # flash is seven times slower back than in 32 bit
+            if self.slow_flash and torch.is_grad_enabled():
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             if start:
                 self._start(stack, start)
             for module in self.activations:

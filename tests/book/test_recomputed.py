@@ -203,8 +203,9 @@ def weight_change(run: Manifest) -> Numbers:
 
 
 def strengths(run: Manifest) -> Numbers:
-    found = Numbers(cases=table(run)["case_id"].nunique())
-    for name, rows in table(run).groupby("name"):
+    cases = table(run)
+    found = Numbers(cases=cases["case_id"].nunique())
+    for name, rows in cases.groupby("name"):
         means = rows.groupby("value", sort=False)[[f"{score}_em_tf" for score in SCORES]].mean()
         reached = means.index[means["efficacy_em_tf"] >= run.parameters["wanted"]]
         value = reached[0] if len(reached) else means["efficacy_em_tf"].idxmax()
@@ -258,7 +259,8 @@ def key_geometry(run: Manifest) -> Numbers:
 
 
 def settings(run: Manifest) -> Numbers:
-    cases, found = table(run), Numbers(cases=table(run)["case_id"].nunique())
+    cases = table(run)
+    found = Numbers(cases=cases["case_id"].nunique())
     for (choice, opens), rows in cases[cases["method"] == "rome"].groupby(["choice", "opens"]):
         name = re.sub(r"\W+", "_", choice.lower())
         found[f"{name}_{'first' if opens else 'others'}"] = broken(rows) / len(rows)
@@ -279,7 +281,8 @@ def why_first_token(run: Manifest) -> Numbers:
 
 
 def precision(run: Manifest) -> Numbers:
-    cases, losses, found = table(run), table(run, "losses"), Numbers(cases=table(run)["case_id"].nunique())
+    cases, losses = table(run), table(run, "losses")
+    found = Numbers(cases=cases["case_id"].nunique())
     for name, arm in {"single": "float32, engine", "plain": "float32, plain path", "half": "bfloat16, engine"}.items():
         rows = cases[cases["arm"] == arm]
         found[f"loss_error_{name}"] = float(losses.query("arm == @arm and step == step.max()")["error"].max())
