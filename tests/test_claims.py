@@ -244,20 +244,24 @@ def test_a_run_older_than_its_notebook_may_lack_a_metric(build: Build) -> None:
 
 
 def test_a_rule_set_after_the_run_says_so(build: Build, tmp_path: Path) -> None:
+    """The usual rule stands also while a model's runs cannot test the claim."""
+
     def git(*words: str) -> str:
         about = ("-c", "user.name=x", "-c", "user.email=x@y", "-c", "commit.gpgsign=false")
         return subprocess.run(["git", *about, *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
 
     other = CLAIM | {"id": "B2", "holds": "ratio <= 1/40"}
+    third = CLAIM | {"id": "B3"}
+    before = [CLAIM, other, third | {"twins": {"untestable": "too few cases"}}]
     (tmp_path / "book").mkdir()
-    (tmp_path / "book/claims.yaml").write_text(json.dumps([CLAIM, other]))
+    (tmp_path / "book/claims.yaml").write_text(json.dumps(before))
     git("init", "-q")
     git("add", ".")
     git("commit", "-qm", "Rules")
     commit = git("rev-parse", "HEAD").strip()
-    page, _ = build([CLAIM, other | {"holds": "ratio <= 1/30"}], git={"commit": commit, "dirty": False})
+    page, _ = build([CLAIM, other | {"holds": "ratio <= 1/30"}, third], git={"commit": commit, "dirty": False})
     rows = [row.text_content() for row in html.fromstring(page).xpath("//table//tbody/tr")]
-    assert ["This rule was set after the run." in row for row in rows] == [False, True]
+    assert ["This rule was set after the run." in row for row in rows] == [False, True, False]
     assert f"The rules were last changed in commit {commit[:7]}" in page
 
 

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +86,19 @@ def set_after(claim: Claim, model: str, run: Manifest, root: Path) -> bool:
     return text is not None and rules_of(text).get((claim.id, model)) != claim.rules[model].asked
 
 
+@cache  # runs of one commit share it
 def rules_of(text: str) -> dict[tuple[str, str], tuple[str, str, str]]:
-    """What verdicts rest on in a file as it once was, by claim and model; of records of another form, nothing."""
+    """What verdicts rest on in a file as it once was, by claim and model; of records of another form, nothing.
+
+    Where a model's runs could not test a claim, its usual rule stood, for a run that can.
+    """
     rules = dict[tuple[str, str], tuple[str, str, str]]()
-    for record in yaml.safe_load(text) or []:
+    for record in yaml.load(text, yaml.CSafeLoader) or []:
         with suppress(ClaimError):
             claim = read_claim({"section": "", **record})  # the first had none
-            rules |= {(claim.id, model): rule.asked for model, rule in claim.rules.items()}
+            usual = str(record.get("holds", "")), str(record.get("partly", "")), str(record.get("needs", ""))
+            for model, rule in claim.rules.items():
+                rules[claim.id, model] = usual if rule.untestable else rule.asked
     return rules
 
 

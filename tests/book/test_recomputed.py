@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -314,10 +315,14 @@ def runs_of(analysis: str) -> list[Manifest]:
     return runs or pytest.skip(f"no published run of {analysis} on {MODEL}")
 
 
+@cache
+def worked_out(analysis: str) -> list[tuple[Manifest, Numbers]]:
+    return [(run, AGAIN[analysis](run)) for run in runs_of(analysis)]
+
+
 @pytest.mark.parametrize("analysis", AGAIN)
 def test_numbers_are_those_of_the_runs_tables(analysis: str) -> None:
-    for run in runs_of(analysis):
-        again = AGAIN[analysis](run)
+    for run, again in worked_out(analysis):
         assert again.keys() <= run.metrics.keys(), again.keys() - run.metrics.keys()
         told = {name: run.metrics[name] for name in again}
         assert again == pytest.approx(told, rel=1e-9, nan_ok=True), run.run
@@ -329,7 +334,7 @@ def test_most_numbers_that_pages_quote_of_an_analysis_are_worked_out_again(analy
     quoted = set(re.findall(r"\{\{ smollm2_(\w+?)(?:\.percent)? \}\}", text))
     short = f"{analysis.replace('-', '_')}_"
     mine = {name.removeprefix(short) for name in quoted if name.startswith(short)}
-    for run in runs_of(analysis):
+    for run, again in worked_out(analysis):
         numbers = {name for name in mine if isinstance(run.metrics.get(name), float | int)}
-        left = numbers - AGAIN[analysis](run).keys()
+        left = numbers - again.keys()
         assert len(left) <= len(numbers) / 2, (run.run, sorted(left))

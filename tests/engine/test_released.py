@@ -6,7 +6,6 @@ Both are given the same contexts and hyper-parameters; tolerances are those of f
 import importlib.util
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import editlib as el
 from editlib import data
 from editlib.data.request import EditRequest
-from editlib.editing.methods import solve
+from editlib.editing.methods import prepare, solve
+from editlib.editing.methods.rome import RomeParams
 from editlib.editing.session import Session
 from editlib.editing.stats import MomentOptions
 from editlib.engine.values import KlPosition
@@ -63,10 +63,18 @@ def session(smollm2: LanguageModel) -> Session:
     return Session(smollm2)
 
 
-def request(case_id: int) -> EditRequest:
+@pytest.fixture(scope="module")
+def requests() -> dict[int, EditRequest]:
+    """The cases below, by id."""
     if not CASES.is_file():
         pytest.skip(f"no {CASES.name} beside the project")
-    return next(case.request for case in data.cases(CASES) if case.case_id == case_id)
+    return {case.case_id: case.request for case in data.cases(CASES) if case.case_id in VALUES}
+
+
+def released(lm: LanguageModel, method: str, **more: object) -> RomeParams:
+    """What the released codes were given."""
+    given = {"layer": LAYER, "steps": 20, "weight_decay": 0.5, "clamp": 4.0} | more
+    return el.hparams_for(lm, method, flavour="yang-2024", **given)
 
 
 # by case, C left out as released: |v* − W k| of the bare prompt's key; of ROME and of C-ROME the denominator and |Δ|
@@ -88,15 +96,15 @@ AFTER = {
 @pytest.mark.slow
 @pytest.mark.parametrize("case_id", VALUES)
 def test_edits_of_a_real_model_are_those_of_the_released_codes(
-    smollm2: LanguageModel, session: Session, case_id: int
+    smollm2: LanguageModel, session: Session, requests: dict[int, EditRequest], case_id: int
 ) -> None:
-    ask, expected = request(case_id), VALUES[case_id]
+    expected = VALUES[case_id]
     for method in ("rome", "c-rome"):
-        params = el.hparams_for(
-            smollm2, method, flavour="yang-2024", layer=LAYER, steps=20, weight_decay=0.5, clamp=4.0
-        )
+        params = released(smollm2, method)
         assert params.kl_position == "subject" and not params.covariance
-        said, (denominator, norm) = solve(session, method, [ask], params).diagnostics, expected[method]
+        prepare(session, [*requests.values()], params)  # one search, side by side
+        edit, (denominator, norm) = solve(session, method, [requests[case_id]], params), expected[method]
+        said = edit.diagnostics
         assert abs(said["denominator"]) == pytest.approx(denominator, rel=2e-5)  # five digits are known of some
         assert said["delta_norm"] == pytest.approx(norm, rel=2e-4)
         if method == "rome":
@@ -109,15 +117,13 @@ WITH_C = {173: (0.065946, 3.62351), 11138: (3.48894, 3.42498)}
 
 @pytest.mark.slow
 def test_denominators_with_second_moments_are_those_of_the_released_codes_but_for_the_texts_drawn(
-    smollm2: LanguageModel,
+    smollm2: LanguageModel, requests: dict[int, EditRequest]
 ) -> None:
-    asks = {case_id: request(case_id) for case_id in WITH_C}
     options = MomentOptions(tokens=32_768, window=128)
     session = Session(smollm2, corpus=data.texts(ALL_TEXTS), moment_options=options)
     for case_id, expected in WITH_C.items():
         for method, denominator in zip(("rome", "c-rome"), expected, strict=True):
-            params = el.hparams_for(smollm2, method, flavour="yang-2024", layer=LAYER, steps=1)
-            edit = solve(session, method, [asks[case_id]], replace(params, covariance=True))
+            edit = solve(session, method, [requests[case_id]], released(smollm2, method, steps=1, covariance=True))
             assert edit.diagnostics["denominator"] == pytest.approx(denominator, rel=0.1)
             assert edit.diagnostics["denominator"] != pytest.approx(VALUES[case_id][method][0], rel=0.1)  # without C
 
@@ -125,11 +131,16 @@ def test_denominators_with_second_moments_are_those_of_the_released_codes_but_fo
 @pytest.mark.slow
 @pytest.mark.parametrize(("case_id", "kl_position"), AFTER)
 def test_where_the_kl_term_is_read_tells_in_loss_and_perplexity(
-    smollm2: LanguageModel, session: Session, case_id: int, kl_position: KlPosition
+    smollm2: LanguageModel,
+    session: Session,
+    requests: dict[int, EditRequest],
+    case_id: int,
+    kl_position: KlPosition,
 ) -> None:
-    ask, (loss, mean) = request(case_id), AFTER[case_id, kl_position]
-    params = el.hparams_for(smollm2, "rome", flavour="yang-2024", layer=LAYER, steps=20, weight_decay=0.5, clamp=4.0)
-    edit = solve(session, "rome", [ask], replace(params, kl_position=kl_position))
+    loss, mean = AFTER[case_id, kl_position]
+    params = released(smollm2, "rome", kl_position=kl_position)
+    prepare(session, [requests[case] for case, position in AFTER if position == kl_position], params)
+    edit = solve(session, "rome", [requests[case_id]], params)
     assert edit.diagnostics["losses"][-1] == pytest.approx(loss, abs=1e-3)
     (found,) = session.perplexities([edit], data.texts(TEXTS))
     assert found.mean == pytest.approx(mean, rel=2e-3)
