@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from editlib.bench.measure import Meter, engine, floor_of
 from editlib.bench.work import SHAPES, TESTBED, Work, work
-from editlib.cluster.driver import Assignment, share
+from editlib.cluster.driver import Assignment, distribute
 from editlib.cluster.progress import Progress
 from editlib.cluster.workers import Workers
 from editlib.data import datasets as data
@@ -85,7 +85,7 @@ def driver_load(parts: int, folder: Path, workers: Workers) -> Load:
     tasks = [Assignment((number, tuple(range(PART)))) for number in range(parts)]
     with into.parts.working():
         ready = Ready(Filling(into, told))
-        share(Echo(rows), tasks, ready, workers, told)
+        distribute(Echo(rows), tasks, ready, workers, told)
         ended, cpu = time.perf_counter(), time.process_time()
     size = sum(path.stat().st_size for path in folder.glob("part-*.parquet"))
     return Load(parts - 1, ended - ready.began, cpu - ready.cpu, size // parts)

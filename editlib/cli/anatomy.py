@@ -5,16 +5,16 @@ from typing import Annotated
 import typer
 
 from editlib.cli.options import (
-    Corpus,
-    Device,
-    Dtype,
-    Json,
-    Layout,
+    CorpusOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    LayoutOption,
     ModelArgument,
-    MomentTokens,
-    MomentWindow,
-    Revision,
-    Texts,
+    MomentTokensOption,
+    MomentWindowOption,
+    RevisionOption,
+    TextsOption,
     load_model,
     texts_for,
     texts_of,
@@ -31,19 +31,19 @@ COLUMNS = {
 
 def anatomy(
     model: ModelArgument,
-    texts: Texts = None,
+    texts: TextsOption = None,
     bos: Annotated[bool, typer.Option("--bos", help="Put the tokenizer's BOS token before every text.")] = False,
     covariance: Annotated[
         bool, typer.Option("--covariance/--no-covariance", help="What position 0 is of the keys' second moment C, too.")
     ] = True,
-    corpus: Corpus = None,
-    moment_tokens: MomentTokens = None,
-    moment_window: MomentWindow = 128,
-    dtype: Dtype = "float32",
-    device: Device = "cpu",
-    revision: Revision = None,
-    layout: Layout = None,
-    as_json: Json = False,
+    corpus: CorpusOption = None,
+    moment_tokens: MomentTokensOption = None,
+    moment_window: MomentWindowOption = 128,
+    dtype: DtypeOption = "float32",
+    device: DeviceOption = "cpu",
+    revision: RevisionOption = None,
+    layout: LayoutOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Show what sets position 0 apart inside a model, layer by layer.
 

@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from editlib.cli.options import Device, DtypeOfEdit, Json, Layout, Model, Revision, check_new, load_for
+from editlib.cli.options import (
+    DeviceOption,
+    DtypeOfEditOption,
+    JsonOption,
+    LayoutOption,
+    ModelOption,
+    RevisionOption,
+    check_new,
+    load_for,
+)
 from editlib.cli.output import emit
 from editlib.errors import EditlibError
 from editlib.text import percent, short, table
@@ -22,7 +31,7 @@ SavedEdit = Annotated[
 
 def apply(
     edit: SavedEdit,
-    model: Model,
+    model: ModelOption,
     merge: Annotated[Path | None, typer.Option(help="New folder for the edited model.")] = None,
     peft: Annotated[Path | None, typer.Option(help="New folder for a LoRA adapter.")] = None,
     gguf: Annotated[Path | None, typer.Option(help="New GGUF file for a LoRA adapter, of a GGUF model.")] = None,
@@ -33,11 +42,11 @@ def apply(
         list[str] | None, typer.Option(help="Text to go on from, without and with the edit; repeat for more.")
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to go on for.")] = 20,
-    dtype: DtypeOfEdit = None,
-    device: Device = "cpu",
-    revision: Revision = None,
-    layout: Layout = None,
-    as_json: Json = False,
+    dtype: DtypeOfEditOption = None,
+    device: DeviceOption = "cpu",
+    revision: RevisionOption = None,
+    layout: LayoutOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Apply a saved edit to its model: see what it says, or write it in a form that other programs load.
 

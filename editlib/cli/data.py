@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from editlib.cli.options import Json
+from editlib.cli.options import JsonOption
 from editlib.cli.output import emit
 from editlib.text import table
 
@@ -18,7 +18,7 @@ app = typer.Typer(help="Edit cases and texts: what is here, and where to get the
 
 
 @app.command("list")
-def list_data(as_json: Json = False) -> None:
+def list_data(as_json: JsonOption = False) -> None:
     """List the known files of edit cases and texts: what is here, how to get the rest, and their licences.
 
     Example: editlib data list
@@ -35,7 +35,7 @@ def list_data(as_json: Json = False) -> None:
 
 @app.command("get")
 def get_data(
-    name: Annotated[str, typer.Argument(help="A name that `editlib data list` shows.")], as_json: Json = False
+    name: Annotated[str, typer.Argument(help="A name that `editlib data list` shows.")], as_json: JsonOption = False
 ) -> None:
     """Download a file from where its authors put it, check it, and keep it in the user's cache.
 
@@ -53,7 +53,7 @@ def get_data(
 def import_data(
     name: Annotated[str, typer.Argument(help="A name that `editlib data list` shows.")],
     file: Annotated[Path, typer.Argument(help="The file you have: a JSON list, or JSON lines.")],
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Check a file you have, copy it into the user's cache under a name, and list its rejected records.
 
@@ -70,7 +70,7 @@ def check_data(
     name: Annotated[
         str | None, typer.Argument(metavar="NAME|FILE", help="What to check.  [default: all that is here]")
     ] = None,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Read files again and show their form, number of records and sha256, and the first rejected records.
 

@@ -9,27 +9,27 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from editlib.cli.options import (
-    Cases,
-    CollapseRatio,
-    Corpus,
-    Device,
-    Dtype,
-    DtypeOfEdit,
-    FirstPosition,
-    Flavour,
-    Hparams,
-    Json,
-    Layout,
-    Method,
-    Model,
+    CasesOption,
+    CollapseRatioOption,
+    CorpusOption,
+    DeviceOption,
+    DtypeOfEditOption,
+    DtypeOption,
+    FirstPositionOption,
+    FlavourOption,
+    HparamsOption,
+    JsonOption,
+    LayoutOption,
+    MethodOption,
     ModelArgument,
-    MomentTokens,
-    MomentWindow,
-    Preset,
-    Revision,
-    Split,
-    Stats,
-    Texts,
+    ModelOption,
+    MomentTokensOption,
+    MomentWindowOption,
+    PresetOption,
+    RevisionOption,
+    SplitOption,
+    StatsOption,
+    TextsOption,
     cases_for,
     check_new,
     known_data,
@@ -53,7 +53,7 @@ PATIENCE = 20.0  # seconds; work that takes longer is foretold
 
 
 def edit(
-    model: Model,
+    model: ModelOption,
     prompt: Annotated[list[str] | None, typer.Option(help="Template with {} where the subject goes.")] = None,
     subject: Annotated[list[str] | None, typer.Option(help="What the prompt is about.")] = None,
     target: Annotated[list[str] | None, typer.Option(help="What should follow the prompt after the edit.")] = None,
@@ -63,29 +63,29 @@ def edit(
     requests: Annotated[
         str | None, typer.Option(callback=known_data, help="Edit cases to make in one edit: a name or a path.")
     ] = None,
-    method: Method = "rome",
-    flavour: Flavour = None,
+    method: MethodOption = "rome",
+    flavour: FlavourOption = None,
     layer: Annotated[int | None, typer.Option(help="Layer to edit.  [default: the model's preset]")] = None,
     covariance: Annotated[
         bool | None, typer.Option("--covariance/--no-covariance", help="Use the second moment of the keys.")
     ] = None,
-    hparam: Hparams = None,
-    preset: Preset = None,
-    stats: Stats = None,
-    corpus: Corpus = None,
-    moment_tokens: MomentTokens = None,
-    moment_window: MomentWindow = 128,
-    first_position: FirstPosition = "keep",
-    texts: Texts = None,
+    hparam: HparamsOption = None,
+    preset: PresetOption = None,
+    stats: StatsOption = None,
+    corpus: CorpusOption = None,
+    moment_tokens: MomentTokensOption = None,
+    moment_window: MomentWindowOption = 128,
+    first_position: FirstPositionOption = "keep",
+    texts: TextsOption = None,
     bos: Annotated[bool, typer.Option("--bos", help="Put the tokenizer's BOS token before every text.")] = False,
     guard: Annotated[Guard, typer.Option(help="What to do about an edit that may break the model.")] = "warn",
-    collapse_ratio: CollapseRatio = 5.0,
-    dtype: Dtype = "float32",
-    device: Device = "cpu",
-    revision: Revision = None,
-    layout: Layout = None,
+    collapse_ratio: CollapseRatioOption = 5.0,
+    dtype: DtypeOption = "float32",
+    device: DeviceOption = "cpu",
+    revision: RevisionOption = None,
+    layout: LayoutOption = None,
     out: Annotated[Path | None, typer.Option(help="New folder to save the edit in.")] = None,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Edit a fact and show the model before and after.
 
@@ -150,19 +150,19 @@ def _asked(
 
 def layers(
     model: ModelArgument,
-    cases: Cases = None,
-    split: Split = None,
+    cases: CasesOption = None,
+    split: SplitOption = None,
     n: Annotated[int, typer.Option("-n", min=1, help="Facts to trace, of those the model knows.")] = 5,
     window: Annotated[
         int | None, typer.Option(help="Layers restored at once, odd.  [default: about a fifth of them]")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the facts drawn and of the noise.")] = 0,
-    dtype: Dtype = "float32",
-    device: Device = "cpu",
-    revision: Revision = None,
-    layout: Layout = None,
+    dtype: DtypeOption = "float32",
+    device: DeviceOption = "cpu",
+    revision: RevisionOption = None,
+    layout: LayoutOption = None,
     out: Annotated[Path | None, typer.Option(help="New file for the heat map: .png, .svg or .pdf.")] = None,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Propose the layer to edit, by causal tracing on facts the model knows.
 
@@ -231,7 +231,7 @@ def _layers_table(traced: "CausalTrace") -> str:
 
 
 def tasks(
-    model: Model,
+    model: ModelOption,
     task: Annotated[
         list[str] | None,
         typer.Option(help="facts-choice, facts-cloze, facts-qa, the same of testbed, piqa, hellaswag, "
@@ -246,11 +246,11 @@ def tasks(
     edit: Annotated[
         Path | None, typer.Option(exists=True, file_okay=False, help="Folder of a saved edit to apply before."),
     ] = None,
-    dtype: DtypeOfEdit = None,
-    device: Device = "cpu",
-    revision: Revision = None,
-    layout: Layout = None,
-    as_json: Json = False,
+    dtype: DtypeOfEditOption = None,
+    device: DeviceOption = "cpu",
+    revision: RevisionOption = None,
+    layout: LayoutOption = None,
+    as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Score a model on downstream tasks, by lm-evaluation-harness, as it is or with a saved edit applied.
 

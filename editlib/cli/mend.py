@@ -8,12 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from editlib.cli.options import (
-    Device,
-    Dtype,
-    Layout,
-    Model,
-    Revision,
-    Split,
+    DeviceOption,
+    DtypeOption,
+    LayoutOption,
+    ModelOption,
+    RevisionOption,
+    SplitOption,
     cases_for,
     check_new,
     known_data,
@@ -28,14 +28,14 @@ app = typer.Typer(help="Editors for the method mend, one for each model.", rich_
 
 @app.command("train")
 def train_editor(
-    model: Model,
+    model: ModelOption,
     out: Annotated[Path, typer.Option(help="New file for the editor; a checkpoint lies beside it meanwhile.")],
     data: Annotated[
         str | None,
         typer.Option(callback=known_data, help="Edit cases to train on: a name or a path.  [default, for testbed "
                      "models: cases about facts that the testbed's own cases leave alone]"),
     ] = None,
-    split: Split = None,
+    split: SplitOption = None,
     layers: Annotated[int | None, typer.Option(min=1, help="How many of the last layers it edits.")] = None,
     rank: Annotated[int | None, typer.Option(min=1, help="Rank of its networks.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Most training steps.")] = None,
@@ -45,10 +45,10 @@ def train_editor(
     edit_weight: Annotated[float | None, typer.Option(min=0, help="Of the edits' loss; locality has 1.")] = None,
     patience: Annotated[int | None, typer.Option(min=1, help="Steps to go on without a better held-out loss.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of networks, batches and held-out subjects.")] = None,
-    dtype: Dtype = "float32",
-    device: Device = "cpu",
-    revision: Revision = None,
-    layout: Layout = None,
+    dtype: DtypeOption = "float32",
+    device: DeviceOption = "cpu",
+    revision: RevisionOption = None,
+    layout: LayoutOption = None,
 ) -> None:  # fmt: skip
     """Train the editor that the method mend needs; call it again after an interruption and it goes on.
 

@@ -74,27 +74,27 @@ def _ratio(ratio: float) -> float:
     return ratio
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 MODEL = f"testbed/anchored, testbed/control, {', '.join(PACKAGED)}, a folder, a GGUF file, or a hub id."
-Model = Annotated[str, typer.Option(callback=_model, help=MODEL)]
+ModelOption = Annotated[str, typer.Option(callback=_model, help=MODEL)]
 ModelArgument = Annotated[str, typer.Argument(callback=_model, help=MODEL)]
-Dtype = Annotated[str, typer.Option(callback=one_of("dtype", DTYPES), help=f"{', '.join(DTYPES)}.")]
-DtypeOfEdit = Annotated[
+DtypeOption = Annotated[str, typer.Option(callback=one_of("dtype", DTYPES), help=f"{', '.join(DTYPES)}.")]
+DtypeOfEditOption = Annotated[
     str | None,
     typer.Option(
         "--dtype", callback=one_of("dtype", DTYPES), help=f"{', '.join(DTYPES)}.  [default: the edit's, or float32]"
     ),
 ]
-Device = Annotated[
+DeviceOption = Annotated[
     str,
     typer.Option(callback=_device, envvar="EDITLIB_DEVICE", help="cpu, cuda, cuda:N, or auto: cuda where it is there."),
 ]
-Revision = Annotated[str | None, typer.Option(is_eager=True, help="Commit of a hub model, 40 digits.")]
-Layout = Annotated[
+RevisionOption = Annotated[str | None, typer.Option(is_eager=True, help="Commit of a hub model, 40 digits.")]
+LayoutOption = Annotated[
     str | None,
     typer.Option(metavar="BLOCKS,DOWN", help="Where the memories are, as dotted names of modules.  [default: found]"),
 ]
-Flavour = Annotated[
+FlavourOption = Annotated[
     str | None,
     typer.Option(
         callback=one_of("flavour", FLAVOURS),
@@ -102,21 +102,21 @@ Flavour = Annotated[
     ),
 ]
 METHOD = f"{', '.join(METHODS)}; with filters on its update as in rome+rect: {', '.join(FILTERS)}"
-Method = Annotated[str, typer.Option(callback=_methods, help=f"{METHOD}.")]
-Methods = Annotated[
+MethodOption = Annotated[str, typer.Option(callback=_methods, help=f"{METHOD}.")]
+MethodsOption = Annotated[
     list[str] | None,
     typer.Option("--method", callback=_methods, help=f"{METHOD}; repeat for more.  [default: rome]"),
 ]
-Hparams = Annotated[
+HparamsOption = Annotated[
     list[str] | None,
     typer.Option("-p", "--hparam", metavar="NAME VALUE, NAME=VALUE", help="Set any hyper-parameter; repeat."),
 ]
-Preset = Annotated[
+PresetOption = Annotated[
     Path | None,
     typer.Option(exists=True, dir_okay=False, help='Hyper-parameters by method, as JSON: {"rome": {"layer": 5}}.'),
 ]
-Stats = Annotated[Path | None, typer.Option(help="File with second moments made for this model.")]
-Corpus = Annotated[
+StatsOption = Annotated[Path | None, typer.Option(help="File with second moments made for this model.")]
+CorpusOption = Annotated[
     str | None,
     typer.Option(
         callback=known_data,
@@ -124,23 +124,23 @@ Corpus = Annotated[
         "[default: the testbed's prose for its models, text that the model writes itself for others]",
     ),
 ]
-MomentTokens = Annotated[
+MomentTokensOption = Annotated[
     int | None,
     typer.Option(min=1, help="Tokens of the corpus to take.  [default: ten a key dimension, and 64,000 at least]"),
 ]
-MomentWindow = Annotated[int, typer.Option(min=2, help="Tokens of a window that second moments are read from.")]
-FirstPosition = Annotated[
+MomentWindowOption = Annotated[int, typer.Option(min=2, help="Tokens of a window that second moments are read from.")]
+FirstPositionOption = Annotated[
     Literal["keep", "drop"],
     typer.Option(
         help="Whether second moments keep or drop the first position of each window.",
     ),
 ]
-Texts = Annotated[
+TextsOption = Annotated[
     str | None,
     typer.Option(callback=known_data, help="Texts to measure perplexity on: a name, or a JSON list of strings or "
                  "ME-PPL records.  [default: testbed-ppl-50 for testbed models, else prose-50]"),
 ]  # fmt: skip
-Cases = Annotated[
+CasesOption = Annotated[
     str | None,
     typer.Option(
         "--data",
@@ -148,22 +148,26 @@ Cases = Annotated[
         help="Edit cases: a name or a path.  [default: testbed for testbed models, else facts]",
     ),
 ]
-Split = Annotated[
+SplitOption = Annotated[
     str | None, typer.Option(help="Take the cases of this split: of facts, tune or test.  [default: all]")
 ]
-CollapseRatio = Annotated[float, typer.Option(callback=_ratio, help="Collapsed from this many times unedited on.")]
-Ray = Annotated[
+CollapseRatioOption = Annotated[
+    float, typer.Option(callback=_ratio, help="Collapsed from this many times unedited on.")
+]
+RayOption = Annotated[
     str | None,
     typer.Option(metavar="ADDRESS", help="Work on a Ray cluster: local for one on this machine, auto for the one it is "
                  "part of, or HOST:PORT."),
 ]  # fmt: skip
-Count = Annotated[
+CountOption = Annotated[
     int | None, typer.Option("--workers", min=1, help="With --ray: how many.  [default: as many as have room]")
 ]
-Cpus = Annotated[
+CpusOption = Annotated[
     int | None, typer.Option("--cpus-per-worker", min=1, help="With --ray: cores, and threads, of each.  [default: 1]")
 ]
-Gpus = Annotated[float | None, typer.Option("--gpus-per-worker", min=0, help="With --ray: GPUs of each.  [default: 0]")]
+GpusOption = Annotated[
+    float | None, typer.Option("--gpus-per-worker", min=0, help="With --ray: GPUs of each.  [default: 0]")
+]
 
 
 # -- what values stand for ---------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from editlib.cli.options import Json, ModelArgument, cases_for, load_model, pairs, texts_for, texts_of
+from editlib.cli.options import JsonOption, ModelArgument, cases_for, load_model, pairs, texts_for, texts_of
 from editlib.cli.output import Stop, alive, emit, note
 from editlib.cli.runs import Root
 from editlib.errors import EditlibError
@@ -57,7 +57,7 @@ def rerun(
     profile: Annotated[str, typer.Option(help="Set of parameter values: quick, full.")] = "quick",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and estimate, and execute nothing.")] = False,
     root: Root = None,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Execute the papers' experiments on a model of your own, from data to pages.
 

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from editlib.cli.options import Count, Cpus, Device, Gpus, Json, Ray, pairs, workers_of
+from editlib.cli.options import (
+    CountOption,
+    CpusOption,
+    DeviceOption,
+    GpusOption,
+    JsonOption,
+    RayOption,
+    pairs,
+    workers_of,
+)
 from editlib.cli.output import Stop, emit, note
 from editlib.errors import EditlibError, unknown
 from editlib.text import flat, short, table, with_interval
@@ -38,15 +47,15 @@ def run(
     every: Annotated[bool, typer.Option("--all", help="Run every analysis that has no run for its spec yet.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Analyses at a time; they share the cores.")] = 1,
     force: Annotated[bool, typer.Option("--force", help="Execute even if that was done before.")] = False,
-    ray: Ray = None,
-    workers: Count = None,
-    cpus: Cpus = None,
-    gpus: Gpus = None,
-    device: Device = "cpu",
+    ray: RayOption = None,
+    workers: CountOption = None,
+    cpus: CpusOption = None,
+    gpus: GpusOption = None,
+    device: DeviceOption = "cpu",
     timeout: Annotated[int | None, typer.Option(min=1, help="Seconds a cell may take.  [default: no limit]")] = None,
     listed: Annotated[bool, typer.Option("--list", help="List analyses and parameters, run nothing.")] = False,
     root: Root = None,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Execute an analysis into book/runs/ANALYSIS/local-RUN/, unless that was done before.
 
@@ -55,7 +64,7 @@ def run(
 
     Example: editlib run pilot --profile quick -p n 20 -p method c-rome
     """
-    from editlib.cluster.connection import asked
+    from editlib.cluster.connection import workers_for
     from editlib.runs import analyses
     from editlib.runs.execute import execute_all
 
@@ -73,7 +82,7 @@ def run(
         if any("\ud800" <= character <= "\udfff" for character in value):  # what stands in for other bytes
             raise EditlibError(f"the value of -p {name} is no UTF-8 text; write it in UTF-8")
     outcomes = execute_all(
-        names, jobs=jobs, root=project, workers=asked(crew), parameters=given, profile=profile, force=force,
+        names, jobs=jobs, root=project, workers=workers_for(crew), parameters=given, profile=profile, force=force,
         timeout=timeout, device="cuda" if gpus else device,
     )  # fmt: skip
     errors = [outcome.error for outcome in outcomes if outcome.error]
@@ -103,7 +112,7 @@ def runs(
     spec: Annotated[str | None, typer.Option(help="Only runs of this spec, or of one that begins so.")] = None,
     sort: Annotated[str, typer.Option(metavar="COLUMN", help="Column to sort by; -COLUMN for descending.")] = "started",
     root: Root = None,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List the project's runs, oldest first.
 
@@ -132,7 +141,7 @@ def runs(
     typer.echo(table([columns, *rows]) if rows else nothing)
 
 
-def show(run: RunId, root: Root = None, as_json: Json = False) -> None:
+def show(run: RunId, root: Root = None, as_json: JsonOption = False) -> None:
     """Show what a run's manifest says: what was asked, where it was executed, what came out.
 
     Example: editlib show 0123456789ab
@@ -209,7 +218,7 @@ def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="Id of a run, or the beginning of one.")],
     b: Annotated[str, typer.Argument(metavar="B", help="Id of another.")],
     root: Root = None,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Compare two runs: what was asked, where they were executed, and the numbers side by side.
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from editlib.cli.options import Device, Json, check_new
+from editlib.cli.options import DeviceOption, JsonOption, check_new
 from editlib.cli.output import emit
 from editlib.errors import EditlibError, unknown
 from editlib.files import TESTBED, new_folder
@@ -26,7 +26,7 @@ def train_twin(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of world, prose, weights and batches.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps.  [default: the recipe's]")] = None,
-    device: Device = "cpu",
+    device: DeviceOption = "cpu",
 ) -> None:
     """Train a testbed model from scratch; call it again after an interruption and it goes on.
 
@@ -61,7 +61,7 @@ def cases_of_a_world(
 
 
 @app.command("info")
-def testbed_info(as_json: Json = False) -> None:
+def testbed_info(as_json: JsonOption = False) -> None:
     """Show how the shipped testbed models were trained, and check their files against their cards.
 
     Example: editlib testbed info

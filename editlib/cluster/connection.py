@@ -26,7 +26,7 @@ ALONE = {  # for a cluster on this machine
 REACH = 5.0  # seconds to wait for an address
 
 
-def asked(workers: Workers | str | None) -> Workers | None:
+def workers_for(workers: Workers | str | None) -> Workers | None:
     """The workers that are meant: "ray" stands for the usual ones, None for none.
 
     Raises `EditlibError` for another word, if Ray is not installed, or if nobody listens at the address.

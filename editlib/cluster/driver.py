@@ -160,7 +160,7 @@ def told(error: Exception) -> EditlibError:
     )
 
 
-def share(job: Job, tasks: Sequence[Assignment], ledger: Ledger, workers: Workers, progress: Progress) -> None:
+def distribute(job: Job, tasks: Sequence[Assignment], ledger: Ledger, workers: Workers, progress: Progress) -> None:
     """Have tasks done by workers, in any order, and enter each result in the ledger as it comes.
 
     A worker that dies, hangs or raises is replaced, and its task given to another one as often as the task allows.

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from editlib.cluster.connection import asked
+from editlib.cluster.connection import workers_for
 from editlib.cluster.workers import Workers
 from editlib.data.for_models import corpus as prose
 from editlib.data.for_models import has_prose
@@ -245,7 +245,7 @@ def second_moments_of(
     cached file is not what its name says.
     """
     options = MomentOptions(tokens=tokens, window=window, first_position=first_position)
-    return needed_moments(lm, layers, corpus=corpus, options=options).get(asked(workers))
+    return needed_moments(lm, layers, corpus=corpus, options=options).get(workers_for(workers))
 
 
 def second_moment(lm: LanguageModel, layer: int, **options: Any) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from editlib.cluster.driver import Assignment, share
+from editlib.cluster.driver import Assignment, distribute
 from editlib.cluster.progress import Progress
 from editlib.cluster.workers import Workers
 from editlib.errors import EditlibError
@@ -48,7 +48,7 @@ def summed(lm: LanguageModel, layers: Sequence[int], first: int, windows: Tensor
     lm.require_untouched("its second moments")
     job = Summing(Reference.of(lm, gpus=workers.gpus, threads=workers.cpus), tuple(layers), first)
     total.progress = Progress(len(windows), workers, unit="window", name="second moments")
-    share(job, [Assignment(each) for each in enumerate(chunks)], total, workers, total.progress)
+    distribute(job, [Assignment(each) for each in enumerate(chunks)], total, workers, total.progress)
     return total.sums
 
 

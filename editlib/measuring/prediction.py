@@ -59,7 +59,7 @@ def keys_by_layer(
 
 
 @torch.no_grad()
-def keys_at(
+def key_pairs(
     session: Session, layer: int, requests: Sequence[EditRequest], flavour: Flavour, *, empty: bool = True
 ) -> KeyPairs:
     """Keys and values of one layer for many requests: prefix contexts run once, what requests have in common up to the

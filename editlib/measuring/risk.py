@@ -22,7 +22,7 @@ from editlib.editing.stats import Stats
 from editlib.errors import EditlibError
 from editlib.measuring import calibration
 from editlib.measuring.calibration import Calibration
-from editlib.measuring.prediction import KeyPairs, foretell, keys_at
+from editlib.measuring.prediction import KeyPairs, foretell, key_pairs
 from editlib.models.language_model import LanguageModel
 from editlib.text import number
 
@@ -82,7 +82,7 @@ def read_risk(
 ) -> pd.DataFrame:
     """The table of `risk`, of requests that were seen through before."""
     layer, flavour = given.layer, given.contexts
-    pairs = keys_at(session, layer, requests, flavour, empty=given.empty_context)
+    pairs = key_pairs(session, layer, requests, flavour, empty=given.empty_context)
     around = surroundings(session, layer, flavour)
     if around is None:
         raise EditlibError(f"no prefix context of {session.lm.label} has words, and risk is read from them; give some")

@@ -8,7 +8,7 @@ from pathlib import Path
 from socket import gethostname
 from typing import Any
 
-from editlib.cluster.driver import Assignment, share
+from editlib.cluster.driver import Assignment, distribute
 from editlib.cluster.progress import Progress
 from editlib.cluster.workers import Workers
 from editlib.errors import EditlibError
@@ -64,5 +64,5 @@ def executed(
     job = Executing(execute, root.resolve(), workers.cpus, options)
     patient = replace(workers, timeout=workers.timeout or math.inf)  # one may take a hundred times as long as another
     outcomes = Outcomes(told)
-    share(job, [Assignment(name) for name in names], outcomes, patient, told)
+    distribute(job, [Assignment(name) for name in names], outcomes, patient, told)
     return outcomes.found

@@ -16,9 +16,9 @@ def resumed(name: str) -> dict[str, Any]:
     folder = os.environ.get(VARIABLE)
     if not folder:
         return {}
-    from editlib.sweeps.plan import code_hash
+    from editlib.sweeps.plan import rows_hash
 
-    return {"out": Path(folder) / code_hash()[:12] / name, "resume": True}
+    return {"out": Path(folder) / rows_hash()[:12] / name, "resume": True}
 
 
 def kept(name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:

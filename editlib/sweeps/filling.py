@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import pandas as pd
 
-from editlib.cluster.driver import Assignment, share
+from editlib.cluster.driver import Assignment, distribute
 from editlib.cluster.progress import Progress
 from editlib.cluster.workers import Workers
 from editlib.editing.stats import MomentOptions, Stats, second_moments_of
@@ -59,7 +59,7 @@ def fill(
         return
     job = Making(Reference.of(lm, gpus=workers.gpus, threads=workers.cpus), there())
     told = Progress(total, workers, done=done, name=lm.name, shown=progress)
-    share(job, [Assignment(each) for each in tasks], Filling(into, told), workers, told)
+    distribute(job, [Assignment(each) for each in tasks], Filling(into, told), workers, told)
 
 
 Begin = Callable[[LanguageModel], Make]

@@ -36,7 +36,7 @@ def described(
     """The plan's part that all tables have. Samples the model's prefix contexts if that was never done."""
     lm = session.lm
     return {
-        "model": lm.fingerprint, "dtype": str(lm.model.dtype), "code": code_hash(), "cases": _hash(map(asdict, cases)),
+        "model": lm.fingerprint, "dtype": str(lm.model.dtype), "code": rows_hash(), "cases": _hash(map(asdict, cases)),
         "methods": [[name, _variant(session, variant)] for name, variant in variants.items()],
         "texts": _hash(texts), "moments": session.moment_source,
     }  # fmt: skip
@@ -60,7 +60,7 @@ def _hash(values: Iterable[Any]) -> str:
 
 
 @cache
-def code_hash() -> str:
+def rows_hash() -> str:
     """sha256 over the sources that rows follow from, by relative path."""
     root, digest = Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(path for room in ROOMS for path in (root / room).rglob("*.py")):

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from editlib.cluster.connection import asked
+from editlib.cluster.connection import workers_for
 from editlib.cluster.workers import Workers
 from editlib.data import datasets as data
 from editlib.data.datasets import Case
@@ -76,7 +76,7 @@ def screen(
     chosen, params = data.cases(cases), foreseeable(lm, method, hparams)
     if not chosen:
         raise EditlibError("no cases to screen; give at least one")
-    crew, variants = asked(workers), {method: Variant(method_of(params, method), params)}
+    crew, variants = workers_for(workers), {method: Variant(method_of(params, method), params)}
     require_usable(out, resume=resume)
     session = Session(lm, stats=stats, corpus=corpus)
     session.check(variants.values())

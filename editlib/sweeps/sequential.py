@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from safetensors.torch import load_file
 
-from editlib.cluster.connection import asked
+from editlib.cluster.connection import workers_for
 from editlib.cluster.progress import Progress
 from editlib.cluster.workers import Workers
 from editlib.data.datasets import Case
@@ -33,7 +33,7 @@ from editlib.sweeps.rows import (
     bar,
     joined,
 )
-from editlib.sweeps.steps import Kept, part_of
+from editlib.sweeps.steps import Checkpoints, part_of
 from editlib.sweeps.walk import walk
 
 PART = 16  # steps after which rows and weights are written
@@ -142,7 +142,7 @@ def sequence(
     is not for them. Raises `EditlibError` as `sweep` does, and for a sequence that costs workers at the same place
     twice, once the others are done.
     """
-    crew = asked(workers)
+    crew = workers_for(workers)
     if crew and at_end:
         raise EditlibError("at_end is for this process, and workers make the edits; leave one of them out")
     require_usable(out, resume=resume)
@@ -153,29 +153,29 @@ def sequence(
     frames = parts.read(plan.rows)
     if retry_failed:
         frames = {number: made for number, made in frames.items() if made["error"].isna().all()}
-    kept = Kept(parts, frames)
-    todo = {name: kept.missing(plan, name, end=at_end is not None) for name in plan.variants}
+    checkpoints = Checkpoints(parts, frames)
+    todo = {name: checkpoints.missing(plan, name, end=at_end is not None) for name in plan.variants}
     if any(todo.values()) or at_end:
         left = [span for numbers in todo.values() for span in map(plan.spans.__getitem__, numbers) if not span.retest]
         total, steps = len(plan.variants) * len(cases), sum(step > 0 for span in left for step in span.steps)
         layers = moments_of(plan.variants.values())
         with parts.working():
             for numbers in todo.values():
-                kept.drop(numbers)
+                checkpoints.drop(numbers)
             if crew:
                 known: dict[str, Any] = {"stats": stats, "corpus": corpus, "options": moment_options, "workers": crew}
                 given = moments_for(lm, layers, **known)
                 told = Progress(total, crew, done=total - steps, unit="edit", name=lm.name, shown=progress)
-                walk(lm, plan, given, todo, kept, crew, told)
+                walk(lm, plan, given, todo, checkpoints, crew, told)
             else:
                 session.load_moments(layers)
                 with bar(lm, total, total - steps, "edit", progress) as shown:
                     for name, numbers in todo.items():
                         if numbers or at_end:
-                            _sequence(session, plan, name, numbers, kept, shown.update, at_end)
+                            _sequence(session, plan, name, numbers, checkpoints, shown.update, at_end)
             for number in range(len(plan.spans)):
-                kept.forget(number)
-    return joined(kept.frames)
+                checkpoints.forget(number)
+    return joined(checkpoints.frames)
 
 
 def _sequence(
@@ -183,7 +183,7 @@ def _sequence(
     plan: SequencePlan,
     name: str,
     numbers: Sequence[int],
-    kept: Kept,
+    checkpoints: Checkpoints,
     done: Callable[[int], object],
     at_end: Callable[[str], None] | None,
 ) -> None:
@@ -191,14 +191,16 @@ def _sequence(
     last = plan.numbers(name)[-1]
     with Chain(session, plan, name) as chain:
         unedited = chain.perplexity().mean
-        tensors = kept.begins(numbers[0]) if numbers else load_file(kept.end(last))
+        tensors = checkpoints.begins(numbers[0]) if numbers else load_file(checkpoints.end(last))
         if tensors is not None:
             chain.take(tensors)
         for number in numbers:
             made = part_of(chain, plan.spans[number], unedited, done)
             if number == last and at_end:
-                kept.finish(last, chain.tensors())
-            kept.write(number, made, chain.tensors() if number + 1 in numbers and kept.parts.folder else None)
+                checkpoints.finish(last, chain.tensors())
+            checkpoints.write(
+                number, made, chain.tensors() if number + 1 in numbers and checkpoints.parts.folder else None
+            )
         if at_end:
             at_end(name)
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import pandas as pd
 
-from editlib.cluster.connection import asked
+from editlib.cluster.connection import workers_for
 from editlib.cluster.workers import Workers
 from editlib.data.datasets import Case
 from editlib.editing.edit import Edit, Intervention
@@ -161,7 +161,7 @@ def sweep(
     good. A case that ends its process twice is a row with that as its error. Raises `EditlibError` as `check` does, for
     no cases or methods, a folder that holds another sweep or is being written to, or no cluster.
     """
-    crew = asked(workers)
+    crew = workers_for(workers)
     require_usable(out, resume=resume)
     session = Session(lm, stats=stats, corpus=corpus, moment_options=moment_options)
     options: dict[str, Any] = {"scores": scores, "per_sentence": per_sentence, "answers": answers}

@@ -61,7 +61,7 @@ def _retested(chain: Chain, step: int) -> dict[str, Any]:
 
 
 @dataclass
-class Kept:
+class Checkpoints:
     """The parts of sequences that there are, and beside each sequence that is not done the weights it goes on with."""
 
     parts: Parts

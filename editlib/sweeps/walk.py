@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from torch import Tensor
 
-from editlib.cluster.driver import Assignment, share
+from editlib.cluster.driver import Assignment, distribute
 from editlib.cluster.progress import Progress
 from editlib.cluster.workers import Workers
 from editlib.editing.method import moments_of
@@ -20,7 +20,7 @@ from editlib.models.reference import Reference
 from editlib.sweeps.chain import Chain
 from editlib.sweeps.filling import require_same
 from editlib.sweeps.plan import described
-from editlib.sweeps.steps import Kept, part_of
+from editlib.sweeps.steps import Checkpoints, part_of
 
 if TYPE_CHECKING:
     from editlib.sweeps.sequential import SequencePlan
@@ -33,16 +33,16 @@ def walk(
     plan: "SequencePlan",
     stats: Stats | None,
     todo: Mapping[str, Sequence[int]],
-    kept: Kept,
+    checkpoints: Checkpoints,
     workers: Workers,
     told: Progress,
 ) -> None:
     """Have the parts made that each sequence lacks; raises `EditlibError` for one that cannot be, after the others."""
-    steps = Steps(plan, todo, kept, told)
+    steps = Steps(plan, todo, checkpoints, told)
     job = Walking(Reference.of(lm, gpus=workers.gpus, threads=workers.cpus), plan, stats)
-    share(
+    distribute(
         job,
-        [Assignment((numbers[0], kept.begins(numbers[0]))) for numbers in todo.values() if numbers],
+        [Assignment((numbers[0], checkpoints.begins(numbers[0]))) for numbers in todo.values() if numbers],
         steps,
         workers,
         told,
@@ -57,7 +57,7 @@ class Steps:
 
     plan: "SequencePlan"
     todo: Mapping[str, Sequence[int]]
-    kept: Kept
+    checkpoints: Checkpoints
     told: Progress
     stuck: list[str] = field(default_factory=list)
 
@@ -65,7 +65,7 @@ class Steps:
         """Keep a part; the next one begins with what it left."""
         number, (made, after) = what[0], result
         span = self.plan.spans[number]
-        self.kept.write(number, made, after)
+        self.checkpoints.write(number, made, after)
         self.told.update(0 if span.retest else sum(step > 0 for step in span.steps))
         return [Assignment((number + 1, after))] if number + 1 in self.todo[span.method] else []
 

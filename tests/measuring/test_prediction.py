@@ -15,7 +15,7 @@ from editlib.editing.stats import corpus_windows, second_moments
 from editlib.engine.passes import Passes, Tokens
 from editlib.engine.prefixes import prefix_contexts
 from editlib.measuring.anatomy import Split, split_moments
-from editlib.measuring.prediction import ROWS, foretell, keys_at, keys_by_layer
+from editlib.measuring.prediction import ROWS, foretell, key_pairs, keys_by_layer
 from editlib.models.language_model import LanguageModel
 from editlib.models.trace import trace
 
@@ -57,11 +57,11 @@ def test_keys_of_one_layer_are_the_same_by_the_short_way(lm: LanguageModel, requ
     """Requests of several lengths, one twice, and two that are alike up to their subject."""
     asked = [*requests, replace(requests[0], target_new="Quint"), replace(requests[1], prompt="The town is {} of old")]
     session = Session(lm)
-    short = keys_at(session, LAYER, asked, "yang-2024")
+    short = key_pairs(session, LAYER, asked, "yang-2024")
     whole = keys_by_layer(lm, asked, prefix_contexts(lm))[LAYER]
     for name in ("bare", "mean", "bare_value", "mean_value"):
         torch.testing.assert_close(getattr(short, name), getattr(whole, name), rtol=1e-4, atol=1e-5)
-    alone = keys_at(session, LAYER, asked[:1], "yang-2024", empty=False)
+    alone = key_pairs(session, LAYER, asked[:1], "yang-2024", empty=False)
     torch.testing.assert_close(
         alone.mean, keys_by_layer(lm, asked[:1], prefix_contexts(lm), empty=False)[LAYER].mean, rtol=1e-4, atol=1e-5
     )
@@ -80,7 +80,7 @@ def test_batches_have_few_shapes_however_many_requests_there_are(
 
     monkeypatch.setattr(Passes, "run", watched)
     for count in (1, 2, 3, 5, 8, 13, 21):
-        keys_at(session, LAYER, [replace(ask, prompt=f"{'so ' * i}{{}} is") for i in range(count)], "yang-2024")
+        key_pairs(session, LAYER, [replace(ask, prompt=f"{'so ' * i}{{}} is") for i in range(count)], "yang-2024")
     assert {rows % ROWS for rows, _ in shapes} == {0} and len(shapes) > 1
 
 

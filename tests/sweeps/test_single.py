@@ -456,6 +456,6 @@ def test_code_that_changed_is_another_sweep(
 ) -> None:
     options = {"methods": {"rome": replace(SEARCH, covariance=False)}, "texts": texts, "out": tmp_path / "out"}
     sweep(gpt2, killed.cases(1), progress=False, **options)
-    monkeypatch.setattr("editlib.sweeps.plan.code_hash", lambda: "of tomorrow")
+    monkeypatch.setattr("editlib.sweeps.plan.rows_hash", lambda: "of tomorrow")
     with pytest.raises(EditlibError, match="holds a sweep that differs in its code; choose another"):
         sweep(gpt2, killed.cases(1), progress=False, resume=True, **options)
