@@ -12,7 +12,6 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -85,7 +84,7 @@ def write(run: Path, name: str, folder: Path) -> str:
 @cache  # several pages show the same picture
 def drawn(run: Path, name: str, script: str) -> str:
     """The data of a picture as JSON."""
-    return json.dumps(asdict(PLOTS[name](run)) | {"script": script}, allow_nan=False, separators=(",", ":"))
+    return json.dumps(vars(PLOTS[name](run)) | {"script": script}, allow_nan=False, separators=(",", ":"))
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
