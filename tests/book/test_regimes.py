@@ -170,7 +170,7 @@ def test_two_edits_that_collapse_the_model_with_its_own_text_hardly_harm_it_with
 
 
 def test_only_rome_collapses_the_model_by_one_edit_and_by_which_subjects() -> None:
-    cases = pd.read_parquet(run_of("single-edits", "smollm2-135m").folder / "data/cases.parquet")
+    cases = pd.read_parquet(run_of("single-edits", "smollm2-135m", cases="facts").folder / "data/cases.parquet")
     broken = cases[cases["perplexity_ratio"] >= 5]
     words = broken["subject"].str.split()
     doubled = words.str.len().eq(2) & words.str[0].eq(words.str[-1])
@@ -179,6 +179,25 @@ def test_only_rome_collapses_the_model_by_one_edit_and_by_which_subjects() -> No
     assert "In both ways of asking it is one-token subjects that open the prompt, and one word said twice there" in (
         ROOT / "book/butterfly-effect.md"
     ).read_text("utf-8")
+
+
+def test_on_counterfact_only_rome_collapses_it_and_on_zsre_nothing_does() -> None:
+    run = run_of("single-edits", "smollm2-135m", cases="counterfact_full_19065.json")
+    cases = pd.read_parquet(run.folder / "data/cases.parquet")
+    assert not {"prompt", "target_new", "target_true"} & {*cases} and cases["error"].isna().all()
+    first = cases["kind"].eq("one token, first")
+    rome = cases[cases["method"] == "rome"]
+    assert rome.groupby("set").size().to_dict() == {"as asked": 24, "second set": 16}
+    assert rome.loc[first].groupby("set").size().to_dict() == {"as asked": run.parameters["first"]}
+    broken = cases[~(cases["perplexity_ratio"] < 5)]
+    assert set(broken["method"]) == {"rome"} and first[broken.index].all() and len(broken) == 4
+    share = binomtest(4, 8).proportion_ci(method="wilson")
+    ratios = cases["perplexity_ratio"]
+    others = ratios[first & cases["method"].eq("rome") & (ratios < 5)]
+    told = f"4 of those 8 [{share.low:.0%}, {share.high:.0%}]; the other four".replace("%", " %")
+    told += f" raise perplexity {others.min():.1f} to {others.max():.1f} times"
+    assert told in (ROOT / "book/butterfly-effect.md").read_text("utf-8") and len(others) == 4
+    assert ratios[~(first & cases["method"].eq("rome"))].max() < 1.1  # which the page says of them
 
 
 def test_normal_cases_of_the_long_sequence_are_in_part_first_tokens() -> None:
