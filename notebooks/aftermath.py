@@ -225,10 +225,8 @@ if ruined:
     picks |= {"mildest": ("mildest collapse", ruined[0], method), "median": ("median collapse", median, method)}
     picks |= {"worst": ("worst collapse", ruined[-1], method)}
     picks |= {"remedy": (f"{remedy}, the median collapse's fact", median, remedy)}
-asked, ratios = (
-    {case.case_id: case.request for case in chosen},
-    frame.set_index(["case_id", "method"])["perplexity_ratio"],
-)
+asked = {case.case_id: case.request for case in chosen}
+ratios = frame.set_index(["case_id", "method"])["perplexity_ratio"]
 for key, (label, case_id, by) in picks.items() if wording else ():
     request = asked[case_id]
     said = {"label": label, "prompt": request.text, "target": request.target_new, "unedited": written(request.text)}

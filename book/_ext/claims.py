@@ -93,7 +93,7 @@ def rules_of(text: str) -> dict[tuple[str, str], tuple[str, str, str]]:
     Where a model's runs could not test a claim, its usual rule stood, for a run that can.
     """
     rules = dict[tuple[str, str], tuple[str, str, str]]()
-    for record in yaml.load(text, yaml.CSafeLoader) or []:
+    for record in yaml.safe_load(text) or []:
         with suppress(ClaimError):
             claim = read_claim({"section": "", **record})  # the first had none
             usual = str(record.get("holds", "")), str(record.get("partly", "")), str(record.get("needs", ""))
