@@ -14,7 +14,7 @@
 #     models: [model]
 #     data: [cases, texts, corpus]
 #     profiles:
-#       quick: {}
+#       quick: {layers: "1,3", first: 2, others: 2}
 #       full: {first: 12, others: 12}
 # ---
 

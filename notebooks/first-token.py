@@ -14,7 +14,7 @@
 #     models: [model]
 #     data: [cases, texts, corpus]
 #     profiles:
-#       quick: {first: 8, others: 8, built: 2}
+#       quick: {first: 4, others: 4, built: 1}
 #       full: {first: 80, others: 200, built: 40}
 # ---
 

@@ -14,7 +14,7 @@
 #     models: [model, control]
 #     data: [cases, texts, corpus]
 #     profiles:
-#       quick: {first: 10, others: 10}
+#       quick: {first: 5, others: 5}
 #       full: {first: 80, others: 300}
 # ---
 

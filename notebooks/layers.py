@@ -14,7 +14,7 @@
 #     models: [model]
 #     data: [cases, texts, corpus]
 #     profiles:
-#       quick: {keyed: 4, edited: 2, every: 3, sentences: 10}
+#       quick: {keyed: 4, edited: 1, every: 4, sentences: 10}
 #       full: {keyed: 100, edited: 20, sentences: 20}
 # ---
 

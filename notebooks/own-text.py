@@ -14,7 +14,7 @@
 #     models: [model]
 #     data: [cases, texts, corpus]
 #     profiles:
-#       quick: {}
+#       quick: {tokens: "1024,4096", first: 2, others: 2}
 #       full: {first: 12, others: 24, tokens: "4096,8192,16384,32768,65536"}
 # ---
 

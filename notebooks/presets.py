@@ -14,7 +14,7 @@
 #     models: [model]
 #     data: [cases, texts, corpus]
 #     profiles:
-#       quick: {}
+#       quick: {layers: "1,2", n: 2, first: 1}
 #       full: {n: 16, first: 8}
 # ---
 

@@ -273,7 +273,7 @@ if wanted:
 # %% [markdown]
 # ## Does what is claimed for them hold here?
 #
-# Claims are those of the papers, in our words, as five tests against the method that each sets out to better. Rules and claims
+# Claims are those of the papers, in our words, as six tests against the method that each sets out to better. Rules and claims
 # stand here before any run of this analysis:
 #
 # - *alone*: of hard cases edited alone, fewer collapse the model;

@@ -14,7 +14,7 @@
 #     models: [model]
 #     data: [cases, texts, corpus]
 #     profiles:
-#       quick: {}
+#       quick: {n: 2}
 #       full: {n: 16}
 # ---
 

@@ -14,7 +14,7 @@
 #     models: [model]
 #     data: [cases, texts, corpus]
 #     profiles:
-#       quick: {first: 6, others: 6}
+#       quick: {first: 4, others: 4}
 #       full: {first: 150, others: 350}
 # ---
 

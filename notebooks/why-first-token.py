@@ -14,7 +14,7 @@
 #     models: [model, control, rotary, encoder]
 #     data: [cases, texts, corpus]
 #     profiles:
-#       quick: {first: 12, later: 12}
+#       quick: {first: 5, later: 5}
 #       full: {first: 77, later: 77}
 # ---
 

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from books import published, run_of, table_cells
 from places import ROOT
-from scipy.stats import binomtest, fisher_exact
+from scipy.stats import binomtest
 
 from editlib.editing.guard import BOUND
 from editlib.measuring.separability import auc
@@ -67,19 +67,6 @@ def test_models_that_many_edits_or_noise_made_are_as_the_page_says() -> None:
     low = words[words["perplexity_ratio"].between(2.2, 2.4)]["value"]
     left = low / scores.loc[(scores["model"] < 0) & (scores["task"] == "facts-cloze"), "value"].iloc[0]
     assert len(low) == 2 and 0.3 < 1 - left.max() < 0.4 and 0.55 < 1 - left.min() < 0.7
-
-
-def test_the_same_token_twice_collapses_more_often_than_two_words() -> None:
-    metrics, page = run_of("first-token", "smollm2-135m").metrics, (ROOT / "book/fall-of-rome.md").read_text("utf-8")
-
-    def chance(kind: str) -> float:
-        kinds = (kind, "two_words")
-        hits = [int(metrics[f"collapsed_{each}"]) for each in kinds]
-        of = [int(metrics[f"cases_{each}"]) for each in kinds]
-        return float(fisher_exact([[hit, all_ - hit] for hit, all_ in zip(hits, of, strict=True)]).pvalue)
-
-    assert f"(Fisher's exact test, p = {chance('the_word_twice_no_space'):.3f})".replace("0.", ".") in page
-    assert f"within chance (p = {chance('the_word_twice'):.2f})".replace("0.", ".") in page
 
 
 def test_the_product_is_small_with_c_only_at_two_of_four_layers_where_the_key_is_long(edits: pd.DataFrame) -> None:
