@@ -90,8 +90,8 @@ def test_what_the_rule_said_of_edits_that_were_new_to_it() -> None:
     hits = {name: rows["collapsed"].sum() for name, rows in by.items()}
     right = {name: short(rows.loc[rows["said"], "collapsed"].mean(), 2) for name, rows in by.items()}
     assert (
-        f"none of {sum(hits.values())} collapses in {len(new)} edits of layer 5 was missed, {hits['with C']} with `C` at a "
-        f"precision of {right['with C']} and {hits['C left out']} without at {right['C left out']}."
+        f"none of {sum(hits.values())} collapses in {len(new)} edits of layer 5 was missed, {hits['with C']} with `C` "
+        f"at a precision of {right['with C']} and {hits['C left out']} without at {right['C left out']}."
     ) in page("why-it-breaks")
     for rows in by.values():
         assert (rows["said"] == rows["collapsed"]).mean() < 1 - rows["collapsed"].mean()
