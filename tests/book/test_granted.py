@@ -105,9 +105,8 @@ def test_where_the_rule_for_rome_is_worse_than_saying_no_and_how_few_first_edits
     first = edits[(edits["kind"] == FIRST) & (edits["setting"] == "with C")]
     held = first.groupby(["method", "layer"])["efficacy_em_tf"].mean()
     best = held.groupby("method").mean().idxmax()
-    assert best == "rome" and f"ROME's, at single layers up to {held.max():.2f}".replace("0.", ".") in page(
-        "why-it-breaks"
-    )
+    said = f"ROME's, at single layers up to {short(held.max(), 2)}"
+    assert best == "rome" and said in page("why-it-breaks")
 
 
 def test_the_change_of_the_weight_orders_edits_within_both_kinds_of_subject() -> None:
