@@ -1,5 +1,6 @@
 """What the page on causes says of layers and of what keys foretell there is what the table of the run says."""
 
+import numpy as np
 import pandas as pd
 import pytest
 from books import published, run_of, table_cells
@@ -187,15 +188,21 @@ def test_on_counterfact_only_rome_collapses_it_and_on_zsre_nothing_does() -> Non
     assert ratios[~(first & cases["method"].eq("rome"))].max() < 1.1  # which the page says of them
 
 
-def test_normal_cases_of_the_long_sequence_are_in_part_first_tokens() -> None:
+def test_normal_cases_of_the_long_sequence_are_harmless_alone_and_not_in_a_row() -> None:
     cases = pd.read_parquet(run_of("sequential", "smollm2-135m").folder / "data/cases.parquet")
-    normal = cases[(cases["group"] == "normal cases") & (cases["method"] == "rome") & (cases["step"] > 0)]
-    first = normal["kind"] == "one token, first"
+    rome = cases[(cases["group"] == "normal cases") & (cases["method"] == "rome") & (cases["step"] > 0)]
+    pilot = pd.read_parquet(run_of("pilot", "smollm2-135m", wording=True).folder / "data/cases.parquet")
+    alone = pilot[pilot["method"] == "rome, C left out"].set_index("case_id").loc[rome["case_id"], "perplexity_ratio"]
+    change = (rome["delta_norm"] / rome["weight_norm"]).to_numpy()
+    assert not (rome["kind"] == "one token, first").any() and rome["step"].tolist() == list(range(1, 51))
     text = (ROOT / "book/butterfly-effect.md").read_text("utf-8")
-    assert f"{first.sum()} of the {len(first)} have one token at the start as subject, too" in text
-    assert first.iloc[:2].all() and normal.iloc[1]["perplexity_ratio"] > 5 and "The first two edits are of such" in text
-    rest = cases[~cases["method"].isin(["rome", "mend"]) & (cases["group"] == "normal cases")]
-    assert rest.loc[rest["perplexity_ratio"].idxmax(), "method"] == "ft"  # whose highest the page gives for all
+    assert f"more than {alone.max():.2f} times alone, half of them to no more than {alone.median():.3f}," in text
+    assert f"changes the weight by {np.median(change):.3f} of its norm".replace("0.", ".") in text
+    assert change.argmax() == alone.to_numpy().argmax() == 6  # the seventh
+    assert f"the seventh, by {change.max():.2f}, and is the one of {alone.max():.2f} times" in text
+    rest = cases[~cases["method"].isin(["rome", "mend"])]
+    worst = rest.loc[rest["perplexity_ratio"].idxmax()]
+    assert (worst["method"], worst["group"]) == ("ft", "normal cases")  # whose highest the page gives for all
 
 
 def test_subjects_of_several_tokens_that_collapse_are_said_twice_but_for_one() -> None:
