@@ -235,7 +235,7 @@ def aftermath(run: Manifest) -> Numbers:
         )
         found[f"loss_first_{group}"] = float(of_group[0].median())
         found[f"loss_later_{group}"] = float(of_group[range(1, run.parameters["positions"])].mean(axis=1).median())
-    return found
+    return found | {"rho_entropy": float(spearmanr(edits["perplexity_ratio"], edits["entropy"]).statistic)}
 
 
 def anatomy(run: Manifest) -> Numbers:
@@ -262,9 +262,14 @@ def key_geometry(run: Manifest) -> Numbers:
 def settings(run: Manifest) -> Numbers:
     cases = table(run)
     found = Numbers(cases=cases["case_id"].nunique())
-    for (choice, opens), rows in cases[cases["method"] == "rome"].groupby(["choice", "opens"]):
-        name = re.sub(r"\W+", "_", choice.lower())
-        found[f"{name}_{'first' if opens else 'others'}"] = broken(rows) / len(rows)
+    rome = cases[cases["method"] == "rome"].assign(size=lambda t: t["denominator"].abs())
+    rome["free"] = rome["size"] / rome["denominator_consistent"].abs()
+    for choice, rows in rome.groupby(rome["choice"].str.lower().str.replace(r"\W+", "_", regex=True)):
+        opens, rest = rows[rows["opens"]], rows[~rows["opens"]]
+        found |= {f"{choice}_first": broken(opens) / len(opens), f"{choice}_others": broken(rest) / len(rest)}
+        found |= {f"collapsed_{choice}_first": broken(opens)}
+        found[f"{choice}_smaller"] = rest["size"].mean() / opens["size"].mean()
+        found[f"{choice}_smaller_free"] = rest["free"].median() / opens["free"].median()
     return found
 
 
