@@ -14,7 +14,7 @@ help:       ## list these targets
 	touch $@
 book: .venv/stamp       ## execute the pilot on a real model and on the twins, then build the site
 	.venv/bin/editlib run pilot --profile quick $(REAL)
-	.venv/bin/editlib run pilot --profile quick -p n 60
+	.venv/bin/editlib run pilot --profile quick -p n 60 -p top 4 -p limit 60
 	@$(MAKE) --no-print-directory site
 book-all: .venv/stamp   ## execute every quick analysis that has no run yet, then build the site
 	.venv/bin/editlib run --all --profile quick --jobs 2

@@ -15,7 +15,7 @@
 #     data: [cases, texts, corpus]
 #     files: [files]
 #     profiles:
-#       quick: {n: 12, top: 2, limit: 20}
+#       quick: {n: 8, top: 1, limit: 20}
 #       full: {n: 1000, top: 30, limit: 200}
 # ---
 
