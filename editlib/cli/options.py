@@ -198,7 +198,9 @@ def workers_of(
     lonely = next((name for name, value in given.items() if value is not None), None)
     if ray is None and lonely:
         raise EditlibError(f"{lonely} is for --ray; add that, or leave {lonely} out")
-    return Workers(address=ray, workers=workers, cpus=cpus or 1, gpus=gpus or 0, json=as_json) if ray else None
+    return (
+        Workers(address=ray, workers=workers, cpus=cpus or 1, gpus=gpus or 0, json=as_json) if ray is not None else None
+    )
 
 
 def texts_for(model: str, name: str | None) -> list[str]:

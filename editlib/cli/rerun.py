@@ -70,7 +70,13 @@ def rerun(
     from editlib.runs.analyses import find_root
 
     project, given = find_root(root), pairs(parameter or [])
-    names = [name for name in (analyses or ",".join(MAIN)).split(",") if name]
+    if "model" in given:
+        raise EditlibError(
+            f"-p model={given['model']} beside the argument {model}; give the model once, as the argument"
+        )
+    names = [name.strip() for name in analyses.split(",") if name.strip()] if analyses is not None else [*MAIN]
+    if not names:
+        raise EditlibError(f"--analyses {analyses!r} names none; give some of {', '.join(MAIN)}, or leave it out")
     chosen = _parameters(names, project, {"model": model} | given)
     plans, done = _plans(chosen, project, profile)
     asked = {name: value for plan in plans.values() for name, value in plan.parameters.items() if name in given}

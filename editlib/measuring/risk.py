@@ -67,7 +67,7 @@ def risk(
 def foreseeable(lm: LanguageModel, method: str, hparams: Any = None) -> RomeParams | RRomeParams:
     """Hyper-parameters of a method whose edits can be foretold; raises `EditlibError` for any other."""
     params = hparams or hparams_for(lm, method)
-    if not isinstance(params, RomeParams | RRomeParams):
+    if "+" in method or not isinstance(params, RomeParams | RRomeParams):  # a filter changes what the keys tell
         raise EditlibError(f"what {method} does cannot be told from keys; use rome, c-rome, fc-rome, p-rome or r-rome")
     return params
 

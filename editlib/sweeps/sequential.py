@@ -157,7 +157,7 @@ def sequence(
     todo = {name: checkpoints.missing(plan, name, end=at_end is not None) for name in plan.variants}
     if any(todo.values()) or at_end:
         left = [span for numbers in todo.values() for span in map(plan.spans.__getitem__, numbers) if not span.retest]
-        total, steps = len(plan.variants) * len(cases), sum(step > 0 for span in left for step in span.steps)
+        total, steps = len(plan.variants) * len(plan.cases), sum(step > 0 for span in left for step in span.steps)
         layers = moments_of(plan.variants.values())
         with parts.working():
             for numbers in todo.values():

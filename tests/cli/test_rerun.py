@@ -141,6 +141,8 @@ def test_earlier_runs_tell_what_an_analysis_costs(words: list[str], project: Pat
     ("more", "said"),
     [
         (["--analyses", "pilto"], "analysis 'pilto' is unknown"),
+        (["--analyses", ""], "--analyses '' names none; give some of"),
+        (["--analyses", "tiny", "-p", "model", "gpt2"], "-p model=gpt2 beside the argument"),
         (["--analyses", "tiny", "-p", "layers", "3"], "parameter 'layers' is unknown to tiny"),
         (["--analyses", "tiny", "-p", "cases", "fcats"], "data 'fcats' is neither a file nor one of"),
         (["--analyses", "tiny", "-p", "n", "few"], "parameter n='few' is no int"),

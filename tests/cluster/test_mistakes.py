@@ -85,11 +85,11 @@ def test_options_of_workers_are_for_ray(mistake: Mistake, tmp_path: Path) -> Non
     assert "--gpus-per-worker is for --ray; add that, or leave --gpus-per-worker out" in said
 
 
-@pytest.mark.parametrize("address", ["here", "127.0.0.1:0", "127.0.0.1:99999"])
+@pytest.mark.parametrize("address", ["", "here", "127.0.0.1:0", "127.0.0.1:99999"])
 def test_no_cluster_at_an_address_is_told_at_once(mistake: Mistake, tmp_path: Path, address: str) -> None:
     pytest.importorskip("ray")
     said = mistake("sweep", *QUICK, "--out", tmp_path / "out", "--ray", address)
-    assert "address 'here' is unknown" in said if address == "here" else f"no Ray cluster at {address}: " in said
+    assert f"address {address!r} is unknown" in said if ":" not in address else f"no Ray cluster at {address}: " in said
 
 
 def test_at_end_is_not_for_workers(gpt2: LanguageModel, given: dict[str, Any], some: list[Case]) -> None:

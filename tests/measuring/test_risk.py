@@ -100,6 +100,8 @@ def test_a_session_is_shared_and_nothing_above_the_layer_is_run(
 def test_mistakes_are_one_line_each(lm: LanguageModel, ask: EditRequest) -> None:
     with pytest.raises(EditlibError, match="^what memit does cannot be told from keys; use rome, c-rome"):
         risk(lm, ask, method="memit")
+    with pytest.raises(EditlibError, match=r"^what rome\+rect does cannot be told from keys; use rome, c-rome"):
+        risk(lm, ask, method="rome+rect")
     with pytest.raises(EditlibError, match="^method 'rom' is unknown"):
         risk(lm, ask, method="rom")
 

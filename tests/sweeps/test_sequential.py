@@ -112,6 +112,12 @@ def test_there_is_a_row_for_the_unedited_model_and_for_every_edit(
     assert table["subject"][1:].tolist() == [case.request.subject for case in cases] and pd.isna(table["subject"][0])
 
 
+def test_one_request_is_a_sequence_of_one_edit(gpt2: LanguageModel, cases: list[Case], texts: list[str]) -> None:
+    search = {"rome": replace(SEARCH, covariance=False)}
+    table = sequence(gpt2, cases[0].request, methods=search, texts=texts, progress=False)
+    assert table["step"].tolist() == [0, 1] and table["error"].isna().all()
+
+
 def test_measuring_seldom_changes_no_edit(gpt2: LanguageModel, cases: list[Case], texts: list[str]) -> None:
     search = {"rome": replace(SEARCH, covariance=False)}
     often, seldom = (
