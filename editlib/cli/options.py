@@ -184,6 +184,9 @@ def pairs(parameters: Sequence[str]) -> dict[str, str]:
 def values(parameters: Sequence[str] | None) -> dict[str, Any]:
     """Values of `-p` options as JSON where they are, so that `-p layers [1,2]` is a list; else as text."""
     given: dict[str, Any] = dict(pairs(parameters or []))
+    options = {"lm": "--model", "method": "--method", "flavour": "--flavour", "preset": "--preset"}
+    if taken := next((name for name in given if name in options), None):
+        raise EditlibError(f"-p {taken} is no hyper-parameter; give {options[taken]}")
     for name, text in given.items():
         with suppress(ValueError):
             given[name] = json.loads(text)

@@ -71,6 +71,7 @@ def test_mistakes_are_one_line_each(mistake: Callable[..., str], some: Path, tmp
     words = ("screen", "--model", MODEL, "--data", some, "--out", tmp_path / "out")
     assert "what mend does cannot be told from keys" in mistake(*words, "--method", "mend")
     assert "did you mean rome?" in mistake(*words, "--method", "rom")
+    assert "-p flavour is no hyper-parameter; give --flavour" in mistake(*words, "-p", "flavour", "meng-2022")
     (tmp_path / "long.json").write_text(json.dumps(["Today. " * 900]), "utf-8")
     assert "shorten it" in mistake(*words, "--verify", "1", "--texts", tmp_path / "long.json")
     assert not (tmp_path / "out").exists()
