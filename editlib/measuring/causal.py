@@ -113,6 +113,8 @@ def check_trace(lm: LanguageModel, *, n: int, samples: int = 10, window: int | N
         raise EditlibError(f"n={n} and samples={samples} are out of range; trace 1 fact or more, with 1 sample or more")
     if window is not None and (window < 1 or window % 2 == 0):
         raise EditlibError(f"window {window} is not odd; restore 1, 3, 5 ... layers at once")
+    if window is not None and window > lm.num_layers:
+        raise EditlibError(f"window {window} is out of range; {lm.label} has {lm.num_layers} layers")
 
 
 def default_window(layers: int) -> int:

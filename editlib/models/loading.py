@@ -91,10 +91,10 @@ def _check_weights(model: PreTrainedModel, info: dict[str, Any]) -> None:
         raise EditlibError(f"{faults[0]}{more}; copy its config and weights again")
 
 
-def require_device(name: str | None) -> str:
+def require_device(name: str | torch.device | None) -> str:
     """The device's name, `cuda` or `cpu` for `auto`, for None what EDITLIB_DEVICE says or `cpu`; raises `EditlibError`
     for one that is not here."""
-    name = name or os.environ.get("EDITLIB_DEVICE", "cpu")
+    name = os.environ.get("EDITLIB_DEVICE", "cpu") if name is None else str(name)  # of a torch.device too
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name.partition(":")[0] not in ("cpu", "cuda"):

@@ -81,6 +81,7 @@ def test_mistakes_are_named(
     assert "device 'abacus' is unknown; use auto, cpu" in mistake(MODEL, "--device", "abacus")
     monkeypatch.setattr("editlib.measuring.causal.known", None)  # nor is the model run before
     assert "window 2 is not odd" in mistake(MODEL, "--window", "2")
+    assert "window 99 is out of range" in mistake(MODEL, "--window", "99")
     assert "is no causal language model" in mistake("testbed/encdec")
     monkeypatch.undo()
     assert "see editlib layers --help" in mistake(MODEL, "-n", "0")

@@ -247,7 +247,9 @@ def test_a_device_that_is_not_there_is_refused(gpt2_folder: Path, device: str, r
 
 
 def test_a_device_that_is_there_is_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert require_device("cpu") == "cpu"
+    assert require_device("cpu") == require_device(torch.device("cpu")) == "cpu"
+    with pytest.raises(EditlibError, match="^device '0' is unknown"):
+        require_device(0)
     for there, name in ((True, "cuda"), (False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
         assert require_device("auto") == name
