@@ -120,8 +120,8 @@ def corpus_windows(lm: LanguageModel, texts: Sequence[str], tokens: int, *, wind
             break
     count = min(len(row), tokens) // width
     if not count:
-        found = f"the corpus has {len(row)}" if len(row) < tokens else f"{tokens}"
-        raise EditlibError(f"{found} tokens are too few; second moments need at least {width}")
+        found = f"the corpus has {len(row)} tokens" if len(row) < tokens else f"{tokens} tokens are too few"
+        raise EditlibError(f"{found}; second moments need at least {width}")
     return torch.tensor(row[: count * width]).view(count, width)
 
 

@@ -87,11 +87,11 @@ def test_windows_are_whole_and_texts_are_set_apart(gpt2: LanguageModel, corpus: 
     assert text.startswith(f"{corpus[0]}<|end|>{corpus[1]}<|end|>")
 
 
-def test_a_corpus_too_short_for_a_window_is_refused(gpt2: LanguageModel) -> None:
-    with pytest.raises(
-        EditlibError, match=r"^the corpus has \d+ tokens are too few; second moments need at least 128$"
-    ):
+def test_a_corpus_too_short_for_a_window_is_refused(gpt2: LanguageModel, corpus: list[str]) -> None:
+    with pytest.raises(EditlibError, match=r"^the corpus has \d+ tokens; second moments need at least 128$"):
         corpus_windows(gpt2, ["Zen is located in Daslo"], 1000)
+    with pytest.raises(EditlibError, match=r"^3 tokens are too few; second moments need at least 128$"):
+        corpus_windows(gpt2, corpus, 3)
 
 
 def test_a_layer_out_of_range_is_refused(gpt2: LanguageModel, corpus: list[str]) -> None:
