@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from places import ROOT
@@ -36,6 +37,11 @@ def run_of(analysis: str, model: str, **parameters: object) -> Manifest:
     runs = [run for run in published(analysis) if wanted <= run.parameters.items()]
     assert len(runs) <= 1, f"say which run of {analysis} on {model}: {[run.run for run in runs]}"
     return runs[0] if runs else pytest.skip(f"no published run of {analysis} on {model}")
+
+
+def table(run: Manifest, name: str = "cases") -> pd.DataFrame:
+    """One of the tables of a run."""
+    return pd.read_parquet(run.folder / f"data/{name}.parquet")
 
 
 def table_cells(text: str, heading: str) -> list[list[str]]:

@@ -199,11 +199,11 @@ def workers_of(
     """The workers that are asked for; raises `EditlibError` for options of theirs without --ray."""
     given = {"--workers": workers, "--cpus-per-worker": cpus, "--gpus-per-worker": gpus}
     lonely = next((name for name, value in given.items() if value is not None), None)
-    if ray is None and lonely:
+    if ray is not None:
+        return Workers(address=ray, workers=workers, cpus=cpus or 1, gpus=gpus or 0, json=as_json)
+    if lonely:
         raise EditlibError(f"{lonely} is for --ray; add that, or leave {lonely} out")
-    return (
-        Workers(address=ray, workers=workers, cpus=cpus or 1, gpus=gpus or 0, json=as_json) if ray is not None else None
-    )
+    return None
 
 
 def texts_for(model: str, name: str | None) -> list[str]:

@@ -67,7 +67,8 @@ def risk(
 def foreseeable(lm: LanguageModel, method: str, hparams: Any = None) -> RomeParams | RRomeParams:
     """Hyper-parameters of a method whose edits can be foretold; raises `EditlibError` for any other."""
     params = hparams or hparams_for(lm, method)
-    if "+" in method or not isinstance(params, RomeParams | RRomeParams):  # a filter changes what the keys tell
+    filtered = hasattr(params, "made_for")
+    if filtered or not isinstance(params, RomeParams | RRomeParams):
         raise EditlibError(f"what {method} does cannot be told from keys; use rome, c-rome, fc-rome, p-rome or r-rome")
     return params
 

@@ -2,7 +2,7 @@
 
 import pandas as pd
 import pytest
-from books import run_of
+from books import run_of, table
 from places import ROOT
 from scipy.stats import fisher_exact
 
@@ -17,12 +17,15 @@ def page(name: str) -> str:
     return (ROOT / f"book/{name}.md").read_text("utf-8")
 
 
-def table(run: Manifest, name: str = "cases") -> pd.DataFrame:
-    return pd.read_parquet(run.folder / f"data/{name}.parquet")
-
-
 def short(value: float, digits: int) -> str:
     return f"{value:.{digits}f}".lstrip("0")
+
+
+@pytest.fixture(scope="module")
+def screened() -> pd.DataFrame:
+    """Edits of SmolLM2 that the run of `screen` judged the rules by."""
+    edits = table(run_of("screen", "smollm2-135m"), "edits")
+    return edits[(edits["model"] == "smollm2-135m") & (edits["part"] == "judge")]
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +63,8 @@ def test_the_same_token_twice_collapses_more_often_than_two_words_and_neither_ch
     assert f"against two words p = {short(word, 2)}, without a space against with one p = {short(space, 2)}." in said
 
 
-def test_the_records_that_are_missing_collapse_the_model_more_often() -> None:
-    edits = table(run_of("screen", "smollm2-135m"), "edits")
-    edits = edits[(edits["model"] == "smollm2-135m") & (edits["data"] != "facts") & (edits["kind"] == FIRST)]
+def test_the_records_that_are_missing_collapse_the_model_more_often(screened: pd.DataFrame) -> None:
+    edits = screened[(screened["data"] != "facts") & (screened["kind"] == FIRST)]
     pilot = table(run_of("pilot", "smollm2-135m", wording=False))
     missing = edits[~edits["case_id"].isin(pilot["case_id"])]
     hits = missing.groupby("setting")["collapsed"].agg(["sum", "size"]).loc[["with C", "C left out"]]
@@ -79,12 +81,10 @@ def test_the_records_that_are_missing_collapse_the_model_more_often() -> None:
     assert f"of all 47 it is {spans[0].format('with `C`')} and {spans[1].format('without')}." in said
 
 
-def test_what_the_rule_said_of_edits_that_were_new_to_it() -> None:
-    edits = table(run_of("screen", "smollm2-135m"), "edits")
-    edits = edits[(edits["model"] == "smollm2-135m") & (edits["part"] == "judge")]
+def test_what_the_rule_said_of_edits_that_were_new_to_it(screened: pd.DataFrame) -> None:
     pilot = set(table(run_of("pilot", "smollm2-135m", wording=True))["case_id"])
-    assert set(edits.loc[edits["data"] == "facts", "case_id"]) < pilot
-    new = edits[edits["data"] != "facts"].assign(said=lambda t: t["severity"] >= BOUND)
+    assert set(screened.loc[screened["data"] == "facts", "case_id"]) < pilot
+    new = screened[screened["data"] != "facts"].assign(said=lambda t: t["severity"] >= BOUND)
     assert not (new["collapsed"] & ~new["said"]).any()
     by = {name: rows for name, rows in new.groupby("setting")}
     hits = {name: rows["collapsed"].sum() for name, rows in by.items()}

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from books import published
+from books import published, table
 from places import ROOT
 from scipy.stats import binomtest, spearmanr
 
@@ -18,10 +18,6 @@ from editlib.runs.manifest import Manifest
 MODEL, TIMES = "smollm2-135m", 5  # unedited, from which on a model has collapsed
 SCORES = ("efficacy", "generalization", "locality")
 Numbers = dict[str, float]
-
-
-def table(run: Manifest, name: str = "cases") -> pd.DataFrame:
-    return pd.read_parquet(run.folder / f"data/{name}.parquet")
 
 
 def broken(rows: pd.DataFrame, times: float = TIMES) -> int:
