@@ -52,7 +52,10 @@ def aside(path: Path) -> Iterator[Path]:
     """
     writing = path.with_name(f".{path.name}.{secrets.token_hex(4)}.writing")
     try:
+        writing.touch()
+        mode = writing.stat().st_mode
         yield writing
+        writing.chmod(mode)  # that of any new file; safetensors are written for their owner alone
         os.replace(writing, path)
     except (EditlibError, OSError) as error:
         raise _unwritable(path, writing, error) from error

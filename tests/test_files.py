@@ -16,6 +16,8 @@ from disks import full_disk
 
 from editlib.errors import EditlibError
 from editlib.files import LOCK, OLD, aside, cache_folder, locked, new_folder, write_json, write_tensors
+from editlib.models.language_model import LanguageModel
+from editlib.models.saving import write_model
 
 
 def json_file(path: Path) -> None:
@@ -58,6 +60,14 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         write_json(writing / "b.json", 3)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["folder"]
     assert (tmp_path / "new" / "folder" / "b.json").read_text() == "3"
+
+
+def test_tensors_may_be_read_by_whom_other_files_may(tmp_path: Path, gpt2: LanguageModel) -> None:
+    (tmp_path / "plain").touch()
+    write_tensors(tmp_path / "kept", {"a": torch.zeros(2)}, {})
+    write_model(gpt2.model, gpt2.tokenizer, tmp_path / "model")
+    modes = {path.stat().st_mode for path in tmp_path.rglob("*") if path.is_file()}
+    assert modes == {(tmp_path / "plain").stat().st_mode}
 
 
 def test_an_error_inside_leaves_nothing(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ class RunTable(SphinxDirective):
         if not runs:
             return self.parse_text_to_nodes(f"There is no run yet: {HINT.format('pilot')}.")
         missing = sorted(set(analyses.names(Path(self.env.srcdir).parent)) - {run.analysis for run in runs})
-        said = f"Not executed here: {', '.join(missing)}. `make book-all` executes every analysis."
+        said = f"Not executed here: {', '.join(missing)}. `editlib run --all` executes every analysis."
         note = self.parse_text_to_nodes(said) if missing else []
         if self.env.app.builder.name != "singlehtml":
             return [Catalogue(), *note]

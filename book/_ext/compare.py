@@ -14,7 +14,7 @@ FORM = """<form class="compare-form" hidden>
 <div><label for="run-b">Run B</label><select id="run-b" name="b" class="form-select"></select></div>
 </form>
 <p id="compare-status" role="status">The comparison needs a script, which did not run. \
-Open this page through a web server (<code>make serve</code>), with scripts allowed.</p>
+Open this page through a web server (<code>python -m http.server -d _build/html</code>), with scripts allowed.</p>
 <div id="comparison"></div>
 """
 

@@ -27,6 +27,7 @@ from editlib.cli.sweep import bench, hardedit, sweep
 from editlib.errors import EditlibError
 
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]  # click's ClickException, wherever typer keeps click
+PAIRED = ("-p", "--parameter", "--hparam")
 BOOK_EXTRA = ("papermill", "jupytext", "nbclient", "ipykernel")
 
 app = typer.Typer(
@@ -73,6 +74,9 @@ def main() -> None:
 def run_app(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit status."""
     try:
+        for argument in arguments:
+            if any("\ud800" <= character <= "\udfff" for character in argument):  # what stands in for other bytes
+                raise EditlibError(f"argument {argument!r} is no UTF-8 text; write it in UTF-8")
         status = app(_joined(arguments or ["--help"]), prog_name="editlib", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         status = 130
@@ -84,7 +88,7 @@ def run_app(arguments: Sequence[str]) -> int:
     except USAGE_ERROR as error:
         command, message = getattr(error, "ctx", None), error.format_message().rstrip(".")  # type: ignore[attr-defined]
         if "unexpected extra argument" in message:
-            message += '; quote what has spaces, with plain quotes: --subject "Eiffel Tower"'
+            message += "; quote what has spaces, with plain quotes"
         return _complain(f"{message}; see {command.command_path if command else 'editlib'} --help", 2)
     except EditlibError as error:
         return _complain(error, 2)
@@ -101,7 +105,7 @@ def _joined(arguments: Sequence[str]) -> list[str]:
     """`-p name value` as `-p name=value`: typer has no option that takes two values and may be repeated."""
     joined: list[str] = []
     for argument in arguments:
-        waiting = len(joined) > 1 and joined[-2] in ("-p", "--parameter", "--hparam") and "=" not in joined[-1]
+        waiting = len(joined) > 1 and joined[-2] in PAIRED and "=" not in joined[-1] and argument not in PAIRED
         joined[-1:] = [f"{joined[-1]}={argument}"] if waiting else [*joined[-1:], argument]
     return joined
 

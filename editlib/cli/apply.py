@@ -12,7 +12,7 @@ from editlib.cli.options import (
     LayoutOption,
     ModelOption,
     RevisionOption,
-    check_new,
+    check_apart,
     load_for,
 )
 from editlib.cli.output import emit
@@ -41,7 +41,9 @@ def apply(
     generate: Annotated[
         list[str] | None, typer.Option(help="Text to go on from, without and with the edit; repeat for more.")
     ] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens to go on for.")] = 20,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="With --generate: tokens to go on for.  [default: 20]")
+    ] = None,
     dtype: DtypeOfEditOption = None,
     device: DeviceOption = "cpu",
     revision: RevisionOption = None,
@@ -55,10 +57,11 @@ def apply(
 
     Example: editlib apply EDIT --model testbed/anchored --merge edited --generate "Jaklon is located in"
     """
-    for path in (merge, peft, gguf):
-        check_new(path)
+    check_apart(merge, peft, gguf)
     if rank is not None and peft is None and gguf is None:
         raise EditlibError("--rank is for adapters; give --peft FOLDER or --gguf FILE, too")
+    if tokens is not None and not generate:
+        raise EditlibError("--tokens is for --generate; give that, too")
 
     from editlib.editing.edit import Edit
 
@@ -66,12 +69,12 @@ def apply(
     saved.require_base(lm)
     said = {"model": model, **_about(saved)}
     if generate:
-        said["continuations"] = _said(lm, saved, generate, tokens)
+        said["continuations"] = _said(lm, saved, generate, tokens or 20)
     thin = saved if rank is None else saved.low_rank(rank)
+    if gguf:  # first: what it refuses, nothing is written for
+        said["gguf"] = thin.to_gguf(lm, gguf).as_posix()
     if peft:
         said["adapter"] = thin.to_peft(lm, peft).as_posix()
-    if gguf:
-        said["gguf"] = thin.to_gguf(lm, gguf).as_posix()
     if merge:
         said["merged"] = saved.merge(lm, merge).as_posix()
     said["left_out"] = dict(thin.diagnostics.get("left_out", {}))

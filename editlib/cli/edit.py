@@ -99,7 +99,11 @@ def edit(
     check_new(out)
     measured, source = texts_for(model, texts), texts_of(corpus)
     named = {"layer": layer, "covariance": covariance}
-    options = {name: value for name, value in named.items() if value is not None} | values(hparam)
+    options = {name: value for name, value in named.items() if value is not None}
+    if twice := options.keys() & (given_too := values(hparam)).keys():
+        name = min(twice)
+        raise EditlibError(f"{name} is given twice, by --{name} and by -p {name}; leave one of them out")
+    options |= given_too
 
     from editlib.editing import methods
     from editlib.editing import stats as moments
@@ -120,6 +124,7 @@ def edit(
     emit(report.record() if as_json else report.table())
     if out:
         change.save(out)  # last: what was printed is not lost with it
+        note(f"the edit is saved in {out}")
 
 
 def _asked(

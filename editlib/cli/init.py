@@ -28,5 +28,10 @@ def init(
     from editlib.runs.companion import start
 
     start(folder, title=title, authors=author or (), license=license)
-    steps = (f"cd {folder}", "editlib run pilot --profile quick", "jupyter-book build book/ --all")
+    steps = (
+        f"cd {folder}",
+        "git init && git add -A && git commit -m Begin",
+        "editlib run pilot --profile quick",
+        "jupyter-book build book/ --all",
+    )
     emit("\n".join([f"{folder} is ready. Next:", *(f"  {step}" for step in steps)]))

@@ -271,6 +271,22 @@ def hush() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
+def check_apart(*outputs: Path | None) -> None:
+    """Refuse outputs that exist or cannot be made, or of which one would be another or lie in it."""
+    given = [path for path in outputs if path is not None]
+    for number, path in enumerate(given):
+        check_new(path)
+        others = given[:number] + given[number + 1 :]
+        if any(other.resolve() in (path.resolve(), *path.resolve().parents) for other in others):
+            raise EditlibError(f"output {path} is, or is in, another output; give each a place of its own")
+
+
+def check_resumed(out: Path, *, resume: bool) -> None:
+    """Refuse to go on with what was not begun."""
+    if resume and not out.exists():
+        raise EditlibError(f"{out} is not there, so that there is nothing to go on with; leave --resume out")
+
+
 def check_new(path: Path | None) -> None:
     """Refuse, before any work is done, an output that exists or cannot be made."""
     if path is None:

@@ -8,9 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from editlib.cli.options import JsonOption, ModelArgument, cases_for, load_model, pairs, texts_for, texts_of
+from editlib.cli.options import (
+    DeviceOption,
+    JsonOption,
+    ModelArgument,
+    cases_for,
+    load_model,
+    pairs,
+    texts_for,
+    texts_of,
+)
 from editlib.cli.output import Stop, alive, emit, note
-from editlib.cli.runs import Root
+from editlib.cli.runs import Root, pages
 from editlib.errors import EditlibError
 from editlib.text import duration, table
 
@@ -23,7 +32,6 @@ MAIN = (  # the experiments of both papers
     "pilot", "single-edits", "weight-change", "surrogate", "sequential", "hardedit", "denominator", "key-geometry",
     "consistent-keys", "first-token", "prefix-at-test", "why-first-token", "settings",
 )  # fmt: skip
-LATER = "read them: make site, then open _build/html/runs.html"
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,7 @@ def rerun(
     ] = None,
     profile: Annotated[str, typer.Option(help="Set of parameter values: quick, full.")] = "quick",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and estimate, and execute nothing.")] = False,
+    device: DeviceOption = "cpu",
     root: Root = None,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
@@ -80,18 +89,18 @@ def rerun(
     chosen = _parameters(names, project, {"model": model} | given)
     plans, done = _plans(chosen, project, profile)
     asked = {name: value for plan in plans.values() for name, value in plan.parameters.items() if name in given}
-    trial = _trial(model, asked, quiet=as_json)
+    trial = _trial(model, asked, device, quiet=as_json)
     steps = _steps(model, plans, done, trial, project)
     if not as_json:
         emit(_listed(steps))
-    outcomes = [] if dry_run else [_execute(*each, project, profile) for each in chosen.items()]
+    outcomes = [] if dry_run else [_execute(*each, project, profile, device) for each in chosen.items()]
     failed = {outcome.analysis: str(outcome.error) for outcome in outcomes if outcome.error}
     runs = {outcome.analysis: outcome.run.run for outcome in outcomes if outcome.run}
     if as_json:
         told = [{"step": s.name, "about": s.about, "seconds": s.seconds, "done": s.done} for s in steps]
         emit({"model": model, "profile": profile, "steps": told, "runs": runs, "failed": failed})
     elif runs:
-        emit("\n".join([*(f"{name}: run {run}" for name, run in runs.items()), LATER]))
+        emit("\n".join([*(f"{name}: run {run}" for name, run in runs.items()), pages(project)]))
     for name, error in failed.items():
         note(f"{name}: {error}")
     if failed:
@@ -125,14 +134,14 @@ def _plans(
     return plans, {name: runs[name, asked.spec] for name, asked in plans.items() if (name, asked.spec) in runs}
 
 
-def _trial(model: str, asked: dict[str, Any], *, quiet: bool) -> "CostTrial":
+def _trial(model: str, asked: dict[str, Any], device: str, *, quiet: bool) -> "CostTrial":
     """The model, seen to work with its data, and what that takes."""
     cases, texts = cases_for(model, asked.get("cases")), texts_for(model, asked.get("texts"))
     corpus = texts_of(asked.get("corpus"))
 
     from editlib.sweeps.trial import try_out
 
-    lm = load_model(model, dtype="float32", device="cpu", revision=None, layout=None)
+    lm = load_model(model, dtype="float32", device=device, revision=None, layout=None)
     with alive(f"an edit of {model} is timed", quiet=quiet):
         return try_out(lm, cases, texts, layer=asked.get("layer"), corpus=corpus)
 
@@ -162,16 +171,19 @@ def _steps(
 def _listed(steps: Sequence[Step]) -> str:
     """The steps, and what they take together."""
     left = [step.seconds for step in steps if not step.done]
-    unknown = "" if None not in left else ", and what is unknown"
-    whole = f"in all: about {duration(sum(filter(None, left)))}{unknown}" if left else "nothing is left to execute"
+    told = [seconds for seconds in left if seconds is not None]
+    about = [f"about {duration(sum(told))}"] if told else []
+    if len(told) < len(left):
+        about.append("what is unknown, since no run here tells")
+    whole = f"in all: {', and '.join(about)}" if left else "nothing is left to execute"
     return f"{table([step.row for step in steps])}\n{whole}"
 
 
-def _execute(name: str, given: dict[str, object], root: Path, profile: str) -> Any:
+def _execute(name: str, given: dict[str, object], root: Path, profile: str, device: str) -> Any:
     from editlib.runs.execute import execute_all
 
     began = time.monotonic()
-    (outcome,) = execute_all([name], root=root, profile=profile, parameters=given)
+    (outcome,) = execute_all([name], root=root, profile=profile, parameters=given, device=device)
     how = "failed" if outcome.error else "done"
     note(f"{name}: {how}, {duration(time.monotonic() - began)}")
     return outcome

@@ -78,9 +78,6 @@ def run(
         known = [analyses.read(name, project) for name in names]
         return emit([_about(one) for one in known] if as_json else "\n\n".join(map(_described, known)))
     given = pairs(parameter or [])
-    for name, value in given.items():
-        if any("\ud800" <= character <= "\udfff" for character in value):  # what stands in for other bytes
-            raise EditlibError(f"the value of -p {name} is no UTF-8 text; write it in UTF-8")
     outcomes = execute_all(
         names, jobs=jobs, root=project, workers=workers_for(crew), parameters=given, profile=profile, force=force,
         timeout=timeout, device="cuda" if gpus else device,
@@ -93,7 +90,7 @@ def run(
         emit([{"analysis": m.analysis, "run": m.run, "spec": m.spec, "path": _relative(m.folder)} for m in done])
     elif done:
         lines = [f"{manifest.analysis}: {_relative(manifest.folder)}" for manifest in done]
-        emit("\n".join([*lines, "their pages are made by: make site"]))
+        emit("\n".join([*lines, pages(project)]))
     for error in errors:
         note(str(error))
     if errors:
@@ -259,6 +256,12 @@ def publish(
         raise EditlibError(f"--source {lonely[0]} tells no address; write --source MODEL=ADDRESS")
     sources = {name: address for name, _, address in entries}
     emit(_relative(publishing.publish(run, analyses.find_root(root), authors=author or (), sources=sources)))
+
+
+def pages(root: Path) -> str:
+    """How the pages of a project's runs are made: a companion has no Makefile."""
+    command = "make site" if (root / "Makefile").is_file() else "jupyter-book build book/ --all"
+    return f"their pages: {command}, then open _build/html/runs.html"
 
 
 def _sections(run: "Manifest") -> Iterator[str]:

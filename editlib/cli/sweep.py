@@ -35,6 +35,7 @@ from editlib.cli.options import (
     TextsOption,
     cases_for,
     check_new,
+    check_resumed,
     hush,
     load_model,
     one_of,
@@ -123,6 +124,7 @@ def sweep(
         raise EditlibError("--sequential keeps no scores and no sentences; leave --no-scores and --per-sentence out")
     crew = workers_of(ray, workers, cpus, gpus, as_json=as_json)
     check_new(None if out.exists() else out)
+    check_resumed(out, resume=resume)
     pool, measured = (
         cases_for(model, cases, split=split),
         texts_for(model, texts),
@@ -216,6 +218,11 @@ def hardedit(
 
     Example: editlib hardedit --model testbed/anchored --author world -n 20 --out hard
     """
+    author = author or ("world" if of_testbed(model) else "facts")
+    paid = {"--author-model": author_model, "--base-url": base_url, "--price-in": price_in, "--price-out": price_out}
+    if author != "openai" and (idle := next((name for name, value in paid.items() if value is not None), None)):
+        raise EditlibError(f"{idle} is for --author openai; add that, or leave {idle} out")
+    check_resumed(out, resume=resume)
     measured, source = texts_for(model, texts), texts_of(corpus)
 
     from editlib.sweeps.hardedit.authors import FactsAuthor, OpenAIAuthor, WorldAuthor, estimate
@@ -223,7 +230,6 @@ def hardedit(
 
     set_folder(out).check(resume=resume)
     most = calls or most_calls(n)
-    author = author or ("world" if of_testbed(model) else "facts")
     writer: WorldAuthor | FactsAuthor | OpenAIAuthor = WorldAuthor(seed) if author == "world" else FactsAuthor(seed)
     if author == "openai":
         if author_model is None:
@@ -240,11 +246,12 @@ def hardedit(
             resume=resume,
         )  # fmt: skip
     reasons, accepted = Counter(line["reason"] for line in done.rejected), len(done.accepted)
-    if as_json:
-        return emit({"file": str(done.path), "accepted": accepted, "calls": done.calls, "rejected": reasons})
     rows = [["accepted", accepted], ["rejected", len(done.rejected)], ["calls now", done.calls]]
     most_common = [f"  {count} of the rejected: {reason}" for reason, count in reasons.most_common(5)]
-    emit("\n".join([table(rows), *most_common, f"set: {done.path}"]))
+    told = {"file": str(done.path), "accepted": accepted, "calls": done.calls, "rejected": reasons}
+    emit(told if as_json else "\n".join([table(rows), *most_common, f"set: {done.path}"]))
+    if not accepted:
+        raise Stop(f"no case collapses {model}; ask for more --calls, or lower --collapse-ratio", 1)
 
 
 # -- bench ---------------------------------------------------------------------------------------------

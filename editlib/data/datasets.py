@@ -175,9 +175,15 @@ def get(name: str | Source, *, progress: bool = True) -> Reading:
 
 def import_file(name: str, path: str | Path) -> Reading:
     """Copy a file to the data folder under a source's name; raises `EditlibError` if its hash or form is not
-    that of the source. It may hold fewer or more records."""
+    that of the source, or if it has fewer records than the one that is there. It may hold fewer than published."""
     source = _source(name)
     reading = _verified(source, Path(path))
+    there = 0
+    with suppress(EditlibError):  # none, or a damaged one
+        there = read(source.path).records
+    if reading.records < there:
+        less = f"{path} has {reading.records:,} records, and {name} is here with {there:,}"
+        raise EditlibError(f"{less}; remove {source.path} first, if that is meant")
     with aside(source.path) as writing:
         shutil.copyfile(path, writing)
     return reading

@@ -25,7 +25,7 @@ class EditRequest:
 
     def __post_init__(self) -> None:
         texts = {"prompt": self.prompt, "subject": self.subject, "target_new": self.target_new}
-        texts |= {"target_true": self.target_true} if self.target_true is not None else {}
+        texts |= {name: text for name in ("target_true", "separator") if (text := getattr(self, name)) is not None}
         wrong = next((name for name, text in texts.items() if not is_text(text)), None)
         if wrong is not None:
             raise EditlibError(f"{wrong} {texts[wrong]!r} is no text")
@@ -37,6 +37,7 @@ class EditRequest:
             )
         if not self.target_new.strip():
             raise EditlibError(f"target {self.target_new!r} is empty; say what should follow the prompt")
+        texts.pop("separator", None)  # spaces are what it is made of
         for name, text in texts.items():  # a line break at the end of a prompt is meant
             object.__setattr__(self, name, text.strip(SPACES) if name == "prompt" else text.strip() or None)
 

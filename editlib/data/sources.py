@@ -1,12 +1,13 @@
 """Where published data comes from: address, licence, and what tells the right file."""
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from editlib.errors import EditlibError
 from editlib.files import TESTBED, cache_folder
-from editlib.models.names import of_testbed, testbed_names
+from editlib.models.names import is_testbed, locate, testbed_names
 
 SHIPPED = {name: TESTBED / f"{name}.json" for name in ("testbed", "testbed-ppl-50", "testbed-ppl-1k")}
 REAL_WORLD = ("facts", "prose-50", "prose-500")  # facts are written by tools/facts.py, texts by hand
@@ -115,8 +116,14 @@ SOURCES = {
 
 def own(model: str, usual: str) -> str | None:
     """What a model has where the testbed's models have the `usual` data or tasks (with commas between): the real
-    world's; no model (None) in place of a twin to compare with. What is not the testbed's stays as it is."""
-    if of_testbed(model):
+    world's; no model (None) in place of a twin to compare with. What is not the testbed's stays as it is.
+
+    Raises `EditlibError` for a model of the testbed that knows another world than what ships is about."""
+    folder = locate(model)
+    if folder is not None and is_testbed(folder):
+        recipe = json.loads((folder / "card.json").read_text("utf-8"))["recipe"]
+        if usual.split(",")[0] in IN_PLACE_OF and (recipe.get("prose", "testbed") != "testbed" or recipe["seed"]):
+            raise EditlibError(f"{usual} is about another world than that of {model}; give data of its own world")
         return usual
     if usual in testbed_names():
         return None

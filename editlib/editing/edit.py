@@ -188,6 +188,8 @@ class Edit:
         written by a newer editlib."""
         folder = Path(folder)
         try:
+            if not (folder / RECORD).is_file():
+                raise EditlibError(f"it is no folder of a saved edit, which has an {RECORD}")
             record = json.loads((folder / RECORD).read_text("utf-8"))
             if (form := record.pop("format", FORMAT)) != FORMAT:  # 0.1.0 wrote none
                 raise EditlibError(f"it has format {form}, this editlib reads {FORMAT}; install a newer one")

@@ -47,7 +47,8 @@ class Session:
 
     Second moments come from `stats`, else from the user's cache, where they are put after a pass over `corpus`.
     Keys and v* are worked out when asked for, faster by `prepare` for many requests at once; v* is kept in the cache
-    and taken from there if `reuse` says so, or, where it is not given, EDITLIB_REUSE=1.
+    and taken from there if `reuse` says so, or, where it is not given, EDITLIB_REUSE=1. Raises `EditlibError` for
+    `stats` that are none.
     """
 
     def __init__(
@@ -59,6 +60,8 @@ class Session:
         moment_options: MomentOptions | None = None,
         reuse: bool | None = None,
     ) -> None:
+        if stats is not None and not isinstance(stats, Stats):
+            raise EditlibError(f"stats {stats!r} are no second moments; read a file with editlib.editing.stats.load")
         self.lm = lm
         self._reuse = solved.asked() if reuse is None else reuse
         self._stats, self._corpus, self._options = stats, corpus, moment_options or MomentOptions()

@@ -22,6 +22,7 @@ from editlib.engine.samples import check_sampling, own_windows
 from editlib.errors import EditlibError, unknown
 from editlib.files import cache_folder, write_tensors
 from editlib.models.language_model import LanguageModel
+from editlib.text import is_text
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +101,8 @@ def load(path: str | Path) -> Stats:
             header = StatsHeader(**json.loads(file.metadata()["header"]))
             return Stats(header, {int(key): file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise EditlibError(f"{path} is no readable statistics file ({error}); compute it again") from error
+        reason = "a folder" if Path(path).is_dir() else error
+        raise EditlibError(f"{path} is no readable statistics file ({reason}); compute it again") from error
 
 
 def corpus_windows(lm: LanguageModel, texts: Sequence[str], tokens: int, *, window: int = WINDOW) -> Tensor:
@@ -109,10 +111,10 @@ def corpus_windows(lm: LanguageModel, texts: Sequence[str], tokens: int, *, wind
 
     Raises `EditlibError` if the texts do not fill one window.
     """
-    if isinstance(texts, str):
-        raise EditlibError(
-            f"the corpus is one string, {texts[:40]!r}; give a list of texts, as el.data.texts(NAME) does"
-        )
+    bad = texts if isinstance(texts, str) else next((text for text in texts if not is_text(text)), None)
+    if bad is not None:
+        said = f"the corpus is one string, {bad[:40]!r}" if bad is texts else f"{bad!r} in the corpus is no text"
+        raise EditlibError(f"{said}; give a list of texts, as el.data.texts(NAME) does")
     end, row, width = lm.tokenizer.eos_token_id, list[int](), min(window, lm.max_length or window)
     for text in texts:
         row += [*lm.tokenizer(text, add_special_tokens=False)["input_ids"], *([] if end is None else [end])]

@@ -55,6 +55,8 @@ def risk(
     Raises `EditlibError` for a method that is not of the ROME family, and as `compute` does.
     """
     asked = data.requests(requests)
+    if not asked:
+        raise EditlibError("no requests to look at; give at least one")
     params = foreseeable(lm, method, hparams)
     space = session or Session(lm, stats=stats, corpus=corpus)
     variants = [Variant(method_of(params, method), params)]

@@ -22,6 +22,7 @@ from editlib.editing.session import Logits
 from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel, widened
 from editlib.models.tokens import check_length, encode, encode_text, pad, prompt_ids
+from editlib.text import is_text
 
 Score = Literal["efficacy", "generalization", "locality"]
 Prefixed = Literal["efficacy", "all"]
@@ -86,9 +87,12 @@ class Replies:
 
 def require_templates(prefixes: Sequence[str]) -> None:
     """Raise `EditlibError` unless all prefixes are templates with one `{}`, and there is one."""
-    bad = next((prefix for prefix in prefixes if prefix.count("{}") != 1), None)
-    if bad is not None or not prefixes or isinstance(prefixes, str):
-        raise EditlibError(f"prefixes must be a list of templates with one {{}} each, '{{}}' for none (found {bad!r})")
+    given = [] if isinstance(prefixes, str) or not isinstance(prefixes, Iterable) else list(prefixes)
+    bad = next((prefix for prefix in given if not is_text(prefix) or prefix.count("{}") != 1), None)
+    if bad is not None or not given:
+        raise EditlibError(
+            f"prefixes must be a list of templates with one {{}} each, '{{}}' for none (found {bad or prefixes!r})"
+        )
 
 
 def prompts(
@@ -262,6 +266,9 @@ def continuation(lm: LanguageModel, text: str, *, tokens: int = 8) -> str:
 
     Raises `EditlibError` if the text alone is longer than that, or has no token.
     """
+    lm.require_causal()
+    if not is_text(text):
+        raise EditlibError(f"text {text!r} is no text; give a string")
     ids = torch.tensor([prompt_ids(lm.tokenizer, text)], device=lm.device)
     if not ids.numel():
         raise EditlibError(f"text {text!r} has no token to go on from; give a word or more")
@@ -283,6 +290,9 @@ def target_logprobs(
 
     Raises `EditlibError` if they cannot be located, or are more than the model takes.
     """
+    lm.require_causal()
+    if not is_text(target) or not target.strip():
+        raise EditlibError(f"target {target!r} is no text with a token; say what should follow the prompt")
     row = encode(lm.tokenizer, request.prompt, request.subject, target=target, separator=request.separator)
     answer = AnswerIds(row.ids[: row.target], row.wanted)
     check_length(lm, [request.text], [answer.fed])

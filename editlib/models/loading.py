@@ -1,6 +1,7 @@
 """Load a model and its tokenizer from a folder or the hub, or say in one line why not."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ BUFFERS = (".attn.bias", ".masked_bias", ".attention.bias", "inv_freq", "positio
 
 
 def load(
-    name: str,
+    name: str | Path,
     *,
     dtype: str = "float32",
     device: str | None = None,
@@ -34,7 +35,7 @@ def load(
     """
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
-    device = require_device(device)
+    name, device = str(name), require_device(device)
     layout = Layout.of(layout) if isinstance(layout, str) else layout
     file = gguf_file(name)
     folder = dequantised(file, gguf_sha256(name, file)) if file else locate(name)

@@ -10,6 +10,8 @@ def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
     try:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        for path in folder.glob("*.safetensors"):  # written for their owner alone
+            path.chmod((folder / "config.json").stat().st_mode)
     except Exception as error:  # safetensors and tokenizers tell of a full disk by errors of their own
         raise OSError(reason(error)) from error
 

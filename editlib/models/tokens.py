@@ -1,7 +1,7 @@
 """Token spans from the tokenizer's own character offsets, never from counting pieces of strings."""
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 
 import torch
@@ -157,6 +157,8 @@ def encode_texts(lm: LanguageModel, texts: Sequence[str], *, bos: bool = False, 
     """
     if isinstance(texts, str):
         raise EditlibError(f"texts {texts[:40]!r} is one text where a list is expected; write [text]")
+    if not isinstance(texts, Sized):  # a generator can be read but once
+        raise EditlibError(f"texts {texts!r} is no list; give a list of texts")
     texts = list(texts)
     if not texts:
         raise EditlibError("no texts to measure perplexity on; give at least one")

@@ -1,5 +1,6 @@
 """A companion of one's own: a project outside the checkout, of the same notebooks, and a book around their runs."""
 
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ SHIPPED = Path(__file__).parents[1] / "companion"  # in the package as it is ins
 FOLDERS = ("notebooks", "book/_ext", "book/_static")
 FILES = ("_config.yml", *(f"book/{name}" for name in ("runs.md", "compare.md", "references.md", "results.yaml")),
          "book/references.bib")  # fmt: skip
+LICENSE = r"[A-Za-z0-9.+-]+( (AND|OR|WITH) [A-Za-z0-9.+-]+)*"  # an SPDX expression without parentheses
 CHAPTERS = ("runs", "compare", "references")
 INDEX = """# {title}
 
@@ -32,6 +34,10 @@ def start(folder: Path, *, title: str, authors: Sequence[str], license: str) -> 
     """Write the sources of a companion into a new folder; raises `EditlibError` if it cannot be, or nobody is named."""
     if not authors or not all(name.strip() for name in authors):
         raise EditlibError("nobody is named who executes the analyses; give --author NAME, once for each")
+    if not title.strip():
+        raise EditlibError("the title is empty; give --title TEXT, or leave it out")
+    if not re.fullmatch(LICENSE, license):
+        raise EditlibError(f"license {license!r} is no SPDX identifier; give one such as CC-BY-4.0 or MIT")
     source = SHIPPED if SHIPPED.is_dir() else Path(__file__).parents[2]  # a checkout
     with new_folder(folder) as writing:
         for name in FOLDERS:

@@ -65,7 +65,7 @@ def _own(chosen: Analysis, profile: str, given: Mapping[str, object]) -> dict[st
         return {}
     own = importlib.import_module("editlib.data.sources").own
     usual = chosen.resolve(profile, {})
-    return {name: own(model, text) for name, text in usual.items() if name != "model" and isinstance(text, str)}
+    return {name: own(model, text) for name, text in usual.items() if name not in given and isinstance(text, str)}
 
 
 def _check_tasks(resolved: Mapping[str, Value]) -> None:

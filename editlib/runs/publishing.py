@@ -82,7 +82,9 @@ def _unfit(run: Manifest, root: Path) -> str | None:
         return shown
     if unknown := run.parameters.keys() - read(run.analysis, root).parameters.keys():
         return f"{run.analysis} has no parameter {min(unknown)!r}; execute it again"
-    if run.profile == "full" and run.git.dirty is not False:
+    if run.profile == "full" and run.git.dirty is None:
+        return "no commit holds what it was executed with; make the project a git repository, commit, execute it again"
+    if run.profile == "full" and run.git.dirty:
         return "it was executed with changes that no commit holds; commit them, then execute it again"
     known = run.inputs.models.items()
     if loose := [name for name, code in known if not (COMMIT.fullmatch(code) or SHA256.fullmatch(code))]:

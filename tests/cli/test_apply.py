@@ -94,6 +94,10 @@ def test_tasks_are_scored_with_an_edit(gpt2_folder: Path, saved: Path, capsys: p
         (["--dtype", "bfloat1"], "did you mean bfloat16?"),
         (["--merge", "edit"], "exists already; choose another"),
         (["--gguf", "x.gguf"], "was not read from a GGUF file"),
+        (["--gguf", "x.gguf", "--peft", "adapter", "--merge", "merged"], "was not read from a GGUF file"),
+        (["--peft", "out", "--merge", "out"], "output out is, or is in, another output"),
+        (["--peft", "out/adapter", "--merge", "out"], "output out/adapter is, or is in, another output"),
+        (["--tokens", "5"], "--tokens is for --generate; give that, too"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -130,6 +130,11 @@ def test_usage_errors_are_one_line(mistake: Mistake) -> None:
     assert "(Tower); quote what has spaces, with plain quotes" in unquoted
 
 
+@pytest.mark.parametrize("words", ["apply caf\udce9", "run toy -p label=caf\udce9", "runs --model caf\udce9"])
+def test_an_argument_that_is_no_utf8_is_told(mistake: Mistake, words: str) -> None:
+    assert "is no UTF-8 text; write it in UTF-8" in mistake(*words.split())
+
+
 def test_an_interruption_is_one_line_and_status_130() -> None:
     code = (
         "import editlib.runs.analyses, signal, time\n"
@@ -187,7 +192,7 @@ def test_run_list_and_publish(project: Path, capsys: pytest.CaptureFixture[str])
     (found,) = json.loads(capsys.readouterr().out)
     assert (project / found["path"] / "manifest.json").is_file()
     assert run_app(["run", "toy", "-p", "n=6"]) == 0
-    said = f"toy: {found['path']}\ntheir pages are made by: make site\n"
+    said = f"toy: {found['path']}\ntheir pages: jupyter-book build book/ --all, then open _build/html/runs.html\n"
     assert capsys.readouterr().out == said  # the same spec is not executed again
     assert run_app(["runs"]) == 0
     assert found["run"] in capsys.readouterr().out

@@ -106,6 +106,9 @@ def test_a_dry_run_lists_steps_with_their_seconds_and_executes_nothing(
     assert run_app([*words, "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert "second moments" in printed and printed.splitlines()[-1].startswith("in all: about ")
+    assert command._listed([command.Step("tiny", "", None)]).endswith(
+        "in all: what is unknown, since no run here tells"
+    )
 
 
 def test_it_goes_on_after_one_that_fails_and_repeats_nothing(
@@ -114,7 +117,11 @@ def test_it_goes_on_after_one_that_fails_and_repeats_nothing(
     assert run_app(words) == 1
     printed = capsys.readouterr()
     (run,) = find_runs(project)
-    assert run.analysis == "tiny" and f"tiny: run {run.run}" in printed.out and command.LATER in printed.out
+    assert (
+        run.analysis == "tiny"
+        and f"tiny: run {run.run}" in printed.out
+        and "their pages: jupyter-book build" in printed.out
+    )
     assert "editlib: broken: it does not work\n" in printed.err
     assert printed.err.endswith("editlib: 1 of 2 analyses failed, which are named above\n")
     assert run_app([*words, "--json"]) == 1

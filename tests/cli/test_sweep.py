@@ -197,6 +197,7 @@ def test_mistakes_are_named(mistake: Mistake, tmp_path: Path, texts: Path) -> No
     assert "--sequential keeps no scores" in mistake(*arguments(out, texts, "--sequential"))
     assert "nowhere.json" in mistake(*arguments(out, texts, "--data", "nowhere.json"))
     assert "nowhere.json" in mistake(*arguments(out, tmp_path / "nowhere.json"))
+    assert f"{out} is not there, so that there is nothing to go on with" in mistake(*arguments(out, texts, "--resume"))
     assert f"output folder {full} is not empty and holds no sweep" in mistake(*arguments(full, texts, "--resume"))
     assert "is no writable folder" in mistake(*arguments(full / "thesis.txt" / "out", texts))
     assert not out.exists()  # no mistake leaves anything behind

@@ -224,6 +224,16 @@ def test_an_unfit_file_is_not_imported(tmp_path: Path, cache: Path, name: str, c
     assert not cache.exists() or not list(cache.iterdir())
 
 
+def test_a_file_is_not_replaced_by_one_that_has_less(tmp_path: Path, cache: Path) -> None:
+    whole, part = (write(tmp_path / f"{n}.json", [RECORD, {}][:n]) for n in (2, 1))
+    data.import_file("counterfact", whole)
+    with pytest.raises(EditlibError, match="1.json has 1 records, and counterfact is here with 2; remove .*, if that"):
+        data.import_file("counterfact", part)
+    assert data.fingerprint("counterfact") == data.fingerprint(whole)
+    (cache / "counterfact.json").write_text("[")  # damaged, and so nothing that would be lost
+    data.import_file("counterfact", part)
+
+
 def test_a_file_changed_after_its_import_is_found(cache: Path, tmp_path: Path) -> None:
     data.import_file("counterfact", write(tmp_path / "mine.json", [RECORD]))
     write(cache / "counterfact.json", ["One."])

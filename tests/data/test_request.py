@@ -59,6 +59,7 @@ def test_an_empty_true_target_is_none() -> None:
         ({"prompt": "Zen is in"}, r"prompt 'Zen is in' must hold {} once, where the subject goes: write '{} is in'"),
         ({"target_new": None}, "target_new None is no text"),
         ({"subject": 7}, "subject 7 is no text"),
+        ({"separator": 3}, "separator 3 is no text"),
         ({"target_new": "Hif\udcff"}, r"target_new 'Hif\\udcff' is no text"),
     ],
 )

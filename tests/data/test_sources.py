@@ -1,5 +1,6 @@
 """The published files editlib knows."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,13 @@ def test_it_is_told_how_to_get_a_file() -> None:
 def test_a_model_of_another_world_has_its_own_data_and_no_twin(usual: str, own: str | None) -> None:
     assert sources.own("smollm2-135m", usual) == own
     assert sources.own("testbed/control", usual) == sources.own(str(TESTBED / "anchored"), usual) == usual
+
+
+def test_a_testbed_model_of_another_world_is_not_given_this_ones_data(tmp_path: Path) -> None:
+    with pytest.raises(EditlibError, match="^testbed is about another world than that of testbed/belief; give data"):
+        sources.own("testbed/belief", "testbed")
+    assert sources.own("testbed/belief", "rome") == "rome"
+    recipe = json.loads((TESTBED / "anchored" / "card.json").read_text("utf-8"))["recipe"]
+    (tmp_path / "card.json").write_text(json.dumps({"recipe": recipe | {"seed": 2}}))
+    with pytest.raises(EditlibError, match="give data of its own world"):
+        sources.own(str(tmp_path), "testbed-ppl-50")

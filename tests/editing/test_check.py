@@ -17,6 +17,8 @@ from editlib.engine.perplexity import perplexity
 from editlib.engine.prefixes import prefix_contexts
 from editlib.engine.prefixes import test_prefixes as drawn
 from editlib.errors import EditlibError
+from editlib.measuring.risk import risk
+from editlib.measuring.scores import continuation, target_probability
 from editlib.models.language_model import LanguageModel
 from editlib.sweeps.sequential import sequence
 from editlib.sweeps.single import sweep
@@ -59,6 +61,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"corpus": ["Zen is located in Daslo today"] * 18},
         r"tokens for second moments, \d\.\d a",
     ),
+    "hyper-parameters that are none": ({"given": "layer=1"}, "^hparams 'layer=1' is no mapping; give {'layer': 5}"),
+    "an option among them": ({"given": {"method": "ft"}}, "^method is no hyper-parameter; leave it out of hparams$"),
+    "moments that are none": ({"stats": "c.safetensors"}, "^stats 'c.safetensors' are no second moments; read a file"),
+    "a corpus with no text": ({"corpus": ["Zen", 3]}, "^3 in the corpus is no text; give a list of texts"),
     "no editor": ({"method": "mend"}, "^there is no MEND editor"),
     "prompt too long": ({"request": LONG, "hparams": {"covariance": False}}, "takes at most 128; shorten it$"),
 }
@@ -68,6 +74,8 @@ def options_of(lm: LanguageModel, wrong: dict[str, Any]) -> dict[str, Any]:
     """Options of `compute`, with the hyper-parameters made first."""
     wrong = dict(wrong)
     method, flavour = wrong.pop("method", "rome"), wrong.pop("flavour", None)
+    if "given" in wrong:
+        return {"method": method, "hparams": wrong["given"]}
     params = hparams_for(lm, method, flavour=flavour, **wrong.pop("hparams", {}))
     return {"method": method, "hparams": params} | wrong
 
@@ -144,7 +152,7 @@ def test_a_folder_that_cannot_be_used_is_told_at_once(
     assert not passes
 
 
-@pytest.mark.parametrize("prefixes", [[], ["no place"], "{}"])
+@pytest.mark.parametrize("prefixes", [[], ["no place"], "{}", [3], 3])
 def test_a_bad_prefix_is_told_at_once(gpt2: LanguageModel, passes: list[int], prefixes: Any) -> None:
     case = {"prompt": "{} is located in", "subject": "Zen", "target_new": "Ostrel"}
     with pytest.raises(EditlibError, match=r"^prefixes must be a list of templates with one \{\} each"):
@@ -162,8 +170,16 @@ def test_hyperparameters_under_a_methods_name_are_what_it_stands_for(gpt2: Langu
         variants_of(gpt2, {"p-rome": RomeParams(layer=1, keys="prefixed")})
 
 
+NO_TEXT: Any = None
+REQUEST = EditRequest(prompt="{} is located in", subject="Zen", target_new="Ostrel")
 READINGS: dict[str, tuple[Callable[[LanguageModel], object], str]] = {
     "no texts": (lambda lm: perplexity(lm, []), "^no texts to measure perplexity on"),
+    "texts that are none": (lambda lm: perplexity(lm, NO_TEXT), "^texts None is no list; give a list of texts"),
+    "texts read but once": (lambda lm: perplexity(lm, iter(TEXTS)), "is no list; give a list of texts"),  # type: ignore[arg-type]
+    "nothing to go on from": (lambda lm: continuation(lm, NO_TEXT), "^text None is no text; give a string"),
+    "no target": (lambda lm: target_probability(lm, REQUEST, NO_TEXT), "^target None is no text with a token"),
+    "an empty target": (lambda lm: target_probability(lm, REQUEST, " "), "^target ' ' is no text with a token"),
+    "no requests": (lambda lm: risk(lm, []), "^no requests to look at; give at least one"),
     "a text too short": (lambda lm: perplexity(lm, [*TEXTS, "Zen"]), "^text 'Zen' has fewer than two tokens"),
     "a text too long": (lambda lm: perplexity(lm, ["Zen is located in Daslo " * 60]), "takes at most 128; shorten it$"),
     "windows with gaps": (lambda lm: perplexity(lm, TEXTS, stride=0), "^stride=0 is out of range"),

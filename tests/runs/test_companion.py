@@ -39,6 +39,9 @@ def test_nobody_and_a_folder_that_is_there_are_refused(tmp_path: Path, mistake: 
     assert "give --author NAME" in mistake("init", tmp_path / "new")
     assert "give --author NAME" in mistake("init", tmp_path / "new", "--author", " ")
     assert "exists already; choose another" in mistake("init", tmp_path, "--author", "Ada Lovelace")
+    named = ("init", tmp_path / "new", "--author", "Ada Lovelace")
+    assert "the title is empty; give --title TEXT" in mistake(*named, "--title", " ")
+    assert "license 'free for all' is no SPDX identifier" in mistake(*named, "--license", "free for all")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -49,7 +49,7 @@ def test_a_whole_run_is_published(empty: Path, profile: str) -> None:
         ({"files": {"index.ipynb": '{"metadata": {"papermill": {"exception": true}}}'}}, "its notebook failed"),
         ({"parameters": {"n": 3, "old": 1}}, "toy has no parameter 'old'"),
         ({"profile": "full", "git": {"commit": "c" * 40, "dirty": True}}, "changes that no commit holds"),
-        ({"profile": "full", "git": {"commit": None, "dirty": None}}, "changes that no commit holds"),
+        ({"profile": "full", "git": {"commit": None, "dirty": None}}, "make the project a git repository"),
         ({"inputs": INPUTS | {"models": {"a": DIGEST, "b": "main"}}}, "the revision of model 'b' is not known"),
         ({"inputs": INPUTS | {"models": {"b": ""}}}, "the revision of model 'b' is not known"),
         ({"files": {"data/large.bin": "x" * (LARGEST + 1)}}, "data/large.bin is larger than 5 MiB"),

@@ -415,7 +415,11 @@ def test_the_command_builds_a_set_offline(capsys: pytest.CaptureFixture[str], tm
 
 
 def test_the_command_tells_the_cost_before_it_asks(
-    endpoint: Endpoint, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    endpoint: Endpoint,
+    mistake: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     command = ["hardedit", "--model", "testbed/anchored", "--author", "openai", "--base-url", endpoint.url]
     command += ["-n", "1", "--out", str(tmp_path / "set"), "--calls", "1"]
@@ -426,6 +430,13 @@ def test_the_command_tells_the_cost_before_it_asks(
     assert endpoint.asked == [] and not (tmp_path / "set").exists()
     endpoint.says([HARD[0]])
     assert run_app([*command, "--yes"]) == 0 and "accepted" in capsys.readouterr().out
+    command[command.index(str(tmp_path / "set"))] = str(tmp_path / "none")
+    endpoint.says([HARD[0]])
+    assert run_app([*command, "--yes", "--collapse-ratio", "1e300"]) == 1
+    assert "no case collapses testbed/anchored; ask for more --calls" in capsys.readouterr().err
+    assert "--price-in is for --author openai" in mistake(
+        "hardedit", "--model", "testbed/anchored", "--out", tmp_path / "x", "--price-in", 1
+    )
 
 
 def test_facts_are_asked_in_other_words_and_for_other_answers_than_their_cases() -> None:

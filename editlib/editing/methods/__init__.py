@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, overload
@@ -249,7 +249,11 @@ def compute(
     Raises `EditlibError` as `hparams_for` and `check` do, before the model is run.
     """
     chosen = _named(method)
+    if hparams is not None and not (isinstance(hparams, Mapping) or is_dataclass(hparams)):
+        raise EditlibError(f"hparams {hparams!r} is no mapping; give {{'layer': 5}}, or what hparams_for gives")
     given = dict[str, Any](hparams if isinstance(hparams, Mapping) else vars(hparams) if hparams else {})
+    if own := given.keys() & {"lm", "method", "flavour", "preset"}:
+        raise EditlibError(f"{min(own)} is no hyper-parameter; leave it out of hparams")
     if guard not in GUARDS:
         raise unknown("guard", guard, GUARDS)
     variant = Variant(chosen, hparams_for(lm, chosen, **_less_defaults(chosen, given)))
@@ -312,11 +316,11 @@ def read_preset(path: Path) -> Settings:
     Raises `EditlibError` if it is missing or damaged, or holds an unknown name.
     """
     try:
-        settings: Settings = json.loads(path.read_text("utf-8"))
-        named = {method: list(values) for method, values in settings.items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise EditlibError(f'preset {path} cannot be read: {error}; write {{"rome": {{"layer": 5}}}}') from error
-    for method, names in named.items():
+        settings: Settings = TypeAdapter(Settings).validate_json(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        reason = "it is no object of objects" if isinstance(error, ValidationError) else error
+        raise EditlibError(f'preset {path} cannot be read: {reason}; write {{"rome": {{"layer": 5}}}}') from error
+    for method, names in settings.items():
         try:
             known = sorted(field.name for field in fields(_named(method).hparams))
         except EditlibError as error:
