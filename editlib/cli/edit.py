@@ -100,10 +100,11 @@ def edit(
     measured, source = texts_for(model, texts), texts_of(corpus)
     named = {"layer": layer, "covariance": covariance}
     options = {name: value for name, value in named.items() if value is not None}
-    if twice := options.keys() & (given_too := values(hparam)).keys():
+    by_name = values(hparam)
+    if twice := options.keys() & by_name.keys():
         name = min(twice)
         raise EditlibError(f"{name} is given twice, by --{name} and by -p {name}; leave one of them out")
-    options |= given_too
+    options |= by_name
 
     from editlib.editing import methods
     from editlib.editing import stats as moments

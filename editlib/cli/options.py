@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -274,10 +275,10 @@ def hush() -> None:
 def check_apart(*outputs: Path | None) -> None:
     """Refuse outputs that exist or cannot be made, or of which one would be another or lie in it."""
     given = [path for path in outputs if path is not None]
-    for number, path in enumerate(given):
+    for path in given:
         check_new(path)
-        others = given[:number] + given[number + 1 :]
-        if any(other.resolve() in (path.resolve(), *path.resolve().parents) for other in others):
+    for path, other in permutations(given, 2):
+        if other.resolve() in (path.resolve(), *path.resolve().parents):
             raise EditlibError(f"output {path} is, or is in, another output; give each a place of its own")
 
 

@@ -121,8 +121,8 @@ def own(model: str, usual: str) -> str | None:
     Raises `EditlibError` for a model of the testbed that knows another world than what ships is about."""
     folder = locate(model)
     if folder is not None and is_testbed(folder):
-        recipe = json.loads((folder / "card.json").read_text("utf-8"))["recipe"]
-        if usual.split(",")[0] in IN_PLACE_OF and (recipe.get("prose", "testbed") != "testbed" or recipe["seed"]):
+        recipe = json.loads((folder / "card.json").read_text("utf-8")).get("recipe", {})
+        if usual.split(",")[0] in IN_PLACE_OF and (recipe.get("prose", "testbed") != "testbed" or recipe.get("seed")):
             raise EditlibError(f"{usual} is about another world than that of {model}; give data of its own world")
         return usual
     if usual in testbed_names():

@@ -108,6 +108,7 @@ def test_edit_takes_a_lineages_settings_and_single_ones(model: Path, capsys: pyt
     for mistake, said in (
         (["--flavour", "sour"], "flavour 'sour' is unknown"),
         (["-p", "step", "2"], "hyper-parameter 'step' is unknown"),
+        (["--layer", "1", "-p", "layer", "0"], "layer is given twice, by --layer and by -p layer"),
         (["-p", "method", "ft"], "-p method is no hyper-parameter; give --method"),
         (["--method", "memit", "-p", "layers", "[5]"], "layer 5 is out of range"),
         (["--method", "ft", "--no-covariance"], "ft's hyper-parameter 'covariance' is unknown; use one of layer"),
