@@ -24,9 +24,9 @@
 # **Question.** Of the methods made since so that edits do not break a model, which keep it whole, and which keep the edits?
 #
 # A case is *hard* if one ROME edit of the unedited model collapses it: perplexity at least `collapse_ratio` times unedited.
-# Normal cases are drawn from the others. Every method edits the same cases in three ways: each *alone*, from the unedited
-# model; *one by one*, each edit made in the model that the earlier ones left, in several orders; and, where it takes several
-# requests, all of them *at once*.
+# Normal cases are drawn from the others, less those whose subject is one token at the start. Every method edits the same
+# cases in three ways: each *alone*, from the unedited model; *one by one*, each edit made in the model that the earlier ones
+# left, in several orders; and, where it takes several requests, all of them *at once*.
 #
 # A filter stands behind the name of the method whose updates go through it: `rome+rect`. Second moments, prefix contexts and
 # hyper-parameters are the model's presets for all methods; none was tuned on these cases. LocFT-BF is made for edits at
@@ -88,13 +88,15 @@ found = el.sweep(
     **resumed("search"),
 )  # fmt: skip
 kinds = contrast.groups(found, "rome", collapse_ratio=collapse_ratio)
+first = found.set_index("case_id")["kind"] == plot.KINDS[0]
+kinds = kinds[(kinds == contrast.COLLAPSE) | ~first[kinds.index]]
 members = {
     group: [case for case in searched if kinds.get(case.case_id) == kind]
     for group, kind in zip(GROUPS, contrast.GROUPS, strict=True)
 }
 sizes = {group: min(n, len(of_group)) for group, of_group in members.items()}
 Markdown(
-    f"One ROME edit each of {len(searched)} cases: {len(members[HARD])} collapse `{model}`, {len(members[NORMAL])} do not. "
+    f"One ROME edit each of {len(searched)} cases: {len(members[HARD])} collapse `{model}`, {len(members[NORMAL])} are normal. "
     f"{len(variants)} methods edit it"
     + "".join(
         f"; left out, since they cannot: {', '.join(left)}"
