@@ -25,7 +25,7 @@
 #
 # Published layers were found by causal tracing on other models, and where tracing points is not where editing works best.
 # So every method here edits the same *normal* cases at several layers (their subject is not one token at the start of the
-# prompt), and the layer with the best score is taken. The score is ROME's: the harmonic mean of efficacy, generalization and
+# prompt), and the layer with the best score is taken; of a method that edits several layers, it is the last of them. The score is ROME's: the harmonic mean of efficacy, generalization and
 # locality, all by the protocol `es`, in which one target is likelier than another {cite}`meng2022locating`. Rule, fixed before any run: the highest score wins; among layers within 0.02 of it, the highest one does, since edits
 # there cost least.
 #
@@ -39,7 +39,7 @@ cases: str = "testbed"  # edit cases: a name or a file
 split: str | None = None  # the cases of one split only; none for all
 texts: str = "testbed-ppl-50"  # texts that perplexity is measured on
 corpus: str | None = None  # texts for the second moments: a name or a file; none for text of the model's own
-methods: str = "rome,c-rome"  # methods that edit one layer, with commas between
+methods: str = "rome,c-rome"  # with commas between
 layers: str = "1,2,3"  # layers to compare, with commas between
 n: int = 4  # normal cases drawn
 first: int = 2  # cases drawn whose subject is one token at the start of the prompt
@@ -55,6 +55,7 @@ import editlib as el
 from editlib import data, plot
 from editlib.measuring import contrast, statistics
 from editlib.runs.recording import record
+from editlib.runs.resuming import resumed
 from editlib.sweeps import setup
 
 plot.theme()
@@ -65,7 +66,9 @@ variants = {
     f"{name}, layer {layer}": setup.hparams(lm, name, int(layer)) for name in names for layer in layers.split(",")
 }
 moments = setup.moments(lm, variants.values(), corpus)
-frame = el.sweep(lm, chosen, methods=variants, texts=data.texts(texts), stats=moments, progress=False)
+frame = el.sweep(
+    lm, chosen, methods=variants, texts=data.texts(texts), stats=moments, progress=False, **resumed("edits")
+)
 frame[["name", "layer"]] = frame["method"].str.split(", layer ", expand=True)
 frame["layer"] = frame["layer"].astype(int)
 frame["group"] = np.where(frame["kind"] == plot.KINDS[0], "one token at the start", "normal")
