@@ -166,7 +166,7 @@ def sequential(run: Manifest) -> Numbers:
     for (group, method), rows in cases[cases["measured"]].groupby(["group", "method"]):
         name = f"{group.split()[0]}_{method.replace('-', '_')}"
         last = rows.sort_values("step").groupby("repeat")["perplexity_ratio"].last()
-        found[f"last_ratio_{name}"] = float(last.median())
+        found[f"last_ratio_{name}"] = float(last.quantile(0.5, interpolation="nearest"))
         over = rows.loc[~(rows["perplexity_ratio"] < TIMES), "step"]
         found |= {f"first_{name}": float(over.min())} if len(over) else {}
         found[f"max_ratio_{name}"] = float(rows["perplexity_ratio"].max())

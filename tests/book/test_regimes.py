@@ -1,6 +1,5 @@
 """What the page on causes says of layers and of what keys foretell there is what the table of the run says."""
 
-import numpy as np
 import pandas as pd
 import pytest
 from books import published, run_of, table_cells
@@ -188,18 +187,34 @@ def test_on_counterfact_only_rome_collapses_it_and_on_zsre_nothing_does() -> Non
     assert ratios[~(first & cases["method"].eq("rome"))].max() < 1.1  # which the page says of them
 
 
-def test_normal_cases_of_the_long_sequence_are_harmless_alone_and_not_in_a_row() -> None:
+def test_normal_cases_of_the_long_sequences_are_harmless_alone_and_not_in_a_row() -> None:
     cases = pd.read_parquet(run_of("sequential", "smollm2-135m").folder / "data/cases.parquet")
-    rome = cases[(cases["group"] == "normal cases") & (cases["method"] == "rome") & (cases["step"] > 0)]
-    pilot = pd.read_parquet(run_of("pilot", "smollm2-135m", wording=True).folder / "data/cases.parquet")
-    alone = pilot[pilot["method"] == "rome, C left out"].set_index("case_id").loc[rome["case_id"], "perplexity_ratio"]
-    change = (rome["delta_norm"] / rome["weight_norm"]).to_numpy()
-    assert not (rome["kind"] == "one token, first").any() and rome["step"].tolist() == list(range(1, 51))
+    cases = cases[cases["step"] > 0]
+    by_sample = {key: rows for key, rows in cases[cases["method"] == "rome"].groupby(["group", "repeat"])}
+    shared = {
+        group: len({*by_sample[f"{group} cases", 0]["case_id"]} & {*by_sample[f"{group} cases", 1]["case_id"]})
+        for group in ("normal", "hard")
+    }
     text = (ROOT / "book/butterfly-effect.md").read_text("utf-8")
-    assert f"more than {alone.max():.2f} times alone, half of them to no more than {alone.median():.3f}," in text
-    assert f"changes the weight by {np.median(change):.3f} of its norm".replace("0.", ".") in text
-    assert change.argmax() == alone.to_numpy().argmax() == 6  # the seventh
-    assert f"the seventh, by {change.max():.2f}, and is the one of {alone.max():.2f} times" in text
+    assert "{normal} are in both samples, of the hard ones {hard}.".format(**shared) in text
+    rome = pd.concat([by_sample["normal cases", repeat] for repeat in (0, 1)]).set_index("repeat")
+    assert not (rome["kind"] == "one token, first").any()
+    pilot = pd.read_parquet(run_of("pilot", "smollm2-135m", wording=True).folder / "data/cases.parquet")
+    ratio = pilot[pilot["method"] == "rome, C left out"].set_index("case_id")["perplexity_ratio"]
+    alone = rome["case_id"].map(ratio)
+    half = max(alone[repeat].median() for repeat in (0, 1))
+    assert f"more than {alone.max():.2f} times alone, half of them to no more than {half:.3f}," in text
+    assert [alone[repeat].to_numpy().argmax() + 1 for repeat in (0, 1)] == [7, 42]
+    assert f"the case of {alone.max():.2f} times is the seventh in one sample and the 42nd, after the collapse," in text
+    after_20 = rome.loc[rome["step"] == 20, "perplexity_ratio"]
+    assert "to {:.1f} and {:.1f} times unedited after 20,".format(*after_20) in text
+    over = cases[cases["measured"] & ~(cases["perplexity_ratio"] < 5)]
+    first = over.groupby(["method", "group", "repeat"])["step"].min()
+    assert first["rome", "hard cases"].tolist() == [5, 5]
+    later, sooner = first["rome", "normal cases"]
+    assert sooner < 42 and f"after {sooner} edits in one sample and {later} in the other" in text
+    hard, normal = (sorted(first["mend", f"{group} cases"]) for group in ("hard", "normal"))
+    assert "after {} and {} hard and {} and {} normal edits".format(*hard, *normal) in text
     rest = cases[~cases["method"].isin(["rome", "mend"])]
     worst = rest.loc[rest["perplexity_ratio"].idxmax()]
     assert (worst["method"], worst["group"]) == ("ft", "normal cases")  # whose highest the page gives for all
