@@ -42,6 +42,10 @@ class AlphaEdit(MemitSeq):
     name, hparams = "alphaedit", AlphaEditParams
     paper, equation = "Fang et al. 2025, AlphaEdit", "released code, AlphaEdit_main.py"
 
+    def marked(self, params: AlphaEditParams) -> str:
+        """The method and its P, which past keys are projected by."""
+        return f"{self.name} with nullspace_threshold={params.nullspace_threshold:g} ({params.threshold_unit})"
+
     def prior(self, session: "Session", layer: int, params: AlphaEditParams) -> Prior:
         """C₀ = L₂ I in the range of P; raises `EditlibError` where that is nothing."""
         return Prior(weight=params.ridge, basis=self.basis(session, layer, params))

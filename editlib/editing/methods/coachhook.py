@@ -24,6 +24,7 @@ from editlib.editing.methods.memit import Memit
 from editlib.editing.methods.memory import as_it_was
 from editlib.editing.methods.overlaid import earlier, overlaid
 from editlib.editing.methods.remembering import MemitSeq, MemitSeqParams
+from editlib.editing.overlays import tensor_of
 from editlib.editing.overlays.validated import Validated, z_scores
 from editlib.editing.stats import FirstPosition
 from editlib.engine.values import ValueParams
@@ -70,9 +71,11 @@ class CoachHook(Method):
         before = earlier(lm, state, self, Validated)
         if before and before.modules != names:
             raise EditlibError(f"this state is of layers {before.modules}, not {names}; begin with state=None")
-        past = {key: kept for key, kept in (state or {}).items() if not key.startswith(("overlay", "method"))} or None
+        inner = MemitSeq()
+        past = {key: kept for key, kept in (state or {}).items() if not key.startswith("overlay")}
+        past |= {"method": tensor_of(inner.marked(params))}
         with as_it_was(session, _shadows(lm, before)):
-            made, memory = MemitSeq().solve(session, requests, params, past)
+            made, memory = inner.solve(session, requests, params, past if state else None)
         lefts, rights = list[Tensor](), list[Tensor]()
         for i, name in enumerate(names):
             change = made.changes[f"{name}.weight"]

@@ -31,6 +31,10 @@ class InContext(Method):
         """The memory before any edit."""
         return Fronts((), embedded_texts(session.lm, []))
 
+    def taught(self, session: "Session", memory: Fronts, params: Any) -> Fronts:
+        """The memory with what it chooses by, once it has all entries."""
+        return memory
+
     def front(self, session: "Session", request: EditRequest, params: Any) -> str:
         """What stands before a text that takes a request."""
         raise NotImplementedError
@@ -49,6 +53,7 @@ class InContext(Method):
             front = self.front(session, request, params)
             lengths.append(_fitting(lm, front, request))
             memory = put(lm, memory, note_of(request), front)
+        memory = self.taught(session, memory, params)
         numbers = {"entries": len(memory.fronts), "front_tokens": lengths}
         return overlaid(session, self, requests, params, memory, numbers)
 
@@ -101,8 +106,3 @@ def known_cases(session: "Session", name: str) -> list[Case]:
         return data.of_split(pool, "tune") if any(case.split for case in pool) else pool
 
     return session.file(("cases", where), read)
-
-
-def other_cases(session: "Session", name: str, request: EditRequest) -> list[Case]:
-    """Those about other subjects than a request's."""
-    return [case for case in known_cases(session, name) if case.request.subject != request.subject]

@@ -42,7 +42,7 @@ class D4s(Memit):
         """From the present weights to those of all edits up to now; errors as for MEMIT, and for a state of another
         model."""
         lm, names = session.lm, {layer: f"{session.lm.layout.name(layer)}.weight" for layer in params.layers}
-        kept = remembered(lm, state, [f"{kind}|{layer}" for kind in ("A", "B", "weight") for layer in names])
+        kept = remembered(lm, state, self.name, [f"{kind}|{layer}" for kind in ("A", "B", "weight") for layer in names])
         current = {name: lm.weight(layer).detach().clone() for layer, name in names.items()}
         begun = {name: kept.setdefault(f"weight|{layer}", current[name]) for layer, name in names.items()}
         session.load_moments(params.layers)

@@ -3,9 +3,10 @@
     v = v0 + δ,    v* = a v / ‖v‖;    v* = v0, so that the edit is left out, where ‖v‖ > 2 a
 
 v0 is what the last layer's down-projection puts out at the subject, δ what the search for z adds. The anchor a is the
-mean of ‖v‖ over other requests, the longest twentieth left out. The released code measures it on 1,000 requests in
-whatever model it meets first; here it is measured before the first edit, on fewer, and goes on in the state. How many
-requests of an edit were left out is in its diagnostics: the released code counts them as made.
+mean of ‖v‖ over requests of its own, the longest twentieth left out (some are edited themselves where no split is kept
+for that, as on the testbed). The released code measures it on 1,000 requests in whatever model it meets first; here it
+is measured before the first edit, on fewer, and goes on in the state. How many requests of an edit were left out is in
+its diagnostics: the released code counts them as made.
 """
 
 from collections.abc import Sequence
@@ -59,7 +60,7 @@ class Nas(AlphaEdit):
         return edit, {**kept, "anchor": torch.tensor(length, dtype=torch.float64)}
 
     def measured(self, session: "Session", params: NasParams) -> float:
-        """The anchor: the mean of ‖v0 + δ‖ over other requests, the longest left out. δ stay in the user's cache."""
+        """The anchor: the mean of ‖v0 + δ‖ over its requests, the longest left out. δ stay in the user's cache."""
         from editlib.editing.session import Session
 
         requests = [case.request for case in known_cases(session, params.cases)][: params.anchor_requests]

@@ -7,9 +7,8 @@ from editlib.data.request import EditRequest
 from editlib.editing.edit import Edit
 from editlib.editing.method import Method, State
 from editlib.editing.methods.memory import remembered
-from editlib.editing.overlays import packed, tensor_of, text_of, unpacked
+from editlib.editing.overlays import packed, unpacked
 from editlib.editing.overlays.overlay import Overlay
-from editlib.errors import EditlibError
 from editlib.models.language_model import LanguageModel
 
 if TYPE_CHECKING:
@@ -21,12 +20,9 @@ Kind = TypeVar("Kind", bound=Overlay)
 def earlier(lm: LanguageModel, state: State | None, method: Method, kind: type[Kind]) -> Kind | None:
     """The overlay that a method left in a state; None at first. Raises `EditlibError` for a state of another model or
     method."""
-    kept = remembered(lm, state, ["overlay", "method"])
+    kept = remembered(lm, state, method.name, ["overlay"])
     if state is None:
         return None
-    name = text_of(kept["method"])
-    if name != method.name:
-        raise EditlibError(f"this state was left by {name}, not {method.name}; begin with state=None")
     overlay = unpacked(kept)
     assert isinstance(overlay, kind)  # that of the method
     return overlay
@@ -43,4 +39,4 @@ def overlaid(
     """The edit that an overlay is, and the state it leaves."""
     said = {"steps": 0, "losses": []} | dict(numbers)
     edit = session.edit(method, requests, params, {}, said, overlay)
-    return edit, remembered(session.lm, None, ()) | packed(overlay) | {"method": tensor_of(method.name)}
+    return edit, remembered(session.lm, None, method.name) | packed(overlay)

@@ -71,14 +71,19 @@ class MemitSeq(Memit):
     hparams: type[Any] = MemitSeqParams
     paper, equation = "Fang et al. 2025, AlphaEdit", "released code, memit_seq_main.py"
 
+    def marked(self, params: Any) -> str:
+        """What its states are left by, and can be gone on with alone."""
+        return self.name
+
     def solve(
         self, session: "Session", requests: Sequence[EditRequest], params: Any, state: State | None = None
     ) -> tuple[Edit, State]:
         """Δ of every layer, and the sum of K Kᵀ of each up to now; errors as for MEMIT, and for a state of another
-        model."""
+        model or method."""
         lm, names = session.lm, {layer: f"{session.lm.layout.name(layer)}.weight" for layer in params.layers}
         current = {layer: lm.weight(layer).detach().clone() for layer in names if params.frozen}
-        kept = remembered(lm, state, [*(f"past|{layer}" for layer in names), *(f"weight|{layer}" for layer in current)])
+        needed = [*(f"past|{layer}" for layer in names), *(f"weight|{layer}" for layer in current)]
+        kept = remembered(lm, state, self.marked(params), needed)
         past = {layer: kept[f"past|{layer}"] for layer in names if state is not None}
         begun = {layer: kept.setdefault(f"weight|{layer}", weight) for layer, weight in current.items()}
         moved = {layer: weight.double() - begun[layer].double() for layer, weight in current.items()}

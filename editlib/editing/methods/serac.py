@@ -51,11 +51,14 @@ class Serac(InContext):
         """Raise `EditlibError` if the cases are not there; their sha256."""
         return {"cases_sha256": data.fingerprint(source(lm, params.cases))}
 
-    def begin(self, session: "Session", params: SeracParams) -> Fronts:
-        """No edit, and the classifier."""
+    def taught(self, session: "Session", memory: Fronts, params: SeracParams) -> Fronts:
+        """The classifier, taught without the cases about an edited subject: it is to know scopes, not these facts."""
+        edited = {subject for subject, *_ in memory.notes}
         pool = known_cases(session, params.cases)
-        metric: Tensor = session.once(("scope", params), lambda: scope(session.lm, pool, params))
-        return replace(super().begin(session, params), metric=metric, least=params.threshold)
+        left = [case for case in pool if case.request.subject not in edited]
+        of = None if len(left) == len(pool) else frozenset(edited)  # else one for all
+        metric: Tensor = session.once(("scope", params, of), lambda: scope(session.lm, left, params))
+        return replace(memory, metric=metric, least=params.threshold)
 
     def front(self, session: "Session", request: EditRequest, params: SeracParams) -> str:
         """The edit as a sentence."""

@@ -15,7 +15,7 @@ from editlib.cli import run_app
 from editlib.data.datasets import Case
 from editlib.data.request import EditRequest
 from editlib.editing.edit import Edit
-from editlib.editing.methods import METHODS, compute, hparams_for
+from editlib.editing.methods import METHODS, compute, hparams_for, serac
 from editlib.editing.methods.serac import SeracParams, scope
 from editlib.editing.methods.skeme import read_triples
 from editlib.editing.overlays import packed, unpacked
@@ -267,6 +267,26 @@ def test_serac_learns_what_is_in_scope() -> None:
             fired[steps, kind] = float(((-distance).exp() > 0.5).double().mean())
     gap = {steps: fired[steps, "paraphrase_prompts"] - fired[steps, "neighborhood_prompts"] for steps in (0, 100)}
     assert gap[100] > 0.4 and gap[100] > gap[0] + 0.2
+
+
+def test_serac_is_not_taught_by_cases_about_what_is_edited(
+    lm: LanguageModel, own_cases: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor goes on with what it learnt from them before."""
+    taught = list[set[str]]()
+    monkeypatch.setattr(serac, "scope", lambda lm, cases, params: (taught.append({c.request.subject for c in cases}),
+                                                                    scope(lm, cases, params))[1])  # fmt: skip
+    session, params = Session(lm), hparams_for(lm, "serac", **FEW["serac"])
+    asked = [REQUESTS[0], *(replace(REQUESTS[0], subject=subject) for subject in ("Marend", "Ostrel"))]
+    state, metrics = None, list[torch.Tensor]()
+    for request in asked:
+        edit, state = METHODS["serac"].solve(session, [request], params, state)
+        assert isinstance(edit.overlay, Fronts) and edit.overlay.metric is not None
+        metrics.append(edit.overlay.metric)
+    assert taught == [{"Marend", "Triskel Uvo", "Ostrel"}, {"Triskel Uvo", "Ostrel"}, {"Triskel Uvo"}]
+    fresh = METHODS["serac"].solve(Session(lm), asked, params)[0].overlay
+    assert isinstance(fresh, Fronts) and fresh.metric is not None and torch.equal(fresh.metric, metrics[-1])
+    assert not torch.equal(metrics[0], metrics[1])
 
 
 def test_skeme_looks_up_its_store(lm: LanguageModel, tmp_path: Path) -> None:

@@ -196,6 +196,19 @@ def test_a_state_of_another_model_or_setting_is_one_line(
             METHODS[name].solve(Session(gpt2, stats=here), REQUESTS[1:], params_of(gpt2, name, layers=[2]), state)
 
 
+def test_a_state_of_another_method_or_projection_is_one_line(lm: LanguageModel, moments: Stats) -> None:
+    """Their states have the same names: sums of keys, projected in one and not in the other."""
+    alphaedit = params_of(lm, "alphaedit")
+    _, plain = in_turn(lm, moments, "memit-seq", [REQUESTS[:1]], params_of(lm, "memit-seq"))
+    _, projected = in_turn(lm, moments, "alphaedit", [REQUESTS[:1]], alphaedit)
+    for state, params, said in (
+        (plain, alphaedit, r"^this state was left by memit-seq, not alphaedit with nullspace_threshold=0.8 \(share\)"),
+        (projected, replace(alphaedit, nullspace_threshold=0.5), "^this state was left by alphaedit with .*=0.8 "),
+    ):
+        with pytest.raises(EditlibError, match=said):
+            METHODS["alphaedit"].solve(Session(lm, stats=moments), REQUESTS[1:], params, state)
+
+
 def test_mistakes_are_one_line(lm: LanguageModel, moments: Stats) -> None:
     with pytest.raises(EditlibError, match=r"^frozen=True is for one layer, not for \(0, 1\); give layers=\[1\]$"):
         hparams_for(lm, "encore", frozen=True)

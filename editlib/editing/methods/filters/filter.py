@@ -91,7 +91,7 @@ class Filtered(Method):
         own = f"{self.filter.name}|"
         kept = {key.removeprefix(own): tensor for key, tensor in (state or {}).items() if key.startswith(own)}
         rest = {key: tensor for key, tensor in (state or {}).items() if not key.startswith(own)} or None
-        kept = remembered(session.lm, kept or None, ()) if self.filter.remembers else {}
+        kept = remembered(session.lm, kept or None, self.filter.name) if self.filter.remembers else {}
         plain = self.inner.hparams(**{field.name: getattr(params, field.name) for field in fields(self.inner.hparams)})
         with self.filter.standing(session, kept):
             edit, left = self.inner.solve(session, requests, plain, rest)
