@@ -110,12 +110,13 @@ Markdown(
 # ## Alone
 #
 # Shares of edits that collapse the model with Wilson's 95 % interval, scores by `em_tf` with 95 % bootstrap intervals over the
-# cases (2,000 resamples). That ROME collapses all hard cases and no normal one is how they were chosen.
+# cases (2,000 resamples; here and below, a case that is edited in several orders counts once, with its mean). That ROME collapses all hard cases and no normal one is how they were chosen.
 
 
 # %% tags=["hide-input"]
 def mean(values: pd.Series) -> statistics.Interval:
-    return statistics.bootstrap(np.mean, values.dropna(), seed=seed)
+    """Over cases, which are the index."""
+    return statistics.bootstrap(np.mean, values.dropna().groupby(level=0).mean(), seed=seed)
 
 
 chosen = {group: of_group[:alone] for group, of_group in members.items()}
@@ -128,7 +129,7 @@ single["collapsed"] = statistics.collapsed(single["perplexity_ratio"], collapse_
 single.to_parquet("data/alone.parquet")
 done = single[single["error"].isna()]
 TRIO = ["efficacy_em_tf", "generalization_em_tf", "locality_em_tf"]
-by_method = done.groupby(["method", "group"], sort=False)
+by_method = done.set_index("case_id").groupby(["method", "group"], sort=False)
 shares = by_method["collapsed"].agg(lambda hits: statistics.share(int(hits.sum()), len(hits)))
 costs = by_method[TRIO].agg(mean).rename(columns=lambda name: name.removesuffix("_em_tf"))
 costs.insert(0, "collapse", shares)
@@ -149,9 +150,9 @@ Markdown(
 
 # %% tags=["hide-input"]
 def ask(method: str) -> None:
-    """Locality of all cases and, of the first sample, tasks, while the model has all edits."""
-    if wanted and repeat == 0:
-        done_tasks.append(evaluate(lm, wanted, limit=limit).assign(group=group, method=method))
+    """Scores of all cases, and tasks, while the model has all edits."""
+    if wanted:
+        done_tasks.append(evaluate(lm, wanted, limit=limit).assign(group=group, repeat=repeat, method=method))
     for case, old in zip(sample, before, strict=True):
         said = scores.score(case, old, scores.read(lm, old.prompts))
         asked.append({"group": group, "repeat": repeat, "method": method, "case_id": case.case_id, **said})
@@ -214,7 +215,8 @@ Markdown(
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Four panels with a row for each method: the share of hard and of normal cases whose single edit collapses the model; the edit after which sequences have collapsed it, or never; efficacy and locality after the last edit."}}
 left = (
-    after.groupby(["method", "group"], sort=False)[TRIO]
+    after.set_index("case_id")
+    .groupby(["method", "group"], sort=False)[TRIO]
     .agg(mean)
     .rename(columns=lambda name: name.removesuffix("_em_tf"))
 )
@@ -226,15 +228,15 @@ figure.savefig("figures/remedies.png")
 
 
 # %% tags=["hide-input"]
-def span(values: pd.Series) -> str:
-    """Median and range; never is after all."""
+def span(values: pd.Series, form: str = "{:,.0f}") -> str:
+    """Median and range over the orders; never is after all."""
     found = [values.fillna(np.inf).quantile(q, interpolation="nearest") for q in (0, 0.5, 1)]
-    low, middle, high = ("never" if np.isinf(value) else f"{value:,.0f}" for value in found)
+    low, middle, high = ("never" if np.isinf(value) else form.format(value) for value in found)
     return middle if low == high else f"{middle} ({low} to {high})"
 
 
 rows = {}
-of_steps = made[made["error"].isna()]
+of_steps = made[made["error"].isna()].set_index("case_id")
 for (method, group), cell in left.iterrows():
     these = of_steps[(of_steps["method"] == method) & (of_steps["group"] == group)]
     rows[method, group] = {
@@ -253,8 +255,8 @@ pd.DataFrame(rows).T.rename_axis(["method", "group"])
 # At once: one edit of all the cases of a sample, for the methods that take several requests.
 
 # %% tags=["hide-input"]
-batches = batches.reindex(columns=sorted({*batches.columns, "error", "perplexity_ratio", *TRIO}))
-of_batches = batches.groupby(["method", "group"], sort=False)
+batches = batches.reindex(columns=sorted({*batches.columns, "case_id", "error", "perplexity_ratio", *TRIO}))
+of_batches = batches.set_index("case_id").groupby(["method", "group"], sort=False)
 pd.DataFrame(
     {
         "edits": of_batches.apply(lambda rows: rows["repeat"].nunique(), include_groups=False),
@@ -268,9 +270,10 @@ pd.DataFrame(
 if wanted:
     results = pd.concat(done_tasks, ignore_index=True)
     results.to_parquet("data/tasks.parquet")
-    ability = results.groupby(["method", "group"], sort=False)["value"].mean().unstack()
-    ability.loc["unedited"], ability.loc["chance"] = level["value"].mean(), level["chance"].mean()
-    display(ability.rename_axis(columns="mean over the tasks, after the last edit").style.format("{:.2f}"))
+    by_order = results.groupby(["method", "group", "repeat"], sort=False)["value"].mean()
+    ability = by_order.groupby(["method", "group"], sort=False).agg(lambda means: span(means, "{:.2f}")).unstack()
+    ability.loc["unedited"], ability.loc["chance"] = (f"{level[name].mean():.2f}" for name in ("value", "chance"))
+    display(ability.rename_axis(columns="mean over the tasks, after the last edit"))
 
 # %% [markdown]
 # ## Does what is claimed for them hold here?
@@ -285,7 +288,7 @@ if wanted:
 # - *at once*: efficacy at once is higher than the base method's, one by one, after the last edit;
 # - *harmless*: no edit, and no sequence at any measurement, collapses the model.
 #
-# Differences are paired by case, and decided by their 95 % bootstrap interval: *open* is one that reaches over the bound, and
+# Differences are paired by case and order, and decided by the 95 % bootstrap interval of their mean over cases: *open* is one that reaches over the bound, and
 # *later* where the base method collapses nothing. A claim holds if all its tests do, and fails if one fails. That an edit which
 # writes no weight is harmless is close to how it is made: it can change ordinary text only where it speaks.
 
@@ -321,9 +324,7 @@ alone_normal = done[done["group"] == NORMAL].assign(repeat=0)
 def better(mine: pd.DataFrame, base: pd.DataFrame, score: str, bound: float = 0.0) -> str:
     """Whether a score is higher than the base method's on the same cases, by more than `bound`."""
     both = mine[[*SAME, score]].merge(base[[*SAME, score]], on=SAME).dropna()
-    gap = statistics.bootstrap(
-        lambda a, b: float((a - b).mean()), both[f"{score}_x"], both[f"{score}_y"], paired=True, seed=seed
-    )
+    gap = mean((both[f"{score}_x"] - both[f"{score}_y"]).set_axis(both["case_id"]))
     return "yes" if gap.low > bound else "no" if gap.high < bound else "open"
 
 
