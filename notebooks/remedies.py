@@ -14,8 +14,8 @@
 #     models: [model]
 #     data: [cases, texts, corpus]
 #     profiles:
-#       quick: {methods: "rome,rome+rect,memit,grace", n: 2, alone: 2, pool: 8, limit: 10}
-#       full: {n: 60, alone: 60, pool: 300, repeats: 3, every: 5, limit: 200}
+#       quick: {methods: "rome,rome+rect,memit,grace", n: 2, alone: 2, pool: 8, hooked: "2", limit: 10}
+#       full: {n: 60, alone: 60, pool: 300, repeats: 3, every: 5, hooked: "2", limit: 200}
 # ---
 
 # %% [markdown]
@@ -51,6 +51,7 @@ repeats: int = 1  # samples of cases, each in an order of its own
 every: int = 2  # edits between measurements
 seed: int = 0  # of samples and orders
 collapse_ratio: float = 5.0  # times unedited
+hooked: str | None = None  # last layers at which CoachHooK is looked at, with commas between; none for none
 tasks: str | None = "testbed-choice,testbed-cloze,testbed-qa"  # downstream tasks, with commas between; none for none
 limit: int = 50  # questions of each task
 
@@ -276,6 +277,41 @@ if wanted:
     display(ability.rename_axis(columns="mean over the tasks, after the last edit"))
 
 # %% [markdown]
+# ## What CoachHooK does about position 0
+#
+# CoachHooK keeps its change in a shadow weight, which speaks at tokens whose change stands out by its z-score. Many models
+# have a key at position 0 that is far longer than others; there the change may be largest whatever is edited. All normal
+# cases that were edited alone are edited at once, at each of the layers in `hooked`, with position 0 among the tokens
+# (*keep*, as published) and left out of them (*drop*). Medians over the prompts: z of the subject's last token and of position
+# 0, and how many times larger the change is at position 0 than at the median token; the threshold that is left of 2.2; and
+# efficacy by `em_tf` with its 95 % bootstrap interval over the cases.
+
+# %% tags=["hide-input"]
+looked = {
+    (layer, first_position): setup.hparams(lm, "coachhook", int(layer), first_position=first_position)
+    for layer in filter(None, (hooked or "").split(","))
+    for first_position in ("keep", "drop")
+}
+hooks, asked_at_once = [], chosen[NORMAL]
+session = Session(lm, stats=setup.moments(lm, looked.values(), corpus))
+before = [scores.read(lm, case) for case in asked_at_once] if looked else []
+for (layer, first_position), params in looked.items():
+    edit = solve(session, "coachhook", [case.request for case in asked_at_once], params)
+    with edit.applied(lm):
+        said = [scores.score(c, o, scores.read(lm, o.prompts)) for c, o in zip(asked_at_once, before, strict=True)]
+    names = ("subject_z", "first_z", "first_size", "threshold")
+    seen = {name: edit.diagnostics[name][-1] for name in names}  # at the last of its layers
+    held = pd.Series([s["efficacy_em_tf"] for s in said], index=[c.case_id for c in asked_at_once])
+    hooks.append({"layer": int(layer), "position 0": first_position, **seen, "efficacy": mean(held)})
+hooks = pd.DataFrame(
+    hooks, columns=["layer", "position 0", "subject_z", "first_z", "first_size", "threshold", "efficacy"]
+)
+hooks.assign(efficacy=hooks["efficacy"].map(lambda interval: interval.value)).to_parquet("data/hooks.parquet")
+hooks.style.format(
+    dict.fromkeys(("subject_z", "first_z", "first_size", "threshold", "efficacy"), "{:.2f}")
+).hide(axis="index") if looked else Markdown("CoachHooK was not looked at: `hooked` names no layers.")  # fmt: skip
+
+# %% [markdown]
 # ## Does what is claimed for them hold here?
 #
 # Claims are those of the papers, in our words, as six tests against the method that each sets out to better. Rules and claims
@@ -409,4 +445,8 @@ for method in variants:
             metrics[f"last_ratio_{name}"] = float(ends.loc[(method, group), "last"].median())
 for row in verdicts.itertuples():
     metrics[f"verdict_{row.method.replace('-', '_').replace('+', '_')}"] = row.verdict
+for row in hooks.rename(columns={"position 0": "read"}).itertuples():
+    for name in ("subject_z", "first_z", "first_size", "threshold"):
+        metrics[f"hook_{name}_{row.layer}_{row.read}"] = float(getattr(row, name))
+    metrics[f"hook_efficacy_{row.layer}_{row.read}"] = row.efficacy.value
 record(metrics, hparams={model: variants}, moments={model: moments})
