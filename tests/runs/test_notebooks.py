@@ -40,6 +40,7 @@ SMALL = {
         "pool": 12,
         "limit": 5,
         "tasks": "testbed-choice",
+        "hooked": "1",
     },
     "methods": {"n": 3, "timed": 1, "traced": 2},
     "strengths": {"n": 2},
