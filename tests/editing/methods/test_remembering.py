@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,24 @@ def test_sequential_equals_one_batch(exact: LanguageModel, moments: Stats, name:
         for each, change in one.items():
             assert distance(found[each].numpy(), change.numpy()) < 1e-8
         assert {key: (t.shape, t.dtype) for key, t in kept.items()} == {k: (t.shape, t.dtype) for k, t in state.items()}
+
+
+def test_d4s_is_the_same_in_any_order(exact: LanguageModel, moments: Stats) -> None:
+    """At one layer: at the next one, keys are read behind the edits so far."""
+    params, stats = params_of(exact, "d4s", layers=[1]), of(exact, moments)
+    made = [in_turn(exact, stats, "d4s", [[r] for r in order], params) for order in permutations(REQUESTS)]
+    (change, state), *others = made
+    for found, kept in others:
+        assert all(distance(found[name].numpy(), each.numpy()) < 1e-8 for name, each in change.items())
+        assert all(distance(kept[f"{sums}|1"].numpy(), state[f"{sums}|1"].numpy()) < 1e-8 for sums in "AB")
+
+
+def test_the_state_of_d4s_does_not_grow(lm: LanguageModel, moments: Stats) -> None:
+    sizes = [
+        {key: tensor.shape for key, tensor in in_turn(lm, moments, "d4s", asked, params_of(lm, "d4s"))[1].items()}
+        for asked in ([REQUESTS[:1]], [[request] for request in REQUESTS])
+    ]
+    assert sizes[0] == sizes[1]
 
 
 def test_d4s_is_frozen_memit_with_a_past(exact: LanguageModel, moments: Stats) -> None:
