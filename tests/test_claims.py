@@ -262,7 +262,7 @@ def test_a_rule_set_after_the_run_says_so(build: Build, tmp_path: Path) -> None:
     page, _ = build([CLAIM, other | {"holds": "ratio <= 1/30"}, third], git={"commit": commit, "dirty": False})
     rows = [row.text_content() for row in html.fromstring(page).xpath("//table//tbody/tr")]
     assert ["This rule was set after the run." in row for row in rows] == [False, True, False]
-    assert f"The rules were last changed in commit {commit[:7]}" in page
+    assert f"since commit {commit[:7]} of " in page
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,8 @@ def file_at(commit: str, path: str, root: Path) -> str | None:
     return git(root, "show", f"{commit}:{path}") or ""
 
 
-def last_change(path: str, root: Path) -> str:
-    """The commit that changed a file last, with its date; empty if the history does not tell."""
+def changes(path: str, root: Path) -> list[tuple[str, str]]:
+    """The commits that changed a file, the last one first, each with its date; none if the history does not tell."""
     whole = git(root, "rev-parse", "--is-shallow-repository") == "false"
-    return (git(root, "log", "-1", "--format=%h of %cs", "--", path) or "") if whole else ""
+    told = (git(root, "log", "--format=%h %cs", "--", path) or "") if whole else ""
+    return [(commit, day) for commit, day in (line.split() for line in told.splitlines())]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from checkout import changed, file_at, last_change
+from checkout import changed, changes, file_at
 from docutils import nodes
 from runs import MAIN, called, escaped, link
 from sphinx.addnodes import pending_xref
@@ -86,6 +86,21 @@ def set_after(claim: Claim, model: str, run: Manifest, root: Path) -> bool:
     return text is not None and rules_of(text).get((claim.id, model)) != claim.rules[model].asked
 
 
+def standing(root: Path) -> dict[tuple[str, str], list[str]]:
+    """By commit and its date, the claims whose rules stand unchanged since then; none where no commit has them yet."""
+    rules, since = rules_of((root / "book" / FILE).read_text("utf-8")), dict[str, tuple[str, str]]()
+    left = list(dict.fromkeys(name for name, _ in rules))
+    for commit in changes(f"book/{FILE}", root):
+        then = rules_of(file_at(commit[0], f"book/{FILE}", root) or "")
+        other = {name for (name, model), rule in rules.items() if then.get((name, model)) != rule}
+        left = [name for name in left if name not in other]
+        since |= dict.fromkeys(left, commit)
+    found = dict[tuple[str, str], list[str]]()
+    for name, commit in since.items():
+        found.setdefault(commit, []).append(name)
+    return found
+
+
 @cache  # runs of one commit share it
 def rules_of(text: str) -> dict[tuple[str, str], tuple[str, str, str]]:
     """What verdicts rest on in a file as it once was, by claim and model; of records of another form, nothing.
@@ -134,7 +149,7 @@ class Claims(OfClaims):
         by_paper = {paper: [audit for audit in audits if audit.claim.paper == paper] for paper in PAPERS}
         tables = (self.table(f"Paper {paper}: {PAPERS[paper]}", rows) for paper, rows in by_paper.items() if rows)
         root = Path(self.env.srcdir).parent
-        return [*self.parse_text_to_nodes(summary(audits, last_change(f"book/{FILE}", root))), *tables]
+        return [*self.parse_text_to_nodes(summary(audits, root)), *tables]
 
     def table(self, title: str, audits: Sequence[Audit]) -> nodes.table:
         """The claims of one paper; the first column and row are headers."""
@@ -189,13 +204,15 @@ def badge(verdict: str, content: nodes.Node) -> nodes.strong:
     return nodes.strong("", "", content, classes=["verdict", verdict.replace(" ", "-")])
 
 
-def summary(audits: Sequence[Audit], commit: str) -> str:
+def summary(audits: Sequence[Audit], root: Path) -> str:
     """How many claims there are of each verdict, by model, and when the rules were set."""
     lines = [f"{len(audits)} claims, {sum(bool(audit.claim.ours) for audit in audits)} of them ours.", ""]
     for model, name in MODELS.items():
         counts = Counter(audit.verdicts[model].verdict for audit in audits)
         lines.append(f"- {name}: " + ", ".join(f"{counts[each]} {each}" for each in VERDICTS if counts[each]) + ".")
-    return "\n".join([*lines, "", *[f"The rules were last changed in commit {commit}."] * bool(commit)])
+    since = sorted(standing(root).items(), key=lambda entry: entry[0][::-1])
+    told = [f"- since commit {commit} of {day}: {', '.join(names)}" for (commit, day), names in since]
+    return "\n".join([*lines, "", *["Their rules stand as they are", ""] * bool(told), *told])
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

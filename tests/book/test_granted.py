@@ -33,6 +33,23 @@ def remedies() -> Manifest:
     return run_of("remedies", "testbed/anchored")
 
 
+def test_methods_hold_normal_test_cases_with_the_presets_as_the_page_says() -> None:
+    said = []
+    for wording, name in ((True, "facts"), (False, "COUNTERFACT")):
+        edits = table(run_of("single-edits", "smollm2-135m", wording=wording))
+        normal = edits[(edits["set"] == "as asked") & (edits["kind"] != FIRST)]
+        held = (
+            normal.groupby("method")["efficacy_em_tf"]
+            .agg(["mean", "size"])
+            .loc[["memit", "rome", "ft", "ft-l", "mend"]]
+        )
+        assert set(held["size"]) == {{"facts": 12, "COUNTERFACT": 16}[name]}
+        said.append([f"{share:.2f}".removeprefix("0") for share in held["mean"]])
+    facts, counterfact = said
+    assert "MEMIT holds {}, ROME {}, FT {}, FT-L {}, MEND {}; of 16".format(*facts) in page("methods")
+    assert "of 16 of COUNTERFACT {}, {}, {}, {}, {} (".format(*counterfact) in page("methods")
+
+
 def test_a_small_denominator_goes_with_every_collapse_and_does_not_make_one() -> None:
     edits = table(run_of("denominator", "smollm2-135m"))
     edits["size"] = edits["denominator"].abs()

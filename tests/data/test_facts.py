@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from places import ROOT, SHARED
 
+import editlib as el
 from editlib import data
+from editlib.data.for_models import subject_tokens
 from editlib.data.sources import SHIPPED
 from editlib.measuring.questions import questions
 from editlib.measuring.tasks import FACTS, FACTS_TASKS
@@ -44,6 +46,14 @@ def test_subjects_are_of_every_kind(records: list[dict[str, Any]]) -> None:
     for record in records:
         first, _, second = record["requested_rewrite"]["subject"].partition(" ")
         assert (first == second) == (record["group"] == "doubled")
+
+
+def test_subjects_of_one_token_and_of_one_word_in_several_are_many_for_the_real_model() -> None:
+    lm, requests = el.load("smollm2-135m"), data.requests("facts")
+    tokens = [subject_tokens(lm, request) for request in requests]
+    assert sum(place.count == 1 and place.first == 0 for place in tokens) >= 150
+    words = [len(request.subject.split()) for request in requests]
+    assert sum(word == 1 and place.count > 1 for word, place in zip(words, tokens, strict=True)) >= 40
 
 
 def test_a_fifth_of_every_relation_is_for_tuning(records: list[dict[str, Any]]) -> None:
