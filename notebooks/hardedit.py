@@ -30,7 +30,7 @@
 # `editlib hardedit` does the same. Its author is a language model behind an OpenAI-compatible endpoint or, as here, one that
 # needs no network: for each of many one-word subjects it states one fact with a false target. For the testbed's models
 # these are names of its invented world; for others they are those of the shipped facts about the real world, asked in other
-# words and for other false targets than the cases of that name. The filter is a perplexity of at least `collapse_ratio` times
+# words and for other false targets than the cases of that name; subjects of one token, as common words are, come first. The filter is a perplexity of at least `collapse_ratio` times
 # unedited after one ROME edit.
 
 # %% tags=["parameters"]
@@ -58,6 +58,7 @@ from editlib import data, plot
 from editlib.measuring import statistics
 from editlib.models.names import of_testbed
 from editlib.runs.recording import record
+from editlib.runs.resuming import resumed
 from editlib.sweeps import setup
 from editlib.sweeps.hardedit.authors import FactsAuthor, WorldAuthor
 from editlib.sweeps.hardedit.build import build
@@ -78,7 +79,7 @@ moments = setup.moments(lm, methods.values(), corpus)
 # %% tags=["hide-input"]
 with TemporaryDirectory() as folder:
     options = {"texts": sentences, "collapse_ratio": collapse_ratio, "stats": moments, "hparams": methods["rome"]}
-    author = WorldAuthor(seed) if of_testbed(model) else FactsAuthor(seed)
+    author = WorldAuthor(seed) if of_testbed(model) else FactsAuthor(seed, lm)
     built = build(lm, author, n=n, out=Path(folder) / "set", **options)
     hard = data.cases(built.path) if built.accepted else []
 written = pd.DataFrame([*built.accepted, *built.rejected])
@@ -115,7 +116,8 @@ Markdown(
 frames = []
 for repeat in range(repeats if hard else 0):
     order = Random(f"{seed}-{repeat}").sample(hard, len(hard))
-    table = sequence(lm, order, methods=methods, texts=sentences, every=every, stats=moments, progress=False)
+    options = {"every": every, "stats": moments, "progress": False, **resumed(f"order {repeat}")}
+    table = sequence(lm, order, methods=methods, texts=sentences, **options)
     frames.append(table.assign(group=f"{len(hard)} built cases, {repeats} order{'s' * (repeats > 1)}", repeat=repeat))
 frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 frame.to_parquet("data/cases.parquet")

@@ -219,8 +219,8 @@ def hardedit(
     Example: editlib hardedit --model testbed/anchored --author world -n 20 --out hard
     """
     author = author or ("world" if of_testbed(model) else "facts")
-    paid = {"--author-model": author_model, "--base-url": base_url, "--price-in": price_in, "--price-out": price_out}
-    if author != "openai" and (idle := next((name for name, value in paid.items() if value is not None), None)):
+    priced = {"--author-model": author_model, "--base-url": base_url, "--price-in": price_in, "--price-out": price_out}
+    if author != "openai" and (idle := next((name for name, value in priced.items() if value is not None), None)):
         raise EditlibError(f"{idle} is for --author openai; add that, or leave {idle} out")
     check_resumed(out, resume=resume)
     measured, source = texts_for(model, texts), texts_of(corpus)
@@ -230,16 +230,17 @@ def hardedit(
 
     set_folder(out).check(resume=resume)
     most = calls or most_calls(n)
-    writer: WorldAuthor | FactsAuthor | OpenAIAuthor = WorldAuthor(seed) if author == "world" else FactsAuthor(seed)
+    paid = None
     if author == "openai":
         if author_model is None:
             raise EditlibError("no model to write records; give --author-model NAME")
-        writer = OpenAIAuthor(author_model, base_url)
-        writer.client  # noqa: B018  raises without a key
+        paid = OpenAIAuthor(author_model, base_url)
+        paid.client  # noqa: B018  raises without a key
         note(f"cost: {estimate(most, price_in=price_in, price_out=price_out)}")
         if not yes:
             typer.confirm("go on?", abort=True, err=True)
     lm = load_model(model, dtype=dtype, device=device, revision=revision, layout=layout)
+    writer = paid or (WorldAuthor(seed) if author == "world" else FactsAuthor(seed, lm))
     with resumable(out), alive(f"{author} writes cases for {model}", quiet=as_json):
         done = build(
             lm, writer, n=n, out=out, texts=measured, corpus=source, collapse_ratio=collapse_ratio, calls=most,

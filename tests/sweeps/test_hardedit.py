@@ -449,3 +449,13 @@ def test_facts_are_asked_in_other_words_and_for_other_answers_than_their_cases()
     assert all((one.prompt, one.ground_truth) in true for one in written)
     assert author.write(2, [written[0].subject]) == author.records[1:3]
     assert FactsAuthor(1).records != author.records == FactsAuthor().records
+
+
+def test_a_model_is_asked_about_subjects_of_one_of_its_tokens_first() -> None:
+    lm = el.load("smollm2-135m")
+    author = FactsAuthor(lm=lm)
+    counts = [len(lm.tokenizer(one["subject"], add_special_tokens=False)["input_ids"]) for one in author.records]
+    firsts = sum(count == 1 for count in counts)
+    assert 0 < firsts < len(counts) and set(counts[:firsts]) == {1}
+    assert author.name == "facts 0, one token of smollm2-135m first" != FactsAuthor().name
+    assert sorted(map(str, author.records)) == sorted(map(str, FactsAuthor().records))

@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from urllib.parse import urlsplit
 
 from editlib.data.datasets import cases
+from editlib.data.for_models import subject_tokens
+from editlib.data.request import EditRequest
 from editlib.errors import EditlibError
+from editlib.models.language_model import LanguageModel
 from editlib.testbed.world import RELATIONS, build_world
 
 if TYPE_CHECKING:
@@ -100,9 +103,19 @@ class WorldAuthor(OfflineAuthor):
 
 @dataclass(frozen=True)
 class FactsAuthor(OfflineAuthor):
-    """The shipped facts about the real world, each asked in another wording than its case has, for another answer."""
+    """The shipped facts about the real world, each asked in another wording than its case has, for another answer.
 
+    Subjects that are one token for the model `lm` come first, if one is given: what hard cases are asked to have is a
+    common word.
+    """
+
+    lm: LanguageModel | None = None
     source = "facts"
+
+    @property
+    def name(self) -> str:
+        """Its seed tells it apart, and whose tokens come first."""
+        return super().name + (f", one token of {self.lm.label} first" if self.lm else "")
 
     @cached_property
     def records(self) -> list[dict[str, str]]:
@@ -120,7 +133,11 @@ class FactsAuthor(OfflineAuthor):
                     "prompt": prompt, "subject": request.subject, "target_new": rng.choice(others),
                     "ground_truth": request.target_true,
                 }  # fmt: skip
-        return list(written.values())
+        return sorted(written.values(), key=lambda record: self._later(record["subject"]))
+
+    def _later(self, subject: str) -> bool:
+        request = EditRequest(prompt="{} is", subject=subject, target_new="it")
+        return self.lm is not None and subject_tokens(self.lm, request).count > 1
 
 
 # -- a language model as author ------------------------------------------------------------------------
