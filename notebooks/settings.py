@@ -36,7 +36,8 @@
 # | perplexity | Mean of the texts' perplexities, so that one text can dominate (code). The largest one after a ROME edit of GPT-2-XL is given as 26,084.66 (slides, p. 35), 179,185.99 (p. 40) and 179,837.93 (p. 16). |
 # | threshold | 1,000, which is 15, 20 and 30 times the three unedited models (p. 35). For GPT-J nothing lies between 46.9 and 441.9 (decoded from the slides' vector figure, p. 10). |
 #
-# Each row below changes one choice and leaves all others as in the first row.
+# Each row below changes one choice and leaves all others as in the first row; *all of yang-2024* takes the settings of both
+# papers' released code as a whole.
 
 # %% tags=["parameters"]
 model: str = "testbed/anchored"  # the model to edit
@@ -87,6 +88,7 @@ choices = {
     "v* from mean value": {"anchor": "mean"},
     "contexts of meng-2022": {"contexts": "meng-2022"},
     "v* as released": released,
+    "all of yang-2024": {"flavour": "yang-2024"},
 }
 if moments is None:
     choices = {name: {"covariance": False} | those for name, those in choices.items() if name != "C left out"}
