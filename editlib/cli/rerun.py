@@ -32,6 +32,7 @@ MAIN = (  # the experiments of both papers
     "pilot", "single-edits", "weight-change", "surrogate", "sequential", "hardedit", "denominator", "key-geometry",
     "consistent-keys", "first-token", "prefix-at-test", "why-first-token", "settings",
 )  # fmt: skip
+ALIKE, BEHIND_THE_START, OWN = 0.9, "text-start", "editlib.json"
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,13 @@ def rerun(
     plans, done = _plans(chosen, project, profile)
     asked = {name: value for plan in plans.values() for name, value in plan.parameters.items() if name in given}
     trial = _trial(model, asked, device, quiet=as_json)
+    if trial.alike >= ALIKE and trial.contexts != BEHIND_THE_START:
+        note(
+            f"at position 0 {model} hardly sees its word (keys of different words at layer {trial.layer}: cosine "
+            f"{trial.alike:.2f}), so that what it writes behind single words is odd; contexts sampled behind the "
+            f'token that begins a text are got by {OWN} beside it: {{"rome": {{"contexts": "{BEHIND_THE_START}"}}, '
+            f'"memit": {{"contexts": "{BEHIND_THE_START}"}}}}'
+        )
     steps = _steps(model, plans, done, trial, project)
     if not as_json:
         emit(_listed(steps))

@@ -1,10 +1,12 @@
 """What work with a model will take on this machine: a unit of each kind, timed before the work begins."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import normalize
 
 from editlib.data.datasets import Case
 from editlib.editing.method import Variant
@@ -17,24 +19,30 @@ from editlib.engine.prefixes import continued
 from editlib.engine.samples import ROWS, check_sampling, unwritten
 from editlib.errors import EditlibError
 from editlib.measuring.contrast import subject_kinds
-from editlib.models.language_model import LanguageModel
+from editlib.models.language_model import LanguageModel, widened
+from editlib.models.tokens import prompt_ids
+from editlib.models.trace import trace
 from editlib.sweeps import setup
 from editlib.sweeps.single import sweep
 
 FEW, MANY, QUICK = 2, 16, 10.0  # edits made to be timed: many where few take less than so many seconds
 TOKENS = 8  # written to be timed
+WORDS = 32  # whose keys are compared
 
 
 @dataclass(frozen=True)
 class CostTrial:
     """Cases whose subject was found, of all; the layer that ROME edits; seconds of one edit with all that is measured
-    of it, and of the second moments of that layer, 0 where they are kept already."""
+    of it, and of the second moments of that layer, 0 where they are kept already; the mean cosine there of the keys of
+    different words at position 0, and the prefix contexts that are in use."""
 
     found: int
     cases: int
     layer: int
     edit: float
     moments: float
+    alike: float
+    contexts: str
 
 
 def try_out(
@@ -63,7 +71,22 @@ def try_out(
     if made["seconds"].sum() < QUICK:  # what edits share is most of it
         made = sweep(lm, able[:MANY], methods={"rome": bare}, texts=texts, progress=False)
     seconds = float(made["seconds"].mean())
-    return CostTrial(len(able), len(cases), params.layer, seconds, _seconds_to_moments(lm, params.layer, corpus))
+    writing = _seconds_to_moments(lm, params.layer, corpus)
+    return CostTrial(
+        len(able), len(cases), params.layer, seconds, writing, _alike(lm, params.layer, able), params.contexts
+    )
+
+
+@torch.no_grad()
+def _alike(lm: LanguageModel, layer: int, cases: Sequence[Case]) -> float:
+    """Mean cosine of the keys of the first words of prompts, each alone; nan of fewer than two words."""
+    words = sorted({prompt_ids(lm.tokenizer, case.request.text)[0] for case in cases})[:WORDS]
+    name = lm.layout.name(layer)
+    with trace(lm.model, name, stop=True) as seen:
+        lm.model(torch.tensor(words, device=lm.device)[:, None])
+    keys = normalize(widened(seen[name].input)[:, 0].double(), dim=-1)
+    pairs = (keys @ keys.T).triu(1)
+    return float(pairs.sum() / (len(words) * (len(words) - 1) / 2)) if len(words) > 1 else math.nan
 
 
 @torch.no_grad()

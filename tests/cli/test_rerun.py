@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from folders import make_project
 
+import editlib as el
 from editlib.cli import run_app
 from editlib.data.request import EditRequest
 from editlib.models.language_model import LanguageModel
@@ -187,3 +188,20 @@ def test_text_that_a_model_must_write_first_is_part_of_the_estimate(
     assert unwritten(gpt2, 2000, window=16) == 1
     found = trial.try_out(gpt2, [Case(0, ask)], corpus[:2])
     assert found.moments > 0 and found.edit > 0 and (found.found, found.cases, found.layer) == (1, 1, 1)
+
+
+def test_a_model_that_hardly_sees_its_first_word_is_told_which_contexts_to_take(
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The anchored twin does not see it at all, the control twin does."""
+    alike = {}
+    for twin in ("anchored", "control"):
+        lm = el.load(f"testbed/{twin}")
+        alike[twin] = trial._alike(lm, 2, el.data.cases("testbed")[:50])
+    assert alike["anchored"] > 0.99 and alike["control"] < 0.3
+    told = []
+    for cosine in alike.values():
+        monkeypatch.setattr(trial, "_alike", lambda *_, cosine=cosine: cosine)
+        assert run_app([*words, "--dry-run"]) == 0
+        told.append('{"rome": {"contexts": "text-start"}' in capsys.readouterr().err)
+    assert told == [True, False]
