@@ -1,5 +1,6 @@
-"""Numbers of the real model's runs that pages quote, worked out again from the runs' tables by other means."""
+"""Numbers of runs that pages quote, of any model, worked out again from the runs' tables by other means."""
 
+import math
 import re
 from collections.abc import Callable
 from functools import cache
@@ -7,28 +8,28 @@ from functools import cache
 import pytest
 from books import published
 from places import ROOT
-from recomputed import butterfly, causes, choices, costs, fall
+from recomputed import belief, butterfly, causes, choices, costs, fall, remedies
 from recomputed.counting import Numbers
 
 from editlib.runs.manifest import Manifest
 
-MODEL = "smollm2-135m"
 WORKED_OUT = (
     butterfly.pilot, butterfly.single_edits, butterfly.surrogate, butterfly.sequential, butterfly.weight_change,
     butterfly.hardedit, fall.consistent_keys, fall.denominator, fall.first_token, fall.own_text, fall.prefix_at_test,
     fall.key_geometry, fall.why_first_token, causes.anatomy, causes.sink, causes.layers, causes.screen,
-    causes.aftermath, choices.methods, choices.strengths, choices.presets, choices.efficacy, choices.settings,
-    choices.precision, costs.cluster, costs.performance,
+    causes.aftermath, causes.twins, choices.methods, choices.strengths, choices.presets, choices.efficacy,
+    choices.settings, choices.precision, costs.cluster, costs.performance, remedies.remedies, belief.belief,
 )  # fmt: skip
 AGAIN: dict[str, Callable[[Manifest], Numbers]] = {each.__name__.replace("_", "-"): each for each in WORKED_OUT}
 
 LEFT_OUT = {  # what no table holds: by analysis, why, and which numbers
     "methods": {
         "seconds of edits timed one by one, beside those of the table": """ft_seconds ft_l_seconds rome_seconds
-            c_rome_seconds fc_rome_seconds p_rome_seconds memit_seconds encore_seconds alphaedit_seconds d4s_seconds""",
-        "causal tracing, of which a figure is kept": "facts_traced traced_layer",
+            c_rome_seconds fc_rome_seconds p_rome_seconds r_rome_seconds memit_seconds emmet_seconds encore_seconds
+            alphaedit_seconds d4s_seconds mend_seconds""",
+        "causal tracing, of which a figure is kept": "facts_traced traced_layer traced_effects",
     },
-    "key-geometry": {"of the keys themselves, of which maps are kept": "auc auc_low auc_high"},
+    "key-geometry": {"of the keys themselves, of which maps are kept": "auc auc_low auc_high auc_control"},
     "first-token": {
         "of the keys themselves, of which maps are kept": """first_tokens_near_collapse prefixed_near_normal
             distance_first_token_normal_prompts_from_bare_collapse
@@ -36,7 +37,12 @@ LEFT_OUT = {  # what no table holds: by analysis, why, and which numbers
         "weighs kinds by how many of each the whole set has": """recall_in_the_set recall_in_the_set_low
             recall_in_the_set_high""",
     },
+    "why-first-token": {
+        "of the insides of unedited models, which the run's page alone tells, rounded": """key_cosine_first_model
+            key_cosine_first_control key_cosine_first_rotary norm_ratio_model norm_ratio_control norm_ratio_rotary""",
+    },
     "sink": {"the layer of another text's first massive activation": "source"},
+    "layers": {"of the lengths of keys in texts, of which a figure is kept": "long_layers"},
     "aftermath": {
         "of the unedited model, which the tables leave out": """sink_unedited entropy_unedited loss_first_unedited
             loss_later_unedited""",
@@ -45,7 +51,7 @@ LEFT_OUT = {  # what no table holds: by analysis, why, and which numbers
     "performance": {
         "measured once: seconds, operations and memory": """half_seconds_per_edit screen_ms screen_gflop
             screen_peak_gib peak_gib plain_peak_gib""",
-        "what was given to both paths": "contexts texts",
+        "what was given to both paths": "contexts texts text_tokens longest_text row_tokens live_tokens",
     },
 }
 
@@ -55,27 +61,30 @@ NEARLY = {"first-token": fall.precision_in_the_set}  # by a closed form of what 
 
 @cache
 def worked_out(analysis: str) -> list[tuple[Manifest, Numbers]]:
-    """The numbers of each published run of an analysis on the real model."""
-    runs = [run for run in published(analysis) if run.parameters.get("model") == MODEL]
-    return [(run, AGAIN[analysis](run)) for run in runs] or pytest.skip(f"no run of {analysis} on {MODEL}")
+    """The numbers of each published run of an analysis, whatever model it is about."""
+    return [(run, AGAIN[analysis](run)) for run in published(analysis)] or pytest.skip(f"no run of {analysis}")
 
 
 @pytest.fixture
 def quoted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Manifest]:
-    """The runs on the real model that pages quote, by what pages call them."""
+    """The runs that pages quote, by what pages call them."""
     monkeypatch.syspath_prepend(ROOT / "book/_ext")
     import runs
 
-    every = runs.quoted(published(), runs.read_settings(ROOT / "book"))
-    return {called: run for called, run in every.items() if run.parameters.get("model") == MODEL}
+    return runs.quoted(published(), runs.read_settings(ROOT / "book"))
 
 
 def asked_for(called: str, run: Manifest) -> set[str]:
-    """The numbers of a run that pages quote."""
+    """The numbers of a run that pages quote, those in words among them."""
     text = "".join(path.read_text("utf-8") for path in (ROOT / "book").glob("*.md"))
     start = re.sub("[-/]", "_", called)
     names = set(re.findall(rf"\{{\{{ {start}_(\w+?)(?:\.percent)? \}}\}}", text))
-    return {name for name in names if isinstance(run.metrics.get(name), float | int)}
+    return {name for name in names if is_number(run.metrics.get(name, ""))}
+
+
+def is_number(value: float | str) -> bool:
+    """Whether a metric is a number, a list of some, some with their range, or says that there is none."""
+    return not isinstance(value, str) or bool(re.fullmatch(r"never|none|[\d.]+((, | to | \()[\d.]+)*\)?", value))
 
 
 def left_out(analysis: str) -> set[str]:
@@ -86,7 +95,7 @@ def left_out(analysis: str) -> set[str]:
 def test_numbers_are_those_of_the_runs_tables(analysis: str) -> None:
     for run, again in worked_out(analysis):
         assert again.keys() <= run.metrics.keys(), again.keys() - run.metrics.keys()
-        told = {name: run.metrics[name] for name in again}
+        told = {name: math.nan if run.metrics[name] == "nan" else run.metrics[name] for name in again}
         words = {name for name, value in (again | told).items() if isinstance(value, str)}
         assert {name: again[name] for name in words} == {name: told[name] for name in words}, run.run
         numbers, known = ({name: of[name] for name in again.keys() - words} for of in (again, told))

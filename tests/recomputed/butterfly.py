@@ -3,14 +3,28 @@
 import numpy as np
 import pandas as pd
 from books import table
-from recomputed.counting import SCORES, TIMES, Numbers, bounded, broken, collapses, ending, short, spearman, unedited
+from recomputed.counting import (
+    SCORES,
+    TIMES,
+    Numbers,
+    bounded,
+    broken,
+    collapses,
+    ending,
+    gap,
+    own,
+    short,
+    spearman,
+    task_of,
+    unedited,
+)
 
 from editlib.measuring import statistics
 from editlib.runs.manifest import Manifest
 
 
 def pilot(run: Manifest) -> Numbers:
-    cases, found = table(run), Numbers()
+    cases, found = own(run), Numbers()
     for method, rows in cases.groupby("method"):
         by_kind = dict(list(rows.groupby("subject_kind")))
         for kind, of_kind in [*by_kind.items(), ("others", rows[rows["subject_kind"] != "one token"])]:
@@ -21,20 +35,16 @@ def pilot(run: Manifest) -> Numbers:
                 f"max_ratio_{name}": float(np.max(of_kind["perplexity_ratio"])),
             }
         found |= collapses(rows, f"collapsed{ending(method)}") | gap(rows, f"gap{ending(method)}")
+    main = cases[cases["method"] == ("rome" if run.parameters["covariance"] else "rome, C left out")]
+    for name, hit in {"first": main["kind"] == "one token, first", "late": main["subject_last"] > 2}.items():
+        found[f"collapsed_{name}_share"] = broken(main[hit]) / int(hit.sum())
     return found | asked_of_the_worst(run) | {"cases": cases["case_id"].nunique(), "unedited": unedited(cases)}
-
-
-def gap(rows: pd.DataFrame, name: str) -> Numbers:
-    """How many times the largest perplexity below the threshold the smallest above it is, where there are both."""
-    ratio = np.sort(rows["perplexity_ratio"])
-    first = np.searchsorted(ratio, TIMES)  # of those that collapse the model
-    return {name: float(ratio[first] / ratio[first - 1])} if 0 < first < len(ratio) else {}
 
 
 def asked_of_the_worst(run: Manifest) -> Numbers:
     """What the unedited model and the edited ones of highest perplexity score on tasks."""
     asked = table(run, "tasks")
-    asked["task"] = asked["task"].str.removeprefix("facts-")
+    asked["task"] = asked["task"].map(task_of)
     models = asked["case_id"].isna().map({True: "unedited", False: "worst"})
     means = asked.groupby([models, "task"])["value"].mean()
     found = {f"{model}_{task}": float(value) for (model, task), value in means.items()}
@@ -42,24 +52,26 @@ def asked_of_the_worst(run: Manifest) -> Numbers:
 
 
 def single_edits(run: Manifest) -> Numbers:
-    cases, found = table(run), Numbers()
+    cases, found = own(run), Numbers()
     for (method, asked), rows in cases.groupby(["method", "set"]):
         name = f"{method.replace('-', '_')}_model_{'asked' if asked == 'as asked' else 'second'}"
         found |= collapses(rows, f"collapsed_{name}") | {f"max_ratio_{name}": float(rows["perplexity_ratio"].max())}
-    return found | {"cases": cases.loc[cases["set"] == "as asked", "case_id"].nunique()}
+    every = table(run)  # hard is a case that collapses any of the models
+    hard = every[~(every["perplexity_ratio"] < TIMES)].drop_duplicates(["set", "case_id"])
+    return found | {"cases": cases.loc[cases["set"] == "as asked", "case_id"].nunique(), "hard": len(hard)}
 
 
 def surrogate(run: Manifest) -> Numbers:
     scores, found = table(run, "scores"), Numbers()
     once = scores.drop_duplicates(["task", "model"]).assign(way="all ways")
     for (way, task), rows in pd.concat([scores, once]).groupby(["way", "task"]):
-        name = f"{way.split(',')[0].replace(' ', '_')}_{task.removeprefix('facts-')}"
+        name = f"{way.split(',')[0].replace(' ', '_')}_{task_of(task)}"
         pairs = rows["perplexity_ratio"].fillna(np.inf).to_numpy(), rows["value"].to_numpy()
         found[f"rho_{name}"] = spearman(*pairs)
         drawn = statistics.bootstrap(statistics.spearman, *pairs, seed=run.parameters["seed"], paired=True)
         found |= {f"low_{name}": drawn.low, f"high_{name}": drawn.high}
     asked = scores[scores["model"] == -1].drop_duplicates("task").set_index("task")["value"]
-    found |= {f"unedited_{task.removeprefix('facts-')}": float(value) for task, value in asked.items()}
+    found |= {f"unedited_{task_of(task)}": float(value) for task, value in asked.items()}
     return found | {"models": scores["model"].nunique(), "questions": int(scores["n"].max())}
 
 
@@ -70,12 +82,18 @@ def sequential(run: Manifest) -> Numbers:
         name = f"{group.split()[0]}_{method.replace('-', '_')}"
         last = rows.sort_values("step").groupby("repeat")["perplexity_ratio"].last()
         found[f"last_ratio_{name}"] = float(last.quantile(0.5, interpolation="nearest"))
-        over = rows.loc[~(rows["perplexity_ratio"] < TIMES), "step"]
-        found[f"first_{name}"] = float(over.min()) if len(over) else "never"
+        found |= ruined(rows, name)
         found[f"max_ratio_{name}"] = float(rows["perplexity_ratio"].max())
         kept = after[(after["group"] == group) & (after["method"] == method)]
         found |= {f"{score}_{name}": float(kept[f"{score}_em_tf"].mean()) for score in SCORES}
-    return found | tasks_after_many(run) | {"cases": int(cases["step"].max())}
+    return found | tasks_after_many(run) | {"cases": int(cases["step"].max()), "repeats": cases["repeat"].nunique()}
+
+
+def ruined(measured: pd.DataFrame, name: str) -> Numbers:
+    """How many sequences of edits ever collapse the model, and after how many edits the first of them does."""
+    over = measured[~(measured["perplexity_ratio"] < TIMES)]
+    first = int(over["step"].min()) if len(over) else "never"
+    return {f"collapsed_{name}": over["repeat"].nunique(), f"first_{name}": first}
 
 
 def tasks_after_many(run: Manifest) -> Numbers:
@@ -99,10 +117,18 @@ def weight_change(run: Manifest) -> Numbers:
     pairs = rome["relative_change"], rome["perplexity_ratio"].fillna(np.inf)
     found |= bounded("rank_correlation_rome{}", spearman, *pairs, seed=run.parameters["seed"], paired=True)
     squares = (values["value"] ** 2).groupby(values["matrix"]).sum()  # of singular values: the norm's square
+    largest = values.groupby("matrix")["value"].max()
+    found |= {"singular_value_weight": largest["W unedited"], "singular_value_stable": largest["Δ of the stable edit"]}
+    stable = rome[rome["perplexity_ratio"] < TIMES].sort_values("perplexity_ratio")["relative_change"]
+    found["relative_change_stable"] = float(stable.iloc[len(stable) // 2])  # of the edit in the middle
     found["norm_ratio_worst_stable"] = float((squares["Δ of the worst edit"] / squares["Δ of the stable edit"]) ** 0.5)
     return found | dict(zip(names, map(float, middle), strict=True))
 
 
 def hardedit(run: Manifest) -> Numbers:
-    written = table(run, "written")
-    return Numbers(records=len(written), accepted=broken(written.dropna(subset="perplexity_ratio")))
+    written, found = table(run, "written"), Numbers()
+    if (run.folder / "data/cases.parquet").exists():  # no hard case, no sequence
+        measured = table(run).query("measured")
+        for method, rows in measured.groupby("method"):
+            found |= ruined(rows, short(method))
+    return found | {"records": len(written), "accepted": broken(written.dropna(subset="perplexity_ratio"))}

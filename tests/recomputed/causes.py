@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 from books import table
-from recomputed.counting import SCORES, TIMES, Numbers, area, bounded, broken, layer_of, short, spearman
+from recomputed.counting import SCORES, TIMES, Numbers, area, bounded, broken, called, layer_of, short, spearman
 
 from editlib.editing.guard import BOUND
 from editlib.measuring import separability
@@ -13,15 +13,41 @@ MASSIVE = 100  # times the median entry, from which on an activation is massive 
 
 
 def anatomy(run: Manifest) -> Numbers:
-    layers, first = table(run, "layers").set_index("layer"), table(run, "anatomy").query("position == 0")
+    found, opens = Numbers(), table(run, "anatomy").query("position == 0")
+    mine = called(run.parameters["model"])
+    for model, layers in table(run, "layers").groupby("model"):
+        numbers = inside(layers.set_index("layer"))
+        numbers["key_cosine_first"] = float(np.mean(opens.loc[opens["model"] == model, "key_cosine"]))
+        found |= {name if model == mine else f"{name}_control": number for name, number in numbers.items()}
+    return found
+
+
+def inside(layers: pd.DataFrame) -> Numbers:
+    """What is peculiar about position 0, layer by layer."""
     ratio = layers["key_norm"] / layers["key_norm_later"]
-    extremes = {"spike": layers["spike"].nlargest(1), "damping": layers["damping"].nlargest(1)}
+    norms = layers["residual_norm"] / layers["residual_norm_later"]
+    extremes = {"spike": layers["spike"].nlargest(1), "norm_ratio": norms.nlargest(1)}
+    extremes |= {"damping": layers["damping"].nlargest(1)}
     extremes |= {"key_ratio_most": ratio.nlargest(1), "key_ratio_least": ratio.nsmallest(1)}
     found = Numbers({name: float(one.iloc[0]) for name, one in extremes.items()})
     found |= {f"{name}_layer": int(one.index[0]) for name, one in extremes.items()}
     found |= {"layers": len(layers), "layers_short_key": int((2 * ratio < 1).sum()), "sink": layers["sink"].max()}
-    found["onset"] = min(layers.index[layers["spike"] > MASSIVE])
-    return found | {"key_cosine_first": float(np.mean(first["key_cosine"]))}
+    return found | {"onset": min(layers.index[layers["spike"] > MASSIVE], default="none")}
+
+
+def twins(run: Manifest) -> Numbers:
+    cases, doses, found = table(run), table(run, "doses"), Numbers(cases=table(run)["case_id"].nunique())
+    first = cases[cases["kind"] == "one token, first"]
+    for role, end in {"model": "", "control": "_control"}.items():
+        mine = first[first["model"] == run.parameters[role]]
+        found |= {"cases_first": len(mine), f"collapsed_first{end}": broken(mine)}
+        rows = doses[doses["scaled"] & (doses["model"] == run.parameters[role])]
+        for name, length in {"shortest": rows["length"].min(), "longest": rows["length"].max()}.items():
+            edits = rows[rows["length"] == length]
+            found[f"dose_{name}{end}"] = length
+            found[f"dose_{name}_collapsed_share{end}"] = broken(edits) / len(edits)
+            found[f"dose_{name}_denominator_ratio{end}"] = float(edits["denominator_ratio"].median())
+    return found
 
 
 def sink(run: Manifest) -> Numbers:

@@ -1,10 +1,8 @@
 """Numbers about what is chosen: methods, their strengths and layers, settings, and the precision of the model."""
 
-import re
-
 import pandas as pd
 from books import table
-from recomputed.counting import SCORES, TIMES, Numbers, broken, collapses, short
+from recomputed.counting import SCORES, TIMES, Numbers, broken, collapses, gap, short
 
 from editlib.runs.manifest import Manifest
 
@@ -14,15 +12,17 @@ FLAVOURS = ", "  # of a method's name, before the lineage whose settings it has
 def methods(run: Manifest) -> Numbers:
     found, cases = Numbers(), table(run)
     for method, rows in cases.groupby("method"):
-        name = re.sub(r"[-+]", "_", method)
+        name = short(method)
         found |= {f"{name}_{score}_em_tf": float(rows[f"{score}_em_tf"].mean()) for score in SCORES}
         for what in ("max", "median"):
             rise = 100 * float(rows["perplexity_ratio"].agg(what) - 1)
             found[f"{name}_{'worst' if what == 'max' else what}_rise_percent"] = round(rise, 2)
     found = {name: value for name, value in found.items() if name in run.metrics}  # of flavours not all are kept
     own = cases[~cases["method"].str.contains(FLAVOURS)].groupby("method")["efficacy_em_tf"].mean()
-    reached = int((own >= run.parameters["wanted"]).sum())
-    return found | {"cases": cases["case_id"].nunique(), "methods": len(own), "reached": reached}
+    few = own.index[own < run.parameters["wanted"]]
+    missed = ", ".join(method for method in cases["method"].unique() if method in few) or "none"
+    found |= {"methods": len(own), "reached": len(own) - len(few), "short": missed}
+    return found | {"cases": cases["case_id"].nunique()}
 
 
 def strengths(run: Manifest) -> Numbers:
@@ -50,8 +50,9 @@ def presets(run: Manifest) -> Numbers:
 
 
 def efficacy(run: Manifest) -> Numbers:
-    found = Numbers()
-    for (method, group), rows in table(run).groupby(["method", "group"]):
+    cases = table(run)
+    found = Numbers(layers=", ".join(map(str, sorted(cases["layer"].unique()))))
+    for (method, group), rows in cases.groupby(["method", "group"]):
         place = "first" if group == "one token at the start" else "others"
         found |= {f"cases_{place}": rows["case_id"].nunique(), f"collapsed_{place}_{short(method)}": broken(rows)}
         found |= {f"{score}_{place}_{short(method)}": float(rows[score].mean()) for score in (*SCORES, "prefixed")}
@@ -75,7 +76,8 @@ def settings(run: Manifest) -> Numbers:
     for choice, rows in cases[cases["method"] == "rome"].groupby("choice"):
         for opens, kind in rows.groupby(rows["kind"] == "one token, first"):
             numbers |= collapses(kind, f"collapsed_{short(choice)}_{'first' if opens else 'others'}")
-    return numbers | held(pd.DataFrame(found).T)
+    plain = cases[(cases["choice"] == "as in the formula") & (cases["method"] == "rome")]
+    return numbers | held(pd.DataFrame(found).T) | gap(plain, "gap")
 
 
 def findings(rows: pd.DataFrame, times: float, column: str) -> Numbers:
@@ -102,7 +104,7 @@ def held(found: pd.DataFrame) -> Numbers:
 
 def precision(run: Manifest) -> Numbers:
     cases, losses = table(run), table(run, "losses")
-    found = Numbers(cases=cases["case_id"].nunique())
+    found = Numbers(cases=cases["case_id"].nunique(), steps=losses["step"].nunique())
     for name, arm in {"single": "float32, engine", "plain": "float32, plain path", "half": "bfloat16, engine"}.items():
         rows = cases[cases["arm"] == arm]
         found[f"loss_error_{name}"] = float(losses.query("arm == @arm and step == step.max()")["error"].max())

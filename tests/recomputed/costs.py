@@ -53,6 +53,7 @@ def llama(layers: int, width: int, inner: int, words: int, shared: float, *, tie
 
 SHAPES = {  # parameters, and entries of a key
     "smollm2-135m": (llama(30, 576, 1536, 49152, 1 / 3, tied=True), 1536),
+    "gpt2": (gpt2(12, 768, 50257, 1024), 3072),
     "gpt2-xl": (gpt2(48, 1600, 50257, 1024), 6400),
     "gpt-j-6b": (gpt_j(28, 4096, 50400), 16384),
     "llama-2-7b": (llama(32, 4096, 11008, 32000, 1, tied=False), 11008),
@@ -62,6 +63,8 @@ SHAPES = {  # parameters, and entries of a key
 def performance(run: Manifest) -> Numbers:
     told, flight, operators = run.metrics, table(run, "in-flight"), table(run, "operators")
     spent = table(run, "stages").set_index("stage").sum()
+    # the median of whole edits, which other rows are compared with; medians of stages need not add up to it
+    spent["plain_seconds"] = (flight["ratio"] * flight["seconds"]).median()
     found = Numbers(edits=flight["edits"].max(), screened=run.parameters["screened"], layer=layer_of(run))
     found |= {f"{path}_seconds_per_edit": spent[f"{path}_seconds"] for path in ("plain", "engine", "floor")}
     found |= {f"{path}_gflop": spent[f"{path}_flops"] / 1e9 for path in ("plain", "engine", "floor")}
@@ -72,7 +75,36 @@ def performance(run: Manifest) -> Numbers:
     found["screen_ratio"] = 1000 * spent["engine_seconds"] / told["screen_ms"]
     found["screen_flops_ratio"] = spent["engine_flops"] / 1e9 / told["screen_gflop"]
     products = operators["operator"].str.endswith("mm") | operators["operator"].str.contains("linear")
-    found["products_share"] = operators["seconds"][products].sum() / operators["seconds"].sum()
+    attends = operators["operator"].str.contains("attention|attn")
+    for name, chosen in {"products": products, "attention": attends}.items():
+        found[f"{name}_share"] = operators["seconds"][chosen].sum() / operators["seconds"].sum()
     (params,) = (given for methods in run.hparams.values() for given in methods.values())
     found |= {"steps": params["steps"], "threads": run.hardware.threads or run.hardware.cores}
-    return found | {"parameters": SHAPES[run.parameters["model"]][0]}
+    found["flops_over_floor"] = spent["engine_flops"] / spent["floor_flops"]
+    found["time_over_floor"] = spent["engine_seconds"] / spent["floor_seconds"]
+    found["matmul_gflops"] = spent["floor_flops"] / spent["floor_seconds"] / 1e9
+    found["ratio_most"] = spent["plain_seconds"] / flight.set_index("edits")["seconds"].at[found["edits"]]
+    found["plain_edits"] = run.parameters["plain_edits"]
+    shape = run.parameters["shape"] or run.parameters["model"]
+    return found | lengths(run) | moments(run) | {"parameters": SHAPES[shape][0]}
+
+
+def lengths(run: Manifest) -> Numbers:
+    """How many times faster values are searched, by the prose before the prompt."""
+    found = Numbers()
+    before = table(run, "lengths").dropna(subset="before").sort_values("before")
+    for name, row in {"short": before.iloc[0], "long": before.iloc[-1]}.items():
+        found[f"search_ratio_{name}"] = row["plain"] / row["engine"]
+    return found
+
+
+def moments(run: Manifest) -> Numbers:
+    """What is wrong with an edit whose second moments are of few tokens; of the twins alone."""
+    if not (run.folder / "data/moments.parquet").exists():
+        return {}
+    rows, found = table(run, "moments"), Numbers()
+    first = rows[rows["kind"] == "one token, first"]
+    for tokens, some in rows.groupby("tokens"):
+        found |= {f"{error}_error_{tokens}_share": float(some[error].median()) for error in ("direction", "update")}
+        found[f"rise_{tokens}"] = float(first.loc[first["tokens"] == tokens, "rise"].median())
+    return found | {"rise_reference": float(first.loc[first["tokens"] == tokens, "rise_reference"].median())}

@@ -1,10 +1,13 @@
 """How edits are counted and sorted, and what metrics are called: once more, by pandas and scipy alone."""
 
+import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from books import table
 from scipy.stats import binomtest, mannwhitneyu, spearmanr
 
 from editlib.measuring import statistics
@@ -13,6 +16,17 @@ from editlib.runs.manifest import Manifest
 TIMES = 5  # unedited, from which on a model has collapsed
 SCORES = ("efficacy", "generalization", "locality")
 Numbers = dict[str, float | str]  # some are told in words: "never", or a list
+
+
+def own(run: Manifest, name: str = "cases") -> pd.DataFrame:
+    """The rows of a table that are about the run's model, where others are beside it."""
+    rows = table(run, name)
+    return rows[rows["model"] == called(run.parameters["model"])] if "model" in rows else rows
+
+
+def called(model: str) -> str:
+    """A model as tables name it: a folder without the ./ that says it is one."""
+    return Path(model).as_posix()
 
 
 def broken(rows: pd.DataFrame, times: float = TIMES, column: str = "perplexity_ratio") -> int:
@@ -43,13 +57,22 @@ def collapses(rows: pd.DataFrame, name: str) -> Numbers:
     return found
 
 
+def gap(rows: pd.DataFrame, name: str) -> Numbers:
+    """How many times the largest perplexity below the threshold the smallest above it is, where there are both."""
+    ratio = np.sort(rows["perplexity_ratio"])
+    first = np.searchsorted(ratio, TIMES)  # of those that collapse the model
+    return {name: float(ratio[first] / ratio[first - 1])} if 0 < first < len(ratio) else {}
+
+
 def unedited(rows: pd.DataFrame) -> float:
     """The perplexity that the ratios of a table are of."""
     return float((rows["perplexity_mean"] / rows["perplexity_ratio"]).median())
 
 
 def area(score: pd.Series, hit: pd.Series) -> float:
-    """Area under the ROC curve of a score: of Mann and Whitney's U, the share of all pairs."""
+    """Area under the ROC curve of a score: of Mann and Whitney's U, the share of all pairs, if there are any."""
+    if hit.all() or not hit.any():
+        return math.nan
     pairs = mannwhitneyu(score[hit], score[~hit]).statistic
     return float(pairs / (hit.sum() * (~hit).sum()))
 
@@ -76,6 +99,11 @@ def layer_of(run: Manifest) -> int:
 def short(text: str) -> str:
     """A method, choice or kind as a part of a metric's name."""
     return re.sub(r"\W+", "_", text.lower())
+
+
+def task_of(name: str) -> str:
+    """A task without the world that it asks about."""
+    return name.rpartition("-")[2]
 
 
 def ending(method: str) -> str:

@@ -12,6 +12,7 @@ from recomputed.counting import (
     collapses,
     ending,
     fates,
+    own,
     short,
     sizes,
     unedited,
@@ -33,10 +34,11 @@ def consistent_keys(run: Manifest) -> Numbers:
 
 
 def denominator(run: Manifest) -> Numbers:
-    cases = table(run)
-    cases["group"] = cases["case_id"].map(fates(cases))
+    cases = own(run)
+    cases = cases.assign(group=cases["case_id"].map(fates(cases)))
     found = sizes(fates(cases))
     for method, rows in cases.groupby("method"):
+        found |= collapses(rows, f"collapsed{ending(method)}")
         middle = rows.groupby("group")[["denominator", "numerator"]].agg(lambda values: float(values.abs().mean()))
         for column in middle:
             found |= {f"{column}_{group}{ending(method)}": middle.at[group, column] for group in middle.index}
@@ -108,22 +110,40 @@ def prefix_at_test(run: Manifest) -> Numbers:
 
 
 def key_geometry(run: Manifest) -> Numbers:
-    plain = table(run, "distances").query("not covariance")
+    plain = own(run, "distances").query("not covariance")
     found = Numbers()
     for group, rows in plain.groupby(plain["case_id"].map(fates(table(run)))):
-        found |= bounded(f"cosine_{group}{{}}", np.median, rows["cosine"], seed=run.parameters["seed"])
+        for column in ("cosine", "distance"):
+            found |= bounded(f"{column}_{group}{{}}", np.median, rows[column], seed=run.parameters["seed"])
         found[f"{group}_cases"] = len(rows)
     return found
 
 
 def why_first_token(run: Manifest) -> Numbers:
-    cases, found = table(run), Numbers()
+    asked, cases, found = run.parameters, table(run), Numbers()
     opening = cases[cases["kind"] == "one token, first"]
-    hard = set(opening.query("condition == 'Original' and perplexity_ratio >= @TIMES")["case_id"])
-    for name, condition in {"original": "Original", "swapped": "Second2First"}.items():
-        rows = opening[opening["condition"] == condition]
-        share = binomtest(broken(rows), len(rows)).proportion_ci(method="wilson")
-        found |= {f"collapsed_{name}_model": broken(rows) / len(rows)}
-        found |= {f"collapsed_{name}_model_low": share.low, f"collapsed_{name}_model_high": share.high}
-        found[f"mean_{name}_model"] = float(rows.loc[rows["case_id"].isin(hard), "perplexity_mean"].mean())
-    return found | {"first": opening["case_id"].nunique()}
+    mine = opening[(opening["model"] == asked["model"]) & (opening["condition"] == "Original")]
+    hard = set(mine.query("perplexity_ratio >= @TIMES")["case_id"])
+    for role in ("model", "control", "rotary"):
+        for name, condition in {"original": "Original", "swapped": "Second2First"}.items():
+            rows = opening[(opening["condition"] == condition) & (opening["model"] == asked[role])]
+            if not len(rows):
+                continue
+            share = binomtest(broken(rows), len(rows)).proportion_ci(method="wilson")
+            found |= {f"collapsed_{name}_{role}": broken(rows) / len(rows)}
+            found |= {f"collapsed_{name}_{role}_low": share.low, f"collapsed_{name}_{role}_high": share.high}
+            among = rows.loc[rows["case_id"].isin(hard), "perplexity_mean"]
+            found |= bounded(f"mean_{name}_{role}{{}}", np.mean, among, seed=asked["seed"])
+            found[f"unedited_{name}_{role}"] = unedited(rows)
+    return found | told_apart(run) | {"first": opening["case_id"].nunique()}
+
+
+def told_apart(run: Manifest) -> Numbers:
+    """How well a line tells keys at the start from later ones: at the edited layer, in an encoder at the last."""
+    at, found = table(run, "separability").set_index(["model", "layer"]), Numbers()
+    for role in ("model", "control", "rotary", "encoder"):
+        if name := run.parameters[role]:
+            layer = run.hparams[name]["rome"]["layer"] if name in run.hparams else at.loc[name].index.max()
+            found |= {f"auc_{role}": at.at[(name, layer), "auc"], f"gap_{role}": at.at[(name, layer), "gap"]}
+            found[f"auc_tokens_{role}"] = at.at[(name, -1), "auc"]
+    return found
