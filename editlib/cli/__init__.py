@@ -25,6 +25,7 @@ from editlib.cli.runs import cite, compare, publish, run, runs, show, verify
 from editlib.cli.screen import screen
 from editlib.cli.sweep import bench, hardedit, sweep
 from editlib.errors import EditlibError
+from editlib.text import is_text
 
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]  # click's ClickException, wherever typer keeps click
 PAIRED = ("-p", "--parameter", "--hparam")
@@ -75,7 +76,7 @@ def run_app(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit status."""
     try:
         for argument in arguments:
-            if any("\ud800" <= character <= "\udfff" for character in argument):  # what stands in for other bytes
+            if not is_text(argument):  # surrogates stand in for bytes that are none
                 raise EditlibError(f"argument {argument!r} is no UTF-8 text; write it in UTF-8")
         status = app(_joined(arguments or ["--help"]), prog_name="editlib", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):

@@ -47,8 +47,7 @@ class Session:
 
     Second moments come from `stats`, else from the user's cache, where they are put after a pass over `corpus`.
     Keys and v* are worked out when asked for, faster by `prepare` for many requests at once; v* is kept in the cache
-    and taken from there if `reuse` says so, or, where it is not given, EDITLIB_REUSE=1. Raises `EditlibError` for
-    `stats` that are none.
+    and taken from there if `reuse` or, without it, EDITLIB_REUSE=1 says so. Raises `EditlibError` for bad `stats`.
     """
 
     def __init__(
@@ -260,8 +259,7 @@ class Session:
 
     def weight_norm(self, name: str) -> float:
         """Frobenius norm of a weight."""
-        weight = self.lm.model.get_parameter(name)
-        return self.once(("norm", name), lambda: float(widened(weight).double().norm()))
+        return self.once(("norm", name), lambda: float(widened(self.lm.model.get_parameter(name)).double().norm()))
 
     def find_moments(self, layers: Sequence[int]) -> None:
         """See that the second moments of several layers can be had, without running the model.
@@ -272,9 +270,8 @@ class Session:
         if self._stats:
             for layer in missing:
                 self._stats.require(self.lm, layer)
-        elif self._needed is None or not self._needed.paths.keys() >= set(missing):
-            corpus, options = self._corpus, self._options
-            self._needed = needed_moments(self.lm, missing, corpus=corpus, options=options) if missing else None
+        elif missing and (self._needed is None or not self._needed.paths.keys() >= set(missing)):
+            self._needed = needed_moments(self.lm, missing, corpus=self._corpus, options=self._options)
 
     def load_moments(self, layers: Sequence[int]) -> None:
         """Get the second moments of several layers, in one pass over the corpus where they are not known."""

@@ -71,9 +71,9 @@ def try_out(
     if made["seconds"].sum() < QUICK:  # what edits share is most of it
         made = sweep(lm, able[:MANY], methods={"rome": bare}, texts=texts, progress=False)
     seconds = float(made["seconds"].mean())
-    writing = _seconds_to_moments(lm, params.layer, corpus)
+    reading = _seconds_to_moments(lm, params.layer, corpus)
     return CostTrial(
-        len(able), len(cases), params.layer, seconds, writing, _alike(lm, params.layer, able), params.contexts
+        len(able), len(cases), params.layer, seconds, reading, _alike(lm, params.layer, able), params.contexts
     )
 
 
